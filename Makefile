@@ -1,0 +1,31 @@
+# make demo   sets up .venv and trains four methods on noisy digits: a table and a picture in runs/demo
+# make test   sets up .venv and runs the test suite
+.PHONY: demo test test-long lint clean
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+demo: $(VENV)/.ready
+	$(PY) -m binaries.demo --output_dir=runs/demo --overwrite
+
+test: $(VENV)/.ready
+	$(PY) -m pytest -m "not long"
+
+test-long: $(VENV)/.ready
+	$(PY) -m pytest
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,36 @@
+"""Training Keras models that survive wrong labels.
+
+A robust method is a rule that writes `sample_weight`: score each example of the batch, turn the
+scores into weights, take the ordinary step on the weighted loss. After "Provable Robust Learning for
+Deep Neural Networks under Agnostic Corrupted Supervision".
+"""
+
+from prl_keras import scores
+from prl_keras.checks import BatchMixingError
+from prl_keras.co_teaching import CoTeachingModel
+from prl_keras.corruption import Corrupted, corrupt
+from prl_keras.losses import Bootstrap
+from prl_keras.methods import METHODS, Method, build
+from prl_keras.robust_model import RobustModel
+from prl_keras.rules import ClipNorm, KeepLowest, Trim, linear_ramp
+from prl_keras.scoring import score_examples
+from prl_keras.selection_quality import SelectionQuality
+
+__all__ = [
+    "METHODS",
+    "BatchMixingError",
+    "Bootstrap",
+    "ClipNorm",
+    "CoTeachingModel",
+    "Corrupted",
+    "KeepLowest",
+    "Method",
+    "RobustModel",
+    "SelectionQuality",
+    "Trim",
+    "build",
+    "corrupt",
+    "linear_ramp",
+    "score_examples",
+    "scores",
+]

@@ -1,0 +1,217 @@
+"""Bad input, refused before it can train a wrong model: what was given, what is needed, what to write."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_SPARSE_LOSSES = (
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.sparse_categorical_crossentropy,
+)
+_REGRESSION_FUNCTIONS = (
+    keras.losses.mean_squared_error,
+    keras.losses.mean_absolute_error,
+    keras.losses.mean_absolute_percentage_error,
+    keras.losses.mean_squared_logarithmic_error,
+    keras.losses.huber,
+    keras.losses.log_cosh,
+)
+_REGRESSION_LOSSES = (
+    keras.losses.MeanSquaredError,
+    keras.losses.MeanAbsoluteError,
+    keras.losses.MeanAbsolutePercentageError,
+    keras.losses.MeanSquaredLogarithmicError,
+    keras.losses.Huber,
+    keras.losses.LogCosh,
+)
+
+
+class BatchMixingError(ValueError):
+    """A layer mixes the examples of a batch, so that no example has a gradient of its own."""
+
+
+def check_no_batch_mixing(network):
+    """Refuses batch normalization in training mode: PRL(G) is undefined with it.
+
+    A frozen one (`layer.trainable = False`) uses its moving statistics and mixes nothing.
+
+    Raises:
+        BatchMixingError: that names the layers and the way out.
+    """
+    mixing = [
+        layer.name
+        for layer in network._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    if mixing:
+        raise BatchMixingError(
+            "score='gradient' needs the gradient of each example by itself, but batch normalization "
+            f"makes an example's output depend on the whole batch. Layers: {', '.join(mixing)}. "
+            "Replace them by keras.layers.GroupNormalization, freeze them (layer.trainable = False), "
+            "or use score='loss_layer_gradient', which allows batch normalization."
+        )
+
+
+def is_sparse(loss):
+    """Whether the loss takes class labels as integers."""
+    return isinstance(loss, _SPARSE_LOSSES[0]) or getattr(loss, "fn", loss) == _SPARSE_LOSSES[1]
+
+
+def check_shapes(y_true, y_pred, loss):
+    """Refuses targets that a loss would broadcast against the predictions.
+
+    Raises:
+        ValueError: with both shapes and the fix.
+    """
+    if keras.tree.is_nested(y_pred) or keras.tree.is_nested(y_true):
+        raise ValueError(
+            "prl_keras ranks the examples of networks with one output; targets and predictions came "
+            f"as {type(y_true).__name__} and {type(y_pred).__name__}. Give the network one output "
+            "tensor, for example by concatenating its outputs."
+        )
+    true_shape, pred_shape = tuple(np.shape(y_true)), tuple(y_pred.shape)
+    if len(true_shape) == 1 and len(pred_shape) == 2 and pred_shape[1] == 1:
+        raise ValueError(
+            f"Targets of shape {_show(true_shape)} against predictions of shape {_show(pred_shape)}: "
+            "subtracting them would broadcast to a square matrix. Write y[:, None] so that the targets "
+            "have the shape of the predictions."
+        )
+    if is_sparse(loss):
+        fits = len(true_shape) == len(pred_shape) - 1 or true_shape[-1:] == (1,)
+        need = "one integer label per prediction, shape " + _show(pred_shape[:-1])
+    elif isinstance(loss, keras.losses.Loss) and type(loss).__module__.startswith("keras."):
+        fits = len(true_shape) == len(pred_shape) and all(
+            true in (None, 1) or pred is None or true == pred
+            for true, pred in zip(true_shape[1:], pred_shape[1:])
+        )
+        need = "targets of shape " + _show(pred_shape)
+    else:
+        return
+    if not fits:
+        raise ValueError(
+            f"Targets of shape {_show(true_shape)} against predictions of shape {_show(pred_shape)}: "
+            f"the loss {type(loss).__name__} needs {need}. Integer class labels go with "
+            "SparseCategoricalCrossentropy, one-hot ones with CategoricalCrossentropy."
+        )
+
+
+def check_one_value_per_example(values, y_pred, loss):
+    """Refuses a loss that is already reduced: a scalar cannot rank examples."""
+    batch = y_pred.shape[0]
+    if len(values.shape) == 0 or (None not in (batch, values.shape[0]) and values.shape[0] != batch):
+        name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+        raise ValueError(
+            f"The loss {name!r} must give one value per example, shape ({_show_size(batch)},), but gave "
+            f"shape {_show(tuple(values.shape))}. Reduce over the last axis only, for example "
+            "ops.mean(..., axis=-1), and leave the mean over the batch to Keras."
+        )
+
+
+def check_labels(y, classes):
+    """Checks all the class labels of an array before training starts.
+
+    Args:
+        y: Integer labels, an array of shape `[n]` or `[n, 1]`.
+        classes: Number of classes, or None if not yet known.
+
+    Raises:
+        ValueError: with the first bad index and value.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind not in "iu":
+        raise ValueError(
+            f"Class labels must be integers; y has dtype {y.dtype}. Write y.astype('int64') if its "
+            "values are class numbers."
+        )
+    bad = y < 0 if classes is None else (y < 0) | (y >= classes)
+    if bad.any():
+        index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
+        value = y.reshape(len(y), -1)[index].tolist()
+        top = "" if classes is None else f", and at most {classes - 1} for {classes} outputs"
+        raise ValueError(
+            f"Class labels must be at least 0{top}; y[{index}] is {value[0] if len(value) == 1 else value}."
+            " Renumber the labels from 0, or give the network more outputs."
+        )
+
+
+def check_compiled(model):
+    """Refuses a model that was not compiled with a loss."""
+    if not model.compiled or getattr(model, "loss", None) is None:
+        raise ValueError(
+            f"{type(model).__name__} ranks examples by their loss and was compiled without one. Write "
+            "model.compile(optimizer='adam', loss=...) with a Keras loss before training."
+        )
+    if keras.tree.is_nested(model.loss):
+        raise ValueError("prl_keras takes one loss for one output; got " + repr(model.loss) + ".")
+    keras.losses.get(model.loss)
+
+
+def check_targets_given(y):
+    """Refuses a batch without targets."""
+    if y is None:
+        raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
+
+
+def check_data(model, x, y):
+    """Checks the data of `fit` before training, as far as they can be seen without iterating.
+
+    Raises:
+        ValueError: for an empty data set, missing targets, or bad class labels.
+    """
+    if isinstance(x, tf.data.Dataset):
+        if x.cardinality() == 0:
+            raise ValueError("The data set is empty (cardinality 0); there is nothing to train on.")
+        return
+    arrays = keras.tree.flatten(x)
+    if not arrays or not all(hasattr(array, "shape") for array in arrays):
+        return  # a generator or a PyDataset: seen batch by batch
+    check_targets_given(y)
+    if 0 in (len(arrays[0]), len(keras.tree.flatten(y)[0])):
+        raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
+    if is_sparse(keras.losses.get(model.loss)):
+        shape = getattr(model.networks[0], "output_shape", None) if model.built else None
+        check_labels(y, shape[-1] if shape and isinstance(shape, tuple) else None)
+
+
+def check_pair(network_a, network_b):
+    """Refuses two networks that are not two, or cannot be compared."""
+    if network_a is network_b:
+        raise ValueError(
+            "network_a and network_b are the same object; co-teaching needs two networks that differ "
+            "in their initial weights. Build the network twice."
+        )
+    shared = {id(v) for v in network_a.variables} & {id(v) for v in network_b.variables}
+    if shared:
+        raise ValueError(
+            f"network_a and network_b share {len(shared)} variables; build each from layers of its own."
+        )
+    if network_a.built and network_b.built:
+        shapes = [getattr(network, "output_shape", None) for network in (network_a, network_b)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"The two networks have different output shapes, {shapes[0]} and {shapes[1]}; they must "
+                "predict the same thing."
+            )
+
+
+def is_regression(loss):
+    """Whether it is one of Keras's losses for real-valued targets."""
+    return isinstance(loss, _REGRESSION_LOSSES) or getattr(loss, "fn", loss) in _REGRESSION_FUNCTIONS
+
+
+def check_classification(loss, what):
+    """Refuses a regression loss for something that compares predicted classes."""
+    if is_regression(loss):
+        name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+        raise ValueError(
+            f"{what} compares predicted classes, and the loss {name!r} is one for regression. For "
+            "regression use PRL(L): score='loss_layer_gradient' with Trim."
+        )
+
+
+def _show(shape):
+    return "(" + ", ".join(map(_show_size, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _show_size(size):
+    return "batch" if size is None else str(size)

@@ -1,0 +1,191 @@
+"""The twelve methods of the paper's comparison, each a row: score, rule, exchange, and what else.
+
+A new method is a new row here, and at most one new function.
+"""
+
+import dataclasses
+import inspect
+import math
+import numbers
+import types
+from collections.abc import Callable
+
+import keras
+
+from prl_keras import checks
+from prl_keras.co_teaching import CoTeachingModel
+from prl_keras.losses import Bootstrap
+from prl_keras.robust_model import RobustModel
+from prl_keras.rules import ClipNorm, KeepLowest, Trim, linear_ramp
+
+_BOTH = ("classification", "regression")
+_MODEL_OPTIONS = ("recompute", "microbatch_size")
+_COMPILE_OPTIONS = (
+    "loss_weights",
+    "weighted_metrics",
+    "run_eagerly",
+    "steps_per_execution",
+    "jit_compile",
+    "auto_scale_loss",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the table of methods.
+
+    Attributes:
+        name: The name in `METHODS`.
+        title: The paper's name.
+        score: How suspect an example is, or None.
+        rule: Function of `(epsilon, **options)` that gives the rule, or None.
+        exchange: "swap" or "disagreement" for two networks, None for one.
+        loss: Function of `(loss, **options)` that gives the loss trained on, or None for the given one.
+        optimizer: Function of `(optimizer, **options)` that changes the optimizer, or None.
+        tasks: "classification", "regression" or both.
+    """
+
+    name: str
+    title: str
+    score: str | None = None
+    rule: Callable | None = None
+    exchange: str | None = None
+    loss: Callable | None = None
+    optimizer: Callable | None = None
+    tasks: tuple[str, ...] = _BOTH
+
+    @property
+    def options(self):
+        """Names and defaults of the method's own hyperparameters, for `build`."""
+        return {
+            name: parameter.default
+            for part in (self.rule, self.loss, self.optimizer)
+            if part is not None
+            for name, parameter in inspect.signature(part).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+
+
+def _trim(epsilon):
+    return Trim(epsilon)
+
+
+def _keep_lowest(epsilon, *, count=1):
+    del epsilon
+    return KeepLowest(count)
+
+
+def _clip_norm(epsilon, *, max_norm=1.0):
+    del epsilon
+    return ClipNorm(max_norm)
+
+
+def _huber_loss(loss, *, delta=1.0):
+    if not checks.is_regression(loss):
+        raise ValueError(f"method='huber' is for regression; it cannot replace the loss {loss!r}.")
+    return keras.losses.Huber(delta=delta)
+
+
+def _bootstrap_loss(loss, *, beta=0.8):
+    checks.check_classification(loss, "method='bootstrap'")
+    return Bootstrap(beta=beta, from_logits=getattr(loss, "from_logits", False))
+
+
+def _clipped_optimizer(optimizer, *, max_norm=1.0):
+    if not isinstance(max_norm, numbers.Real) or not 0 < max_norm < math.inf:
+        raise ValueError(f"max_norm={max_norm!r} must be a positive finite number.")
+    config = {**optimizer.get_config(), "global_clipnorm": float(max_norm)}
+    return type(optimizer).from_config({**config, "clipnorm": None, "clipvalue": None})
+
+
+METHODS = types.MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            Method("standard", "Standard"),
+            Method("normclip", "Normclip", optimizer=_clipped_optimizer),
+            Method("huber", "Huber", loss=_huber_loss, tasks=("regression",)),
+            Method("bootstrap", "Bootstrap", loss=_bootstrap_loss, tasks=("classification",)),
+            Method("decouple", "Decouple", exchange="disagreement", tasks=("classification",)),
+            Method("min_sgd", "Min-sgd", "loss", _keep_lowest),
+            Method("spl", "SPL", "loss", _trim),
+            Method("ignormclip", "Ignormclip", "gradient", _clip_norm),
+            Method("prl_g", "PRL(G)", "gradient", _trim),
+            Method("prl_l", "PRL(L)", "loss_layer_gradient", _trim),
+            Method("co_teaching", "Co-teaching", "loss", _trim, "swap"),
+            Method("co_prl_l", "Co-PRL(L)", "loss_layer_gradient", _trim, "swap"),
+        )
+    }
+)
+
+
+def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_steps=0, **options):
+    """A compiled model that trains by `method`.
+
+    Args:
+        method: A name in `METHODS`.
+        make_network: Function without arguments that gives a fresh Keras model; a pair calls it twice
+            and needs different initial weights.
+        epsilon: Fraction to drop, in `[0, 1)`, or a schedule of the optimizer step. Methods that
+            drop no fraction check it and do not use it.
+        loss: The task's loss; "huber" and "bootstrap" put their own in its place.
+        optimizer: A Keras optimizer or its name. Each call makes its own copy.
+        metrics: Keras metrics.
+        ramp_steps: If positive, epsilon rises linearly from 0 over so many steps (`linear_ramp`).
+        **options: The method's own (`METHODS[method].options`), `microbatch_size`, and
+            arguments of `compile` such as `jit_compile`.
+
+    Returns:
+        A `RobustModel`, a `CoTeachingModel`, or for methods without a score a plain `keras.Model`.
+
+    Raises:
+        ValueError: for an unknown method or option, or a loss that does not suit the method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not known; write one of {', '.join(METHODS)}.")
+    row = METHODS[method]
+    known = (*row.options, *_MODEL_OPTIONS, *_COMPILE_OPTIONS)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"method={method!r} has no option {', '.join(unknown)}; it takes {', '.join(known)}."
+        )
+    if loss is None:
+        raise ValueError("loss=None: every method needs the task's loss, such as 'mse'.")
+    epsilon = _schedule(epsilon, ramp_steps)
+    loss, optimizer = keras.losses.get(loss), keras.optimizers.get(optimizer)
+    optimizer = type(optimizer).from_config(optimizer.get_config())
+    if row.exchange == "disagreement":
+        checks.check_classification(loss, f"method={method!r}")
+    if row.loss is not None:
+        loss = row.loss(loss, **_chosen(row.loss, options))
+    if row.optimizer is not None:
+        optimizer = row.optimizer(optimizer, **_chosen(row.optimizer, options))
+    rule = None if row.rule is None else row.rule(epsilon, **_chosen(row.rule, options))
+
+    model_options = {name: options[name] for name in _MODEL_OPTIONS if name in options}
+    if row.exchange is not None:
+        model = CoTeachingModel(
+            make_network(), make_network(), row.score, rule, row.exchange, **model_options
+        )
+    elif row.score is not None:
+        model = RobustModel(make_network(), row.score, rule, **model_options)
+    else:
+        model = make_network()
+    compile_options = {name: options[name] for name in _COMPILE_OPTIONS if name in options}
+    model.compile(optimizer, loss, metrics=list(metrics), **compile_options)
+    return model
+
+
+def _schedule(epsilon, ramp_steps):
+    Trim(epsilon)  # the check of the range, for every method alike
+    if not ramp_steps:
+        return epsilon
+    if not isinstance(epsilon, numbers.Real):
+        raise ValueError("epsilon is a schedule already; leave ramp_steps=0.")
+    return linear_ramp(epsilon, ramp_steps)
+
+
+def _chosen(part, options):
+    """Those of the options that this part of the method takes."""
+    return {name: options[name] for name in inspect.signature(part).parameters if name in options}

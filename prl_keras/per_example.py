@@ -1,0 +1,125 @@
+"""The gradient of each example by itself: `tf.vectorized_map` over one-example tapes.
+
+The forward and backward pass of a single example is written once and vectorized over the batch.
+Layers with random numbers (dropout) get one seed per example; left alone, Keras's seed state would
+be read once and every example of the batch would get the same mask.
+"""
+
+import keras
+import tensorflow as tf
+
+from prl_keras import checks
+
+
+def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
+    """Every example's gradient, in one vectorized forward and backward pass.
+
+    Args:
+        losses_of: Function of `(y_true, y_pred)` that gives the losses `[batch]`.
+        network: A Keras model whose layers treat each example by itself.
+        x: Inputs `[batch, ...]`, or a structure of them.
+        y: Targets `[batch, ...]`.
+        training: Whether the network is called in training mode.
+        loss_scale: Factor on each loss, for float16. The gradients carry it, the norms do not.
+
+    Returns:
+        `(y_pred, gradients, norms)`: predictions `[batch, ...]`; for every trainable weight its
+        gradients `[batch, *shape]`; and float32 `[batch]` L2 norms over all the weights.
+
+    Raises:
+        BatchMixingError: with a layer that mixes examples, if `training`.
+    """
+
+    def one_example(example):
+        y_pred, gradient, norm = _one_gradient(losses_of, network, example, training, loss_scale)
+        logits = getattr(y_pred, "_keras_logits", None)
+        return y_pred[0], None if logits is None else logits[0], gradient, norm
+
+    examples = _examples(network, x, y, training)
+    y_pred, logits, per_example, norms = tf.vectorized_map(one_example, examples)
+    if logits is not None:
+        y_pred._keras_logits = logits  # lost in the map; Keras's losses look for it
+    return y_pred, per_example, norms
+
+
+def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True, loss_scale=1.0):
+    """The norms of `gradients` alone, float32 `[batch]`, at most `microbatch_size` examples at a time."""
+
+    def one_example(example):
+        return _one_gradient(losses_of, network, example, training, loss_scale)[2]
+
+    examples = _examples(network, x, y, training)
+    if microbatch_size is None:
+        return tf.vectorized_map(one_example, examples)
+
+    batch = _batch_size(x)
+    pieces = -(-batch // microbatch_size)
+    # Static shapes for XLA: the last piece is filled up by repeating the last example.
+    places = tf.reshape(tf.minimum(tf.range(pieces * microbatch_size), batch - 1), [-1, microbatch_size])
+
+    def one_piece(places):
+        return tf.vectorized_map(
+            one_example, keras.tree.map_structure(lambda t: tf.gather(t, places), examples)
+        )
+
+    norms = tf.map_fn(one_piece, places, parallel_iterations=1, fn_output_signature=tf.float32)
+    return tf.reshape(norms, [-1])[:batch]
+
+
+def weighted_sum(weights, per_example):
+    """`sum_i weights_i * gradient_i` for every trainable weight."""
+    return [tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in per_example]
+
+
+def gradient_or_zeros(tape, target, weights):
+    """The dense gradient of `target`, zeros for weights that it does not depend on."""
+    gradient = tape.gradient(
+        target, [w.value for w in weights], unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    return [tf.convert_to_tensor(g) for g in gradient]  # embeddings give IndexedSlices
+
+
+def _one_gradient(losses_of, network, example, training, loss_scale):
+    """-> (predictions [1, ...], gradients, norm) of the batch that holds this example alone."""
+    x, y, seeds = example
+    x, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), (x, y))
+    # Stateless: each example starts from its own seed and leaves the network's state alone.
+    seeded = zip(_seed_generators(network), seeds)
+    scope = keras.StatelessScope([(g.state, tf.cast(seed, g.state.dtype)) for g, seed in seeded])
+    with tf.GradientTape() as tape:
+        with scope:
+            y_pred = network(x, training=training)
+        loss = losses_of(y, y_pred)[0] * loss_scale
+    gradient = gradient_or_zeros(tape, loss, network.trainable_weights)
+    squares = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32) / loss_scale)) for g in gradient]
+    return y_pred, gradient, tf.sqrt(tf.add_n(squares))
+
+
+def _examples(network, x, y, training):
+    """-> (x, y, seeds): what is mapped over; seeds holds `[batch, 2]` for each seed generator."""
+    if not training:
+        return x, y, []
+    checks.check_no_batch_mixing(network)
+    shape = [_batch_size(x), 2]
+    return (
+        x,
+        y,
+        [
+            tf.random.stateless_uniform(
+                shape,
+                tf.cast(generator.next(), tf.int64),
+                minval=0,
+                maxval=2**31 - 1,
+                dtype=tf.int32,
+            )
+            for generator in _seed_generators(network)
+        ],
+    )
+
+
+def _seed_generators(network):
+    return [g for layer in network._flatten_layers() for g in layer._seed_generators]
+
+
+def _batch_size(x):
+    return tf.shape(keras.tree.flatten(x)[0])[0]

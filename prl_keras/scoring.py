@@ -1,0 +1,60 @@
+"""Scoring a whole data set: how suspect is each example to a trained model?"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras import checks
+from prl_keras.robust_model import RobustModel
+from prl_keras.weighted_model import WeightedModel
+
+
+def score_examples(model, dataset, batch_size=256):
+    """How suspect each example is to `model`, in data order.
+
+    In inference mode: no dropout, batch normalization with its moving statistics; nothing is trained.
+    The data are read once, in the order they come, so a `tf.data` pipeline must not shuffle.
+
+    Args:
+        model: A compiled `RobustModel` (its own score), `CoTeachingModel` (the mean over its two
+            networks) or any compiled Keras model with a loss (the loss-layer gradient norm).
+        dataset: A `tf.data.Dataset` or `keras.utils.PyDataset` of batches `(x, y)` or
+            `(x, y, sample_weight)`, or a tuple of arrays `(x, y)`. Sample weights are not looked at.
+        batch_size: For a tuple of arrays.
+
+    Returns:
+        float32 NumPy array `[n]`, higher = more suspect.
+
+    Raises:
+        ValueError: for an empty data set, missing targets, or a model without a loss.
+    """
+    checks.check_compiled(model)
+    if not isinstance(model, WeightedModel):
+        plain, model = model, RobustModel(model)
+        model.compile(loss=plain.loss)
+
+    @tf.function(reduce_retracing=True)
+    def mean_scores(x, y):
+        return tf.add_n(model.example_scores(x, y)) / len(model.networks)
+
+    parts = []
+    for batch in _batches(dataset, batch_size):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        checks.check_targets_given(y)
+        parts.append(mean_scores(*keras.tree.map_structure(tf.convert_to_tensor, (x, y))).numpy())
+    if not parts:
+        raise ValueError("The data set is empty; there is nothing to score.")
+    return np.concatenate(parts)
+
+
+def _batches(dataset, batch_size):
+    if isinstance(dataset, keras.utils.PyDataset):
+        return (dataset[i] for i in range(dataset.num_batches))
+    if isinstance(dataset, tuple):
+        return tf.data.Dataset.from_tensor_slices(dataset).batch(batch_size)
+    if isinstance(dataset, tf.data.Dataset):
+        return dataset
+    raise ValueError(
+        f"dataset is a {type(dataset).__name__}; give a tf.data.Dataset of batches, a "
+        "keras.utils.PyDataset, or a tuple of arrays (x, y)."
+    )

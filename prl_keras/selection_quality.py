@@ -1,0 +1,62 @@
+"""How clean is the kept set? Measured beside training, on examples whose truth is known."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class SelectionQuality(keras.callbacks.Callback):
+    """Logs precision and recall of what the model's rule drops, on a probe set, after each epoch.
+
+    The probe set is put through the rule in batches, in inference mode; which labels are corrupted is
+    known to this callback alone and never reaches the model. Over all the batches, with `D` the
+    dropped examples (weight 0) and `C` the corrupted ones:
+
+        kept_clean     = share of the kept examples that are not corrupted
+        drop_precision = |D and C| / |D|
+        drop_recall    = |D and C| / |C|
+
+    A share of an empty set is NaN. For a pair the mean over its networks is logged.
+
+    Args:
+        x, y: The probe set, arrays of `[n, ...]`, with the targets as trained on.
+        is_corrupted: bool `[n]`, which of these targets are wrong.
+        batch_size: The batch size of training: the rule's fraction is taken in batches of this size.
+    """
+
+    def __init__(self, x, y, is_corrupted, batch_size):
+        super().__init__()
+        if not len(x) == len(y) == len(is_corrupted) or len(x) == 0:
+            raise ValueError(
+                "x, y and is_corrupted need the same number of examples, at least 1; they have "
+                f"{len(x)}, {len(y)} and {len(is_corrupted)}."
+            )
+        self.batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).cache()
+        self.is_corrupted = np.asarray(is_corrupted, bool)
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._weights_of = tf.function(model.example_weights, reduce_retracing=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(self.measure())
+
+    def measure(self):
+        """-> dict of `kept_clean`, `drop_precision`, `drop_recall` of the model as it is now."""
+        per_batch = [[w.numpy() for w in self._weights_of(x, y)] for x, y in self.batches]
+        weights = np.concatenate(per_batch, axis=1)  # [networks, n]
+        shares = [self._shares(kept) for kept in weights > 0]
+        return {name: float(np.mean([share[name] for share in shares])) for name in shares[0]}
+
+    def _shares(self, kept):
+        caught = np.sum(~kept & self.is_corrupted)
+        return {
+            "kept_clean": _share(np.sum(kept & ~self.is_corrupted), np.sum(kept)),
+            "drop_precision": _share(caught, np.sum(~kept)),
+            "drop_recall": _share(caught, np.sum(self.is_corrupted)),
+        }
+
+
+def _share(part, whole):
+    return part / whole if whole else np.nan

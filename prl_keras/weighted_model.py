@@ -1,0 +1,205 @@
+"""The training step of all methods: score each example, weigh it, step on the weighted loss."""
+
+import keras
+import tensorflow as tf
+
+from prl_keras import checks, passes, replicas, scores
+
+
+class WeightedModel(keras.Model):
+    """What `RobustModel` (one network) and `CoTeachingModel` (two) share.
+
+    A subclass names its networks in `networks`, and may say more about how they are weighed.
+    """
+
+    def __init__(self, networks, score, rule, recompute, microbatch_size, **kwargs):
+        _check_configuration(networks, score, rule, recompute, microbatch_size)
+        # compile() chooses loss scaling by this model's own precision, so it takes the network's.
+        super().__init__(**{"dtype": networks[0].dtype_policy, **kwargs})
+        self.score, self.rule = score, rule
+        self.recompute, self.microbatch_size = recompute, microbatch_size
+        names = ["loss_all", "kept_fraction"] + ([] if score is None else ["score_threshold"])
+        self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
+        self.built = all(network.built for network in networks)
+
+    @property
+    def networks(self):
+        """The list of the networks that are trained."""
+        raise NotImplementedError
+
+    def build(self, input_shape):
+        for network in self.networks:
+            if not network.built:
+                network.build(input_shape)
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """`keras.Model.fit`, after a check of the data as far as they can be seen beforehand.
+
+        Raises:
+            ValueError: for an empty data set, missing targets, or class labels that are not integers
+                in `[0, classes)`; before any weight has changed.
+        """
+        checks.check_compiled(self)
+        checks.check_data(self, x, y)
+        return super().fit(x, y, *args, **kwargs)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        checks.check_compiled(self)
+        checks.check_targets_given(y)
+        started = [passes.start(self, network, x, y) for network in self.networks]
+        weights = self._select(started, sample_weight)
+        losses, gradients = [], []
+        for network_pass, weight in zip(started, weights):
+            loss, gradient = network_pass.backward(_combine(weight, sample_weight))
+            losses.append(loss)
+            gradients.extend(gradient)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
+        self._log("loss", losses, x)
+        self._log("loss_all", [p.loss_with(sample_weight) for p in started], x)
+        for network_pass in started:
+            logs = self.compute_metrics(x, y, network_pass.y_pred, sample_weight=sample_weight)
+        return logs
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        predictions = [network(x, training=False) for network in self.networks]
+        losses = [
+            self.network_loss(network, x, y, y_pred, sample_weight)
+            for network, y_pred in zip(self.networks, predictions)
+        ]
+        self._log("loss", losses, x)
+        for y_pred in predictions:
+            logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        training_only = {metric.name for metric in self.selection_metrics}
+        return {name: value for name, value in logs.items() if name not in training_only}
+
+    def network_loss(self, network, x, y, y_pred, sample_weight):
+        """The reduced Keras loss of one network, its regularizers included."""
+        del network
+        return self.compute_loss(x, y, y_pred, sample_weight)
+
+    def example_scores(self, x, y):
+        """How suspect each example is, in inference mode: one float32 `[batch]` per network.
+
+        Raises:
+            ValueError: if the model was built with `score=None`.
+        """
+        if self.score is None:
+            raise ValueError(
+                "This model has score=None, so it ranks nothing. Build it with "
+                "score='loss_layer_gradient', or score a plain compiled Keras model."
+            )
+        return [passes.glance(self, network, x, y).scores for network in self.networks]
+
+    def example_weights(self, x, y, sample_weight=None):
+        """What the rule would make of this batch now, in inference mode: `[batch]` per network."""
+        glances = [passes.glance(self, network, x, y) for network in self.networks]
+        return self._weigh(
+            self._columns(glances),
+            _is_ranked(glances[0].y_pred, sample_weight),
+            self.optimizer.iterations,
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "score": keras.saving.serialize_keras_object(self.score),
+            "rule": keras.saving.serialize_keras_object(self.rule),
+            "recompute": self.recompute,
+            "microbatch_size": self.microbatch_size,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = {
+            key: keras.saving.deserialize_keras_object(value, custom_objects) if _is_object(value) else value
+            for key, value in config.items()
+        }
+        return cls(**config)
+
+    def _columns(self, network_passes):
+        """What `_weigh` needs of each example, as a list of columns `[batch]`, one per network first."""
+        return [p.scores for p in network_passes] if self.score is not None else []
+
+    def _weigh(self, columns, is_ranked, step):
+        """Weights `[batch]` for each network, from the columns of the global batch."""
+        if self.score is None:
+            return [tf.cast(is_ranked, tf.float32)] * len(self.networks)
+        return [self.rule(scores, is_ranked, step) for scores in columns[: len(self.networks)]]
+
+    def _select(self, network_passes, sample_weight):
+        """This replica's weights for each network; logs what was kept of the global batch."""
+        step = self.optimizer.iterations
+        weights, all_weights, columns, is_ranked = replicas.weigh_global_batch(
+            lambda columns, is_ranked: self._weigh(columns, is_ranked, step),
+            self._columns(network_passes),
+            _is_ranked(network_passes[0].y_pred, sample_weight),
+        )
+        count = tf.reduce_sum(tf.cast(is_ranked, tf.float32))
+        for i, weight in enumerate(all_weights):
+            is_kept = weight > 0
+            kept = tf.math.divide_no_nan(tf.reduce_sum(tf.cast(is_kept, tf.float32)), count)
+            self._metric("kept_fraction").update_state(kept, sample_weight=count)
+            if self.score is not None:
+                scores_kept = tf.where(is_kept, columns[self._scorer_of(i)], 0.0)
+                threshold = tf.reduce_max(tf.concat([scores_kept, [0.0]], axis=0))
+                self._metric("score_threshold").update_state(threshold, sample_weight=count)
+        return [tf.stop_gradient(weight) for weight in weights]
+
+    def _scorer_of(self, i):
+        """Which network's scores stand behind the weights of network `i`."""
+        return i
+
+    def _metric(self, name):
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def _log(self, name, losses, x):
+        """Adds the mean over the networks, weighted by the batch size as Keras does."""
+        batch = tf.shape(keras.tree.flatten(x)[0])[0]
+        # Keras divides a loss by the number of replicas; a metric counts each replica's own.
+        replica_count = tf.distribute.get_strategy().num_replicas_in_sync
+        for loss in losses:
+            self._metric(name).update_state(loss * replica_count, sample_weight=batch)
+
+
+def _is_ranked(y_pred, sample_weight):
+    """bool `[batch]`: False where the user's weight is 0, which marks padding."""
+    if sample_weight is None:
+        return tf.ones(tf.shape(y_pred)[:1], tf.bool)
+    nonzero = tf.not_equal(tf.convert_to_tensor(sample_weight), 0)
+    return tf.reduce_any(tf.reshape(nonzero, [tf.shape(nonzero)[0], -1]), axis=1)
+
+
+def _combine(weights, sample_weight):
+    """The rule's weights `[batch]` times the user's `[batch, ...]`."""
+    if sample_weight is None:
+        return weights
+    sample_weight = tf.cast(sample_weight, weights.dtype)
+    return tf.reshape(weights, [-1] + [1] * (len(sample_weight.shape) - 1)) * sample_weight
+
+
+def _is_object(value):
+    return isinstance(value, dict) and "class_name" in value
+
+
+def _check_configuration(networks, score, rule, recompute, microbatch_size):
+    for network in networks:
+        if not isinstance(network, keras.Model):
+            raise ValueError(f"{network!r} is not a keras.Model; pass the network to train.")
+    if score not in (None, "gradient"):
+        scores.resolve(score)
+    if score is not None and not callable(rule):
+        raise ValueError(
+            f"rule={rule!r} must be a rule such as prl_keras.Trim(0.3), or a function of "
+            "(scores, is_ranked, step) that gives one weight per example."
+        )
+    if microbatch_size is not None and (microbatch_size != int(microbatch_size) or microbatch_size < 1):
+        raise ValueError(f"microbatch_size={microbatch_size!r} must be a whole number >= 1, or None.")
+    if recompute:
+        raise NotImplementedError(
+            "recompute=True is not available yet. Leave it False: the step is the same, at another cost."
+        )
+    if score == "gradient":
+        for network in networks:
+            checks.check_no_batch_mixing(network)
