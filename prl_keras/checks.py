@@ -79,7 +79,7 @@ def check_shapes(y_true, y_pred, loss):
     if is_sparse(loss):
         fits = len(true_shape) == len(pred_shape) - 1 or true_shape[-1:] == (1,)
         need = "one integer label per prediction, shape " + _show(pred_shape[:-1])
-    elif isinstance(loss, keras.losses.Loss) and type(loss).__module__.startswith("keras."):
+    elif getattr(loss, "__module__", "").startswith("keras."):
         fits = len(true_shape) == len(pred_shape) and all(
             true in (None, 1) or pred is None or true == pred
             for true, pred in zip(true_shape[1:], pred_shape[1:])
@@ -90,7 +90,7 @@ def check_shapes(y_true, y_pred, loss):
     if not fits:
         raise ValueError(
             f"Targets of shape {_show(true_shape)} against predictions of shape {_show(pred_shape)}: "
-            f"the loss {type(loss).__name__} needs {need}. Integer class labels go with "
+            f"the loss {_name(loss)} needs {need}. Integer class labels go with "
             "SparseCategoricalCrossentropy, one-hot ones with CategoricalCrossentropy."
         )
 
@@ -99,9 +99,8 @@ def check_one_value_per_example(values, y_pred, loss):
     """Refuses a loss that is already reduced: a scalar cannot rank examples."""
     batch = y_pred.shape[0]
     if len(values.shape) == 0 or (None not in (batch, values.shape[0]) and values.shape[0] != batch):
-        name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
         raise ValueError(
-            f"The loss {name!r} must give one value per example, shape ({_show_size(batch)},), but gave "
+            f"The loss {_name(loss)} must give one value per example, shape ({_show_size(batch)},), but gave "
             f"shape {_show(tuple(values.shape))}. Reduce over the last axis only, for example "
             "ops.mean(..., axis=-1), and leave the mean over the batch to Keras."
         )
@@ -202,11 +201,14 @@ def is_regression(loss):
 def check_classification(loss, what):
     """Refuses a regression loss for something that compares predicted classes."""
     if is_regression(loss):
-        name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
         raise ValueError(
-            f"{what} compares predicted classes, and the loss {name!r} is one for regression. For "
+            f"{what} compares predicted classes, and the loss {_name(loss)} is one for regression. For "
             "regression use PRL(L): score='loss_layer_gradient' with Trim."
         )
+
+
+def _name(loss):
+    return getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
 
 
 def _show(shape):

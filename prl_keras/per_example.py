@@ -35,8 +35,7 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
         logits = getattr(y_pred, "_keras_logits", None)
         return y_pred[0], None if logits is None else logits[0], gradient, norm
 
-    examples = _examples(network, x, y, training)
-    y_pred, logits, per_example, norms = tf.vectorized_map(one_example, examples)
+    y_pred, logits, per_example, norms = _map(one_example, _examples(network, x, y, training))
     if logits is not None:
         y_pred._keras_logits = logits  # lost in the map; Keras's losses look for it
     return y_pred, per_example, norms
@@ -50,7 +49,7 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
 
     examples = _examples(network, x, y, training)
     if microbatch_size is None:
-        return tf.vectorized_map(one_example, examples)
+        return _map(one_example, examples)
 
     batch = _batch_size(x)
     pieces = -(-batch // microbatch_size)
@@ -93,6 +92,16 @@ def _one_gradient(losses_of, network, example, training, loss_scale):
     gradient = gradient_or_zeros(tape, loss, network.trainable_weights)
     squares = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32) / loss_scale)) for g in gradient]
     return y_pred, gradient, tf.sqrt(tf.add_n(squares))
+
+
+def _map(one_example, examples):
+    """`tf.vectorized_map`, for empty batches too: the loops that it falls back to need a first turn."""
+    batch = _batch_size(examples)
+    filled = keras.tree.map_structure(
+        lambda t: tf.pad(t, [[0, tf.maximum(1 - batch, 0)]] + [[0, 0]] * (len(t.shape) - 1)), examples
+    )
+    mapped = tf.vectorized_map(one_example, filled)
+    return keras.tree.map_structure(lambda t: None if t is None else t[:batch], mapped)
 
 
 def _examples(network, x, y, training):

@@ -17,9 +17,10 @@ import math
 import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
-_LARGEST_SCORE = 3.4e38  # just below the largest float32: real scores stay below padding's infinity
+_LARGEST_SCORE = float(np.finfo(np.float32).max)  # of real examples: padding is put at infinity
 
 
 def linear_ramp(epsilon, steps):

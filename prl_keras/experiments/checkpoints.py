@@ -1,0 +1,74 @@
+"""Checkpoints from which a killed run goes on exactly.
+
+Keras's BackupAndRestore writes weights and epoch into two files, one after the other, so that a kill
+in between leaves an epoch that is not the weights'; and Keras saves no seed states, so that dropout
+would start over. Here a checkpoint is one file with all of it, moved into place when it is whole, with
+the epoch in its name.
+"""
+
+import pathlib
+
+import h5py
+import keras
+import numpy as np
+
+from prl_keras.experiments import files
+
+_PATTERN = "epoch-*.weights.h5"
+_KEPT = 2  # the newest, and one to fall back to
+
+
+class SaveCheckpoints(keras.callbacks.Callback):
+    """Saves weights, optimizer and seed states after every epoch; the two newest files are kept.
+
+    Args:
+        directory: Where to; made if missing.
+    """
+
+    def __init__(self, directory):
+        super().__init__()
+        self.directory = pathlib.Path(directory)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with files.replacing(self.directory / f"epoch-{epoch + 1:05d}.weights.h5") as temporary:
+            self.model.save_weights(temporary)
+            with h5py.File(temporary, "a") as file:
+                for i, state in enumerate(_seed_states(self.model)):
+                    file[f"seed_states/{i}"] = np.asarray(state)
+        for old in _newest_first(self.directory)[_KEPT:]:
+            old.unlink()
+
+
+def restore(model, directory):
+    """Puts a compiled, built model into the state of the newest readable checkpoint.
+
+    Returns:
+        The number of finished epochs, 0 if there is no checkpoint: fit's `initial_epoch`.
+
+    Raises:
+        ValueError: if there are checkpoints and none can be read.
+    """
+    model.optimizer.build(model.trainable_variables)
+    errors = []
+    for path in _newest_first(pathlib.Path(directory)):
+        try:
+            model.load_weights(path)
+            with h5py.File(path, "r") as file:
+                for i, state in enumerate(_seed_states(model)):
+                    state.assign(file[f"seed_states/{i}"][()])
+        except Exception as error:  # h5py and Keras raise many kinds for a damaged file
+            errors.append(f"{path.name}: {type(error).__name__}: {error}")
+            continue
+        return int(path.name.split("-")[1].split(".")[0])
+    if errors:
+        raise ValueError(f"No checkpoint in {directory} can be read. " + " ".join(errors))
+    return 0
+
+
+def _seed_states(model):
+    return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+
+
+def _newest_first(directory):
+    return sorted(directory.glob(_PATTERN), reverse=True)

@@ -1,0 +1,115 @@
+"""What a run is: every choice that its result depends on."""
+
+import dataclasses
+import math
+import numbers
+
+from prl_keras import METHODS
+from prl_keras.corruption import LABEL_KINDS, TARGET_KINDS
+from prl_keras.experiments.datasets import DATASETS
+from prl_keras.experiments.networks import NETWORKS, NORMS
+
+CORRUPTIONS = ("none", *dict.fromkeys((*LABEL_KINDS, *TARGET_KINDS)))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        dataset: A name in `DATASETS`.
+        method: A name in `prl_keras.METHODS`.
+        corruption: A kind of `prl_keras.corrupt` that fits the data set, or "none".
+        epsilon: Fraction of the training targets to corrupt, in `[0, 1)`.
+        assumed_epsilon: The fraction that the method is told; None for the true one.
+        ramp_epochs: Epochs over which the dropped fraction rises from 0.
+        epochs, batch_size: At least 1.
+        learning_rate: Of Adam, positive.
+        network: A name in `NETWORKS`, or "auto": small_cnn for images, mlp for vectors.
+        norm: "batch", "group", "none", or "auto": for CNNs batch, but group where the method needs
+            each example's own gradient; none for the mlp.
+        seed: Of initial weights, dropout and the order of the batches, at least 0.
+        noise_seed: Of the corruption, at least 0.
+
+    Raises:
+        ValueError: naming the field, the value and the choices.
+    """
+
+    dataset: str = "digits"
+    method: str = "prl_l"
+    corruption: str = "symmetric"
+    epsilon: float = 0.3
+    assumed_epsilon: float | None = None
+    ramp_epochs: int = 0
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.001
+    network: str = "auto"
+    norm: str = "auto"
+    seed: int = 0
+    noise_seed: int = 0
+
+    def __post_init__(self):
+        _one_of("dataset", self.dataset, DATASETS)
+        _one_of("method", self.method, METHODS)
+        _one_of("corruption", self.corruption, CORRUPTIONS)
+        _one_of("network", self.network, ("auto", *NETWORKS))
+        _one_of("norm", self.norm, ("auto", *NORMS))
+        for name in ("epsilon", "assumed_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < 1):
+                raise ValueError(f"{name}={value!r} must be a number in [0, 1), such as 0.3.")
+        if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
+            raise ValueError(
+                f"learning_rate={self.learning_rate!r} must be a positive number, such as 0.001."
+            )
+        for name, smallest in (
+            ("epochs", 1), ("batch_size", 1), ("ramp_epochs", 0), ("seed", 0), ("noise_seed", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < smallest:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {smallest}.")
+        if (self.corruption == "none") != (self.epsilon == 0):
+            raise ValueError(
+                f"corruption={self.corruption!r} and epsilon={self.epsilon!r} do not go together: "
+                "corruption='none' needs epsilon=0, and every other corruption a positive epsilon."
+            )
+
+    def check_task(self, task):
+        """Refuses a method or corruption that the data set's task has no meaning for.
+
+        Args:
+            task: "classification" or "regression".
+        """
+        suited = [name for name, method in METHODS.items() if task in method.tasks]
+        kinds = LABEL_KINDS if task == "classification" else TARGET_KINDS
+        if self.method not in suited:
+            raise ValueError(
+                f"method={self.method!r} is not for {task}, the task of dataset={self.dataset!r}; choose "
+                f"one of {', '.join(suited)}."
+            )
+        if self.corruption not in ("none", *kinds):
+            raise ValueError(
+                f"corruption={self.corruption!r} is not for {task}, the task of "
+                f"dataset={self.dataset!r}; choose one of none, {', '.join(kinds)}."
+            )
+
+    def network_and_norm(self, input_shape):
+        """The names of network and norm, with "auto" replaced."""
+        network = self.network
+        if network == "auto":
+            network = "small_cnn" if len(input_shape) == 3 else "mlp"
+        norm = self.norm
+        if norm == "auto":
+            needs_own_gradient = METHODS[self.method].score == "gradient"
+            norm = "none" if network == "mlp" else "group" if needs_own_gradient else "batch"
+        return network, norm
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,0 +1,45 @@
+"""Files that are either there whole or not at all."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives a temporary path beside `path`, and moves it there when the block ends without error."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".unfinished.{path.name}")  # in front: writers look at the ending
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Writes `value` as indented JSON, atomically; NaN and infinities become null."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove it, or start anew.") from error
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,158 @@
+"""The table of methods and `build`."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import prl_keras as prl
+
+NAMES = (
+    "standard", "normclip", "huber", "bootstrap", "decouple", "min_sgd",
+    "spl", "ignormclip", "prl_g", "prl_l", "co_teaching", "co_prl_l",
+)  # fmt: skip
+# The table of the design: score, exchange, and the rule's type.
+PARTS = {
+    "standard": (None, None, None),
+    "normclip": (None, None, None),
+    "huber": (None, None, None),
+    "bootstrap": (None, None, None),
+    "decouple": (None, "disagreement", None),
+    "min_sgd": ("loss", None, prl.KeepLowest(1)),
+    "spl": ("loss", None, prl.Trim(0.3)),
+    "ignormclip": ("gradient", None, prl.ClipNorm(1.0)),
+    "prl_g": ("gradient", None, prl.Trim(0.3)),
+    "prl_l": ("loss_layer_gradient", None, prl.Trim(0.3)),
+    "co_teaching": ("loss", "swap", prl.Trim(0.3)),
+    "co_prl_l": ("loss_layer_gradient", "swap", prl.Trim(0.3)),
+}
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def make_network():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+
+def build(method, **kwargs):
+    kwargs = {"epsilon": 0.3, "loss": CROSS_ENTROPY, "optimizer": "sgd", **kwargs}
+    return prl.build(method, make_network, **kwargs)
+
+
+def test_the_twelve_names_in_order_as_frozen_rows():
+    assert set(prl.METHODS) == set(NAMES) and len(prl.METHODS) == 12
+    for name, row in prl.METHODS.items():
+        assert row.name == name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            row.score = "loss"
+    with pytest.raises(TypeError):
+        prl.METHODS["mine"] = row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_row_builds_the_parts_of_the_design(name):
+    model = build(name, loss="mse" if name == "huber" else CROSS_ENTROPY)
+    score, exchange, rule = PARTS[name]
+    assert model.compiled
+    if exchange:
+        assert type(model) is prl.CoTeachingModel and model.exchange == exchange
+    elif score:
+        assert type(model) is prl.RobustModel
+    else:
+        assert not isinstance(model, (prl.RobustModel, prl.CoTeachingModel))
+        return
+    assert (model.score, model.rule) == (score, rule)
+
+
+def test_the_outer_methods_change_loss_or_optimizer_alone():
+    assert build("normclip", max_norm=2.5).optimizer.global_clipnorm == 2.5
+    huber = build("huber", loss=keras.losses.MeanSquaredError(), delta=0.5).loss
+    assert isinstance(huber, keras.losses.Huber)
+    assert float(huber(np.zeros((1, 1)), np.full((1, 1), 2.0))) == 0.5 * 2 - 0.5 * 0.5**2
+    bootstrap = build("bootstrap", beta=0.7).loss
+    assert (bootstrap.beta, bootstrap.from_logits) == (0.7, True)
+    assert build("bootstrap", loss="sparse_categorical_crossentropy").loss.from_logits is False
+
+
+def test_every_call_copies_the_optimizer():
+    optimizer = keras.optimizers.Adam(0.003, beta_1=0.8)
+    first, second = build("prl_l", optimizer=optimizer), build("prl_l", optimizer=optimizer)
+    assert first.optimizer is not second.optimizer is not optimizer
+    assert float(first.optimizer.learning_rate) == pytest.approx(0.003) and first.optimizer.beta_1 == 0.8
+
+
+def test_ramp_steps_make_epsilon_rise_from_zero():
+    rule = build("prl_l", ramp_steps=10).rule
+    assert [np.count_nonzero(rule(np.arange(100.0), step=s)) for s in (0, 5, 10)] == [100, 85, 70]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5], [0.0, 0.5])
+    assert build("prl_l", epsilon=schedule).rule.epsilon is schedule
+    with pytest.raises(ValueError, match="schedule already"):
+        build("prl_l", epsilon=schedule, ramp_steps=3)
+
+
+def test_options_reach_their_part():
+    assert build("ignormclip", max_norm=math.inf).rule == prl.ClipNorm(math.inf)
+    assert build("min_sgd", count=3).rule == prl.KeepLowest(3)
+    assert build("prl_g", microbatch_size=8).microbatch_size == 8
+    assert build("prl_l", run_eagerly=True).run_eagerly
+    assert prl.METHODS["ignormclip"].options == {"max_norm": 1.0}
+    assert prl.METHODS["bootstrap"].options == {"beta": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("method", "kwargs", "message"),
+    [
+        ("prl-l", {}, r"method='prl-l' is not known.*prl_l"),
+        ("prl_l", {"beta": 0.5}, r"no option beta; it takes .*microbatch_size"),
+        ("prl_l", {"epsilon": 1.2}, r"epsilon=1.2 must be a number in \[0, 1\)"),
+        ("standard", {"epsilon": math.nan}, r"epsilon=nan"),
+        ("prl_l", {"loss": None}, r"loss=None"),
+        ("prl_l", {"loss": "no_such_loss"}, r"no_such_loss"),
+        ("huber", {}, r"huber.*regression"),
+        ("bootstrap", {"loss": "mse"}, r"bootstrap.*regression"),
+        ("decouple", {"loss": "mse"}, r"decouple.*regression"),
+        ("bootstrap", {"beta": 1.5}, r"beta=1.5"),
+        ("normclip", {"max_norm": 0}, r"max_norm=0"),
+        ("ignormclip", {"max_norm": -1}, r"max_norm=-1"),
+    ],
+)
+def test_bad_arguments_are_refused(method, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(method, **kwargs)
+
+
+class TestBootstrap:
+    LOGITS = np.array([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]], np.float32)
+    LABELS = np.array([1, 2])
+
+    def cross_entropy(self, labels):
+        log_p = self.LOGITS - np.log(np.exp(self.LOGITS).sum(axis=1, keepdims=True))
+        return -log_p[range(2), labels]
+
+    def expected(self):
+        return 0.8 * self.cross_entropy(self.LABELS) + 0.2 * self.cross_entropy(self.LOGITS.argmax(axis=1))
+
+    def test_mixes_the_label_with_the_own_prediction(self):
+        loss = prl.Bootstrap(beta=0.8, from_logits=True, reduction=None)
+        np.testing.assert_allclose(loss(self.LABELS, self.LOGITS), self.expected(), rtol=1e-5)
+        np.testing.assert_allclose(loss(self.LABELS[:, None], self.LOGITS), self.expected(), rtol=1e-5)
+        np.testing.assert_allclose(loss(np.eye(3)[self.LABELS], self.LOGITS), self.expected(), rtol=1e-5)
+
+    def test_takes_probabilities(self):
+        probabilities = keras.activations.softmax(keras.ops.convert_to_tensor(self.LOGITS))
+        loss = prl.Bootstrap(reduction=None)
+        np.testing.assert_allclose(loss(self.LABELS, probabilities), self.expected(), rtol=1e-5)
+
+    def test_takes_a_single_output(self):
+        loss = prl.Bootstrap(from_logits=True, reduction=None)
+        value = float(loss(np.zeros((1, 1)), np.full((1, 1), 2.0))[0])
+        assert value == pytest.approx(0.8 * np.log1p(np.exp(2.0)) + 0.2 * np.log1p(np.exp(-2.0)), rel=1e-5)
+
+    def test_beta_one_is_plain_cross_entropy(self):
+        loss = prl.Bootstrap(beta=1.0, from_logits=True)
+        assert float(loss(self.LABELS, self.LOGITS)) == pytest.approx(self.cross_entropy(self.LABELS).mean())
+
+    def test_survives_serialization(self):
+        loss = keras.losses.deserialize(keras.losses.serialize(prl.Bootstrap(beta=0.6, from_logits=True)))
+        assert (loss.beta, loss.from_logits) == (0.6, True)
