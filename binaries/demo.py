@@ -12,7 +12,7 @@ from absl import app, flags
 from prl_keras.experiments.demo import compare
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/demo", "Folder of the four runs, table and picture.")
-_EPOCHS = flags.DEFINE_integer("epochs", 50, "Passes over the training data.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer("epochs", 40, "Passes over the training data.", lower_bound=1)
 _EPSILON = flags.DEFINE_float("epsilon", 0.5, "Fraction of wrong labels, in (0, 1).")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a demo that is there.")
 

@@ -146,7 +146,9 @@ class TestCheckpoints:
 @pytest.mark.parametrize("method", ["prl_l", "co_prl_l", "prl_g"])
 def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, method):
     """SIGKILL in mid-epoch; batch norm's statistics, a drop schedule and Adam's state included."""
-    flags = [f"--method={method}", "--corruption=symmetric", "--epochs=4", "--ramp_epochs=3"]
+    network = "mlp" if method == "prl_g" else "small_cnn"
+    flags = [f"--method={method}", f"--network={network}", "--corruption=symmetric"]
+    flags += ["--epochs=4", "--ramp_epochs=3"]
     subprocess.run(command(tmp_path / "straight", *flags), cwd=ROOT, check=True, capture_output=True)
 
     history = tmp_path / "killed" / "history.csv"

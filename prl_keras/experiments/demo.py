@@ -13,7 +13,7 @@ from prl_keras.experiments.run import run
 _METHODS = ("standard", "spl", "prl_l", "co_prl_l")
 
 
-def compare(output_dir, epochs=50, epsilon=0.5, overwrite=False):
+def compare(output_dir, epochs=40, epsilon=0.5, overwrite=False):
     """Trains four methods on digits with symmetric label noise, prints a table, draws the curves.
 
     Args:

@@ -1,0 +1,72 @@
+"""Every code block of README.md is run, as written."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import prl_keras as prl
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    return [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+
+
+def test_there_are_no_blocks_of_other_kinds():
+    assert README.count("```") == 2 * (len(blocks("python")) + len(blocks("bash")))
+
+
+def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    shown = capsys.readouterr().out
+    shares = [int(share) for share in re.findall(r"(\d+)%", shown)]
+    assert len(shares) == 2 and min(shares) > 85, shown
+    assert (tmp_path / "network.keras").exists()
+
+
+def test_the_commands_are_known():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands():
+        if command.startswith("make "):
+            assert f"\n{command.split()[1]}:" in makefile
+        else:
+            assert command.startswith("python -m binaries."), command
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python")])
+def test_the_commands_run(command, tmp_path):
+    """As written, but for two epochs and into a folder of the test's."""
+    module, *flags = shlex.split(command)[2:]
+    flags = [flag for flag in flags if not flag.startswith("--output_dir")]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags, "--epochs=2", f"--output_dir={tmp_path / 'run'}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_the_table_of_methods_is_the_table_in_the_code():
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| ([^|]*) \| ([^|]*) \|", README, flags=re.MULTILINE
+    )
+    assert [row[0] for row in rows] == list(prl.METHODS)
+    for name, title, score, rule, exchange in rows:
+        method = prl.METHODS[name]
+        assert title.strip() == method.title
+        assert score.strip().replace("-", "_").replace(" ", "_") == (method.score or "")
+        assert bool(rule.strip()) == (method.rule is not None)
+        assert exchange.strip() == (method.exchange or "")
