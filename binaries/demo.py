@@ -19,7 +19,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a demo that is there
 
 def main(argv):
     if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like --epochs=50.")
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like --epochs=40.")
     try:
         compare(_OUTPUT_DIR.value, _EPOCHS.value, _EPSILON.value, _OVERWRITE.value)
     except (ValueError, FileExistsError) as error:
