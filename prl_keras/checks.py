@@ -6,7 +6,11 @@ import tensorflow as tf
 
 _SPARSE_LOSSES = (
     keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.CategoricalGeneralizedCrossEntropy,
+)
+_SPARSE_FUNCTIONS = (
     keras.losses.sparse_categorical_crossentropy,
+    keras.losses.categorical_generalized_cross_entropy,
 )
 _REGRESSION_FUNCTIONS = (
     keras.losses.mean_squared_error,
@@ -54,7 +58,7 @@ def check_no_batch_mixing(network):
 
 def is_sparse(loss):
     """Whether the loss takes class labels as integers."""
-    return isinstance(loss, _SPARSE_LOSSES[0]) or getattr(loss, "fn", loss) == _SPARSE_LOSSES[1]
+    return isinstance(loss, _SPARSE_LOSSES) or getattr(loss, "fn", loss) in _SPARSE_FUNCTIONS
 
 
 def check_shapes(y_true, y_pred, loss):
@@ -106,12 +110,13 @@ def check_one_value_per_example(values, y_pred, loss):
         )
 
 
-def check_labels(y, classes):
+def check_labels(y, classes, ignored=None):
     """Checks all the class labels of an array before training starts.
 
     Args:
         y: Integer labels, an array of shape `[n]` or `[n, 1]`.
         classes: Number of classes, or None if not yet known.
+        ignored: A label that the loss passes over (`ignore_class`), or None.
 
     Raises:
         ValueError: with the first bad index and value.
@@ -123,6 +128,8 @@ def check_labels(y, classes):
             "values are class numbers."
         )
     bad = y < 0 if classes is None else (y < 0) | (y >= classes)
+    if ignored is not None:
+        bad &= y != ignored
     if bad.any():
         index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
         value = y.reshape(len(y), -1)[index].tolist()
@@ -167,9 +174,11 @@ def check_data(model, x, y):
     check_targets_given(y)
     if 0 in (len(arrays[0]), len(keras.tree.flatten(y)[0])):
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
-    if is_sparse(keras.losses.get(model.loss)):
+    loss = keras.losses.get(model.loss)
+    if is_sparse(loss):
         shape = getattr(model.networks[0], "output_shape", None) if model.built else None
-        check_labels(y, shape[-1] if shape and isinstance(shape, tuple) else None)
+        classes = shape[-1] if shape and isinstance(shape, tuple) else None
+        check_labels(y, classes, getattr(loss, "ignore_class", None))
 
 
 def check_pair(network_a, network_b):

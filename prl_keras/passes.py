@@ -13,21 +13,29 @@ import tensorflow as tf
 from prl_keras import checks, per_example, scores
 
 
-def start(model, network, x, y):
+def start(model, network, x, y, sample_weight):
     """Runs `network` forward in training mode and scores the batch.
+
+    Args:
+        model: The `WeightedModel`, for its score, loss and optimizer.
+        network, x, y, sample_weight: The network to run and the batch.
 
     Returns:
         A pass with `y_pred`, `scores` (float32 `[batch]`, or None if `model.score` is None),
-        `loss_with(weights)` and `backward(weights) -> (loss, gradients)`.
+        `loss_all` (of all the examples alike) and `backward(weights) -> (loss, gradients)`, where
+        the weights `[batch]` are the rule's; the user's `sample_weight` multiplies them.
     """
+    batch = (model, network, x, y, sample_weight)
     if model.score != "gradient":
-        return TapePass(model, network, x, y)
-    if model.microbatch_size is None and _mean_can_be_taken_here(model):
-        return PerExamplePass(model, network, x, y)
+        return TapePass(*batch)
+    if model.microbatch_size is None and _mean_can_be_taken_here(model, sample_weight):
+        whole = PerExamplePass(*batch)
+        if not whole.has_call_losses:
+            return whole
     norms = per_example.gradient_norms(
-        _losses_of(model), network, x, y, model.microbatch_size, loss_scale=_loss_scale(model)
+        _losses_of(model), network, x, y, model.microbatch_size, loss_scale=_share(model, x)
     )
-    return TapePass(model, network, x, y, norms)
+    return TapePass(*batch, norms)
 
 
 class Glance(typing.NamedTuple):
@@ -48,19 +56,35 @@ def glance(model, network, x, y):
     return Glance(y_pred, _score(model, y, y_pred))
 
 
-class TapePass:
+class _Pass:
+    """One network's predictions on a batch, and the loss of any weights on them."""
+
+    def __init__(self, model, network, x, y, sample_weight):
+        self.model, self.network, self.x, self.y = model, network, x, y
+        self.sample_weight = sample_weight
+
+    @property
+    def loss_all(self):
+        return self.loss_with(None)
+
+    def loss_with(self, weights):
+        """The Keras loss with the rule's weights `[batch]`, or None, times the user's."""
+        loss = keras.losses.get(self.model.loss)
+        rank = len(scores.unreduced_loss(self.y, self.y_pred, loss).shape)
+        weights = _combine(weights, self.sample_weight, rank)
+        return self.model.network_loss(self.network, self.x, self.y, self.y_pred, weights)
+
+
+class TapePass(_Pass):
     """Forward on a tape; the backward pass of the weighted loss follows when the weights are known."""
 
-    def __init__(self, model, network, x, y, scores=None):
-        self.model, self.network, self.x, self.y = model, network, x, y
+    def __init__(self, model, network, x, y, sample_weight, norms=None):
+        super().__init__(model, network, x, y, sample_weight)
         self.tape = tf.GradientTape()
         with self.tape:
             self.y_pred = network(x, training=True)
         checks.check_shapes(y, self.y_pred, keras.losses.get(model.loss))
-        self.scores = _score(model, y, self.y_pred) if scores is None else scores
-
-    def loss_with(self, weights):
-        return self.model.network_loss(self.network, self.x, self.y, self.y_pred, weights)
+        self.scores = _score(model, y, self.y_pred) if norms is None else norms
 
     def backward(self, weights):
         with self.tape:
@@ -69,26 +93,42 @@ class TapePass:
         return loss, self.tape.gradient(scaled, self.network.trainable_weights)
 
 
-class PerExamplePass:
+class PerExamplePass(_Pass):
     """Every example's gradient in one vectorized pass; memory for `batch` times the weights."""
 
-    def __init__(self, model, network, x, y):
-        self.model, self.network, self.x, self.y = model, network, x, y
-        self.y_pred, self.gradients, self.scores = per_example.gradients(
-            _losses_of(model), network, x, y, loss_scale=_loss_scale(model)
-        )
-
-    loss_with = TapePass.loss_with
+    def __init__(self, model, network, x, y, sample_weight):
+        super().__init__(model, network, x, y, sample_weight)
+        # Each example's gradient is its share of the batch's mean, so that float16 overflows no
+        # earlier than in the ordinary pass.
+        found = per_example.gradients(_losses_of(model), network, x, y, loss_scale=_share(model, x))
+        self.y_pred, self.gradients, self.scores = found.y_pred, found.gradients, found.norms
+        self.has_call_losses = found.has_call_losses
 
     def backward(self, weights):
-        share = 1.0 / tf.cast(tf.maximum(tf.size(weights), 1), tf.float32)
-        share /= tf.distribute.get_strategy().num_replicas_in_sync
-        data = per_example.weighted_sum(weights * share, self.gradients)
+        combined = tf.reshape(_combine(weights, self.sample_weight, 1), [-1])
+        combined /= tf.distribute.get_strategy().num_replicas_in_sync
+        data = per_example.weighted_sum(combined, self.gradients)
         with tf.GradientTape() as tape:
             extra = sum((tf.reduce_sum(loss) for loss in self.network.losses), start=tf.zeros(()))
             extra = self.model.optimizer.scale_loss(extra)
         regularization = per_example.gradient_or_zeros(tape, extra, self.network.trainable_weights)
         return self.loss_with(weights), [g + r for g, r in zip(data, regularization)]
+
+
+def _combine(weights, sample_weight, rank):
+    """The rule's weights `[batch]` times the user's `[batch, ...]`, in the rank of the losses.
+
+    Keras would broadcast `[batch]` along the last axis of losses `[batch, steps]`.
+    """
+    given = [w for w in (weights, sample_weight) if w is not None]
+    if not given:
+        return None
+    given = [tf.cast(w, tf.float32) for w in given]
+    rank = max(rank, *(len(w.shape) for w in given))
+    product = 1.0
+    for w in given:
+        product *= tf.reshape(w, tf.concat([tf.shape(w), [1] * (rank - len(w.shape))], axis=0))
+    return product
 
 
 def _score(model, y, y_pred):
@@ -101,15 +141,18 @@ def _losses_of(model):
     return lambda y, y_pred: scores.per_example_loss(y, y_pred, model.loss)
 
 
-def _loss_scale(model):
-    return model.optimizer.scale_loss(tf.ones(()))
+def _share(model, x):
+    """The factor of one example's loss in the scaled mean over the batch."""
+    batch = tf.maximum(tf.shape(keras.tree.flatten(x)[0])[0], 1)
+    return model.optimizer.scale_loss(tf.ones(())) / tf.cast(batch, tf.float32)
 
 
-def _mean_can_be_taken_here(model):
-    """Whether the step's loss is the plain weighted mean over the batch, plus weight regularizers."""
+def _mean_can_be_taken_here(model, sample_weight):
+    """Whether the data's part of the step's loss is a mean over the batch with weights `[batch]`."""
     reduction = getattr(keras.losses.get(model.loss), "reduction", "sum_over_batch_size")
+    shape = () if sample_weight is None else sample_weight.shape
     return (
         reduction in ("sum_over_batch_size", "mean")
         and not model._compile_config.config.get("loss_weights")
-        and not any(layer.activity_regularizer for n in model.networks for layer in n._flatten_layers())
+        and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))
     )

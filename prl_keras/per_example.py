@@ -5,10 +5,29 @@ Layers with random numbers (dropout) get one seed per example; left alone, Keras
 be read once and every example of the batch would get the same mask.
 """
 
+import typing
+
 import keras
 import tensorflow as tf
 
 from prl_keras import checks
+
+
+class Gradients(typing.NamedTuple):
+    """What `gradients` finds.
+
+    Attributes:
+        y_pred: Predictions `[batch, ...]`.
+        gradients: For every trainable weight its gradients `[batch, *shape]`, times `loss_scale`.
+        norms: float32 `[batch]`, L2 norms over all the weights, without `loss_scale`.
+        has_call_losses: Whether layers added losses of their own (`add_loss`, activity
+            regularizers), which are in neither.
+    """
+
+    y_pred: tf.Tensor
+    gradients: list
+    norms: tf.Tensor
+    has_call_losses: bool
 
 
 def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
@@ -20,25 +39,26 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
         x: Inputs `[batch, ...]`, or a structure of them.
         y: Targets `[batch, ...]`.
         training: Whether the network is called in training mode.
-        loss_scale: Factor on each loss, for float16. The gradients carry it, the norms do not.
+        loss_scale: Factor on each loss, for float16.
 
     Returns:
-        `(y_pred, gradients, norms)`: predictions `[batch, ...]`; for every trainable weight its
-        gradients `[batch, *shape]`; and float32 `[batch]` L2 norms over all the weights.
+        `Gradients`.
 
     Raises:
         BatchMixingError: with a layer that mixes examples, if `training`.
     """
+    call_losses = []
 
     def one_example(example):
-        y_pred, gradient, norm = _one_gradient(losses_of, network, example, training, loss_scale)
+        y_pred, gradient, norm, added = _one_gradient(losses_of, network, example, training, loss_scale)
+        call_losses.extend(added)
         logits = getattr(y_pred, "_keras_logits", None)
         return y_pred[0], None if logits is None else logits[0], gradient, norm
 
     y_pred, logits, per_example, norms = _map(one_example, _examples(network, x, y, training))
     if logits is not None:
         y_pred._keras_logits = logits  # lost in the map; Keras's losses look for it
-    return y_pred, per_example, norms
+    return Gradients(y_pred, per_example, norms, bool(call_losses))
 
 
 def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True, loss_scale=1.0):
@@ -79,19 +99,20 @@ def gradient_or_zeros(tape, target, weights):
 
 
 def _one_gradient(losses_of, network, example, training, loss_scale):
-    """-> (predictions [1, ...], gradients, norm) of the batch that holds this example alone."""
+    """-> (predictions [1, ...], gradients, norm, added losses) of the batch of this example alone."""
     x, y, seeds = example
     x, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), (x, y))
     # Stateless: each example starts from its own seed and leaves the network's state alone.
     seeded = zip(_seed_generators(network), seeds)
-    scope = keras.StatelessScope([(g.state, tf.cast(seed, g.state.dtype)) for g, seed in seeded])
+    states = [(g.state, tf.cast(seed, g.state.dtype)) for g, seed in seeded]
+    scope = keras.StatelessScope(states, collect_losses=True)
     with tf.GradientTape() as tape:
         with scope:
             y_pred = network(x, training=training)
         loss = losses_of(y, y_pred)[0] * loss_scale
     gradient = gradient_or_zeros(tape, loss, network.trainable_weights)
     squares = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32) / loss_scale)) for g in gradient]
-    return y_pred, gradient, tf.sqrt(tf.add_n(squares))
+    return y_pred, gradient, tf.sqrt(tf.add_n(squares)), scope.losses
 
 
 def _map(one_example, examples):

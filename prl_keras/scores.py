@@ -38,15 +38,24 @@ def per_example_loss(y_true, y_pred, loss):
     Raises:
         ValueError: if the loss gives a scalar, or the shapes would broadcast.
     """
-    loss = keras.losses.get(loss)
+    values = unreduced_loss(y_true, y_pred, keras.losses.get(loss))
+    # A mean over the other axes; the batch axis stays as it is, empty or of static size.
+    axes = range(1, len(values.shape))
+    return values if len(values.shape) == 1 else tf.reduce_mean(values, axis=axes)
+
+
+def unreduced_loss(y_true, y_pred, loss):
+    """What a Keras loss computes before its reduction: float32 `[batch]` or `[batch, steps, ...]`.
+
+    Args and errors as in `per_example_loss`; `loss` is an object or a function.
+    """
     checks.check_shapes(y_true, y_pred, loss)
     y_pred = keras.ops.convert_to_tensor(y_pred, dtype="float32")
     y_true = keras.ops.convert_to_tensor(y_true, dtype="float32")
     values = loss.call(y_true, y_pred) if isinstance(loss, keras.losses.Loss) else loss(y_true, y_pred)
     values = tf.cast(values, tf.float32)
     checks.check_one_value_per_example(values, y_pred, loss)
-    # A mean over the other axes; reshape keeps an empty batch and a static batch size working.
-    return values if len(values.shape) == 1 else tf.reduce_mean(values, axis=range(1, len(values.shape)))
+    return values
 
 
 def loss_layer_gradient_norm(y_true, y_pred, loss):

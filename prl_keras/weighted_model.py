@@ -1,6 +1,7 @@
 """The training step of all methods: score each example, weigh it, step on the weighted loss."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from prl_keras import checks, passes, replicas, scores
@@ -47,22 +48,24 @@ class WeightedModel(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         checks.check_compiled(self)
         checks.check_targets_given(y)
-        started = [passes.start(self, network, x, y) for network in self.networks]
+        self._build_for(x)
+        started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
         weights = self._select(started, sample_weight)
         losses, gradients = [], []
         for network_pass, weight in zip(started, weights):
-            loss, gradient = network_pass.backward(_combine(weight, sample_weight))
+            loss, gradient = network_pass.backward(weight)
             losses.append(loss)
             gradients.extend(gradient)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
         self._log("loss", losses, x)
-        self._log("loss_all", [p.loss_with(sample_weight) for p in started], x)
+        self._log("loss_all", [network_pass.loss_all for network_pass in started], x)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
         for network_pass in started:
             logs = self.compute_metrics(x, y, network_pass.y_pred, sample_weight=sample_weight)
         return logs
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._build_for(x)
         predictions = [network(x, training=False) for network in self.networks]
         losses = [
             self.network_loss(network, x, y, y_pred, sample_weight)
@@ -118,6 +121,15 @@ class WeightedModel(keras.Model):
         }
         return cls(**config)
 
+    def _build_for(self, x):
+        """Keras would do it, were this model called rather than its networks."""
+        if self.built:
+            return
+        for network in self.networks:
+            if not network.built:
+                network(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), x))
+        self.build(keras.tree.map_structure(lambda t: tuple(t.shape), x))
+
     def _columns(self, network_passes):
         """What `_weigh` needs of each example, as a list of columns `[batch]`, one per network first."""
         return [p.scores for p in network_passes] if self.score is not None else []
@@ -142,8 +154,9 @@ class WeightedModel(keras.Model):
             kept = tf.math.divide_no_nan(tf.reduce_sum(tf.cast(is_kept, tf.float32)), count)
             self._metric("kept_fraction").update_state(kept, sample_weight=count)
             if self.score is not None:
-                scores_kept = tf.where(is_kept, columns[self._scorer_of(i)], 0.0)
-                threshold = tf.reduce_max(tf.concat([scores_kept, [0.0]], axis=0))
+                # Of no example the threshold is 0, and with weight 0 does not count.
+                highest = tf.reduce_max(tf.where(is_kept, columns[self._scorer_of(i)], -np.inf))
+                threshold = tf.where(tf.reduce_any(is_kept), highest, 0.0)
                 self._metric("score_threshold").update_state(threshold, sample_weight=count)
         return [tf.stop_gradient(weight) for weight in weights]
 
@@ -169,14 +182,6 @@ def _is_ranked(y_pred, sample_weight):
         return tf.ones(tf.shape(y_pred)[:1], tf.bool)
     nonzero = tf.not_equal(tf.convert_to_tensor(sample_weight), 0)
     return tf.reduce_any(tf.reshape(nonzero, [tf.shape(nonzero)[0], -1]), axis=1)
-
-
-def _combine(weights, sample_weight):
-    """The rule's weights `[batch]` times the user's `[batch, ...]`."""
-    if sample_weight is None:
-        return weights
-    sample_weight = tf.cast(sample_weight, weights.dtype)
-    return tf.reshape(weights, [-1] + [1] * (len(sample_weight.shape) - 1)) * sample_weight
 
 
 def _is_object(value):

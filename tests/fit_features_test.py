@@ -232,8 +232,7 @@ LOSSES = [  # (loss, the head's activation, targets)
 
 @pytest.mark.parametrize("loss, activation, y", LOSSES)
 def test_every_keras_loss_and_the_logs_of_fit(loss, activation, y):
-    q = y.shape[1] if y.ndim == 2 else 4
-    head = keras.Sequential([layers.Dense(q, activation=activation)])
+    head = keras.Sequential([layers.Dense(y.shape[1] if y.ndim == 2 else 4, activation=activation)])
     model = make("loss_layer_gradient", build=lambda _: make_network(0, lambda: head), loss=loss, **EAGER)
     plain = keras.models.clone_model(model.network)
     plain.set_weights(model.get_weights())

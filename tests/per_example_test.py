@@ -76,7 +76,7 @@ def losses_of(y, y_pred):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_and_norms_equal_the_loop(name):
     network, x, y = batch(name, 7)
-    y_pred, gradients, norms = per_example.gradients(losses_of, network, x, y)
+    y_pred, gradients, norms, _ = per_example.gradients(losses_of, network, x, y)
     expected = loop(network, x, y)
     np.testing.assert_allclose(y_pred, network(x), rtol=1e-4, atol=1e-5)
     for i, gradient in enumerate(expected):
@@ -130,7 +130,7 @@ class TestDropout:
     def test_every_example_has_its_own_mask(self):
         network = self.network()
         x, y = tf.ones((8, 32)), tf.zeros((8, 1))
-        y_pred, _, _ = per_example.gradients(lambda y, p: p[:, 0], network, x, y)
+        y_pred, *_ = per_example.gradients(lambda y, p: p[:, 0], network, x, y)
         assert len(np.unique(y_pred.numpy().round(5))) == 8
 
     def test_masks_move_on_from_step_to_step_and_repeat_with_the_seed(self):
