@@ -11,10 +11,10 @@ demo: $(VENV)/.ready
 	$(PY) -m binaries.demo --output_dir=runs/demo --overwrite
 
 test: $(VENV)/.ready
-	$(PY) -m pytest -m "not long"
+	$(PY) -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: $(VENV)/.ready
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
