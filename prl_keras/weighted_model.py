@@ -51,14 +51,14 @@ class WeightedModel(keras.Model):
         self._build_for(x)
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
         weights = self._select(started, sample_weight)
-        losses, gradients = [], []
+        losses, steps = [], []
         for network_pass, weight in zip(started, weights):
-            loss, gradient = network_pass.backward(weight)
+            loss, gradients = network_pass.backward(weight)
             losses.append(loss)
-            gradients.extend(gradient)
+            steps.extend(zip(gradients, network_pass.network.trainable_weights))
         self._log("loss", losses, x)
         self._log("loss_all", [network_pass.loss_all for network_pass in started], x)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights))
+        self.optimizer.apply_gradients(steps)
         for network_pass in started:
             logs = self.compute_metrics(x, y, network_pass.y_pred, sample_weight=sample_weight)
         return logs
