@@ -46,7 +46,7 @@ def main(argv):
         name = f"{config.dataset}-{config.method}-{config.corruption}-{config.epsilon:g}-seed{config.seed}"
         output_dir = _OUTPUT_DIR.value or os.path.join("runs", name)
         result = run(config, output_dir, _RESUME.value, _OVERWRITE.value)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         raise app.UsageError(str(error)) from error
     print(
         f"{config.method}: test {result['test_metric']} {result['test_mean']:.4f} over the last epochs, "

@@ -1,5 +1,7 @@
 """Bad input, refused before it can train a wrong model: what was given, what is needed, what to write."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -85,8 +87,7 @@ def check_shapes(y_true, y_pred, loss):
         need = "one integer label per prediction, shape " + _show(pred_shape[:-1])
     elif getattr(loss, "__module__", "").startswith("keras."):
         fits = len(true_shape) == len(pred_shape) and all(
-            true in (None, 1) or pred is None or true == pred
-            for true, pred in zip(true_shape[1:], pred_shape[1:])
+            None in (true, pred) or true == pred for true, pred in zip(true_shape[1:], pred_shape[1:])
         )
         need = "targets of shape " + _show(pred_shape)
     else:
@@ -110,6 +111,25 @@ def check_one_value_per_example(values, y_pred, loss):
         )
 
 
+def check_trainable(model):
+    """Refuses a step that has nothing to train."""
+    for network in model.networks:
+        if not network.trainable_weights:
+            raise ValueError(
+                f"The network {network.name!r} has no trainable weights. Set network.trainable = True "
+                "(and compile again), or use evaluate."
+            )
+
+
+def check_rule_gave_one_weight_each(rule, weights):
+    """Refuses a rule whose result is not a vector over the batch."""
+    if len(weights.shape) != 1:
+        raise ValueError(
+            f"The rule {rule!r} must give one weight per example, shape (batch,), but gave shape "
+            f"{_show(tuple(weights.shape))}."
+        )
+
+
 def check_labels(y, classes, ignored=None):
     """Checks all the class labels of an array before training starts.
 
@@ -123,10 +143,13 @@ def check_labels(y, classes, ignored=None):
     """
     y = np.asarray(y)
     if y.dtype.kind not in "iu":
-        raise ValueError(
-            f"Class labels must be integers; y has dtype {y.dtype}. Write y.astype('int64') if its "
-            "values are class numbers."
-        )
+        if y.dtype.kind in "USO":
+            way = "Write np.unique(y, return_inverse=True)[1] to number the names."
+        elif y.ndim > 1 and y.shape[-1] > 1:
+            way = "One-hot labels go with CategoricalCrossentropy, or write np.argmax(y, axis=-1)."
+        else:
+            way = "Write y.astype('int64') if its values are class numbers."
+        raise ValueError(f"Class labels must be integers; y has dtype {y.dtype}. {way}")
     bad = y < 0 if classes is None else (y < 0) | (y >= classes)
     if ignored is not None:
         bad &= y != ignored
@@ -172,6 +195,8 @@ def check_data(model, x, y):
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return  # a generator or a PyDataset: seen batch by batch
     check_targets_given(y)
+    if not all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)):
+        raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
     if 0 in (len(arrays[0]), len(keras.tree.flatten(y)[0])):
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
     loss = keras.losses.get(model.loss)
@@ -193,13 +218,27 @@ def check_pair(network_a, network_b):
         raise ValueError(
             f"network_a and network_b share {len(shared)} variables; build each from layers of its own."
         )
+    weights = list(zip(network_a.trainable_weights, network_b.trainable_weights))
+    if weights and all(a.shape == b.shape and np.array_equal(a, b) for a, b in weights):
+        warnings.warn(
+            "network_a and network_b have the same initial weights: without dropout they will stay the "
+            "same and choose the same examples. Give their initializers different seeds.",
+            stacklevel=4,
+        )
     if network_a.built and network_b.built:
-        shapes = [getattr(network, "output_shape", None) for network in (network_a, network_b)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"The two networks have different output shapes, {shapes[0]} and {shapes[1]}; they must "
-                "predict the same thing."
-            )
+        _check_equal_shapes(*(getattr(network, "output_shape", None) for network in (network_a, network_b)))
+
+
+def check_same_shape(y_pred_a, y_pred_b):
+    """Refuses a pair that predicts different things, as seen from its first batch."""
+    _check_equal_shapes(tuple(y_pred_a.shape), tuple(y_pred_b.shape))
+
+
+def _check_equal_shapes(a, b):
+    if a != b:
+        raise ValueError(
+            f"The two networks have different output shapes, {a} and {b}; they must predict the same thing."
+        )
 
 
 def is_regression(loss):

@@ -80,6 +80,7 @@ class CoTeachingModel(WeightedModel):
         }
 
     def _columns(self, network_passes):
+        checks.check_same_shape(*(p.y_pred for p in network_passes))
         columns = super()._columns(network_passes)
         if self.exchange == "disagreement":
             a, b = (self._predicted_class(p.y_pred) for p in network_passes)

@@ -236,7 +236,8 @@ def _check_epsilon(epsilon):
     if not (is_number and 0 <= epsilon < 1):  # a NaN fails the comparison too
         needed = "a number in [0, 1), the fraction to corrupt"
         raise ValueError(f"epsilon={epsilon!r} must be {needed}: write 0.3 for 30 percent.")
-    return float(epsilon)
+    # By its shortest decimal: numpy.float32(0.7) means 0.7, not 0.69999999.
+    return float(str(epsilon) if isinstance(epsilon, np.floating) else epsilon)
 
 
 def _check_rng(rng):

@@ -83,12 +83,17 @@ def _clip_norm(epsilon, *, max_norm=1.0):
 def _huber_loss(loss, *, delta=1.0):
     if not checks.is_regression(loss):
         raise ValueError(f"method='huber' is for regression; it cannot replace the loss {loss!r}.")
-    return keras.losses.Huber(delta=delta)
+    return keras.losses.Huber(delta=delta, reduction=_reduction(loss))
 
 
 def _bootstrap_loss(loss, *, beta=0.8):
     checks.check_classification(loss, "method='bootstrap'")
-    return Bootstrap(beta=beta, from_logits=getattr(loss, "from_logits", False))
+    from_logits = getattr(loss, "from_logits", False)
+    return Bootstrap(beta=beta, from_logits=from_logits, reduction=_reduction(loss))
+
+
+def _reduction(loss):
+    return getattr(loss, "reduction", "sum_over_batch_size")
 
 
 def _clipped_optimizer(optimizer, *, max_norm=1.0):
@@ -152,6 +157,11 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
         )
     if loss is None:
         raise ValueError("loss=None: every method needs the task's loss, such as 'mse'.")
+    if isinstance(make_network, keras.Model) or not callable(make_network):
+        raise ValueError(
+            f"make_network={make_network!r} must be a function without arguments that gives a fresh Keras "
+            "model each time, such as lambda: keras.Sequential([...])."
+        )
     epsilon = _schedule(epsilon, ramp_steps)
     loss, optimizer = keras.losses.get(loss), keras.optimizers.get(optimizer)
     optimizer = type(optimizer).from_config(optimizer.get_config())
@@ -173,7 +183,9 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
     else:
         model = make_network()
     compile_options = {name: options[name] for name in _COMPILE_OPTIONS if name in options}
-    model.compile(optimizer, loss, metrics=list(metrics), **compile_options)
+    model.compile(
+        optimizer, loss, metrics=[metrics] if isinstance(metrics, str) else list(metrics), **compile_options
+    )
     return model
 
 

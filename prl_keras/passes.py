@@ -28,10 +28,10 @@ def start(model, network, x, y, sample_weight):
     batch = (model, network, x, y, sample_weight)
     if model.score != "gradient":
         return TapePass(*batch)
-    if model.microbatch_size is None and _mean_can_be_taken_here(model, sample_weight):
-        whole = PerExamplePass(*batch)
-        if not whole.has_call_losses:
-            return whole
+    if model.microbatch_size is None and _can_be_one_pass(model, network, sample_weight):
+        in_one = PerExamplePass(*batch)
+        if in_one.is_whole:
+            return in_one
     norms = per_example.gradient_norms(
         _losses_of(model), network, x, y, model.microbatch_size, loss_scale=_share(model, x)
     )
@@ -102,7 +102,7 @@ class PerExamplePass(_Pass):
         # earlier than in the ordinary pass.
         found = per_example.gradients(_losses_of(model), network, x, y, loss_scale=_share(model, x))
         self.y_pred, self.gradients, self.scores = found.y_pred, found.gradients, found.norms
-        self.has_call_losses = found.has_call_losses
+        self.is_whole = found.is_whole
 
     def backward(self, weights):
         combined = tf.reshape(_combine(weights, self.sample_weight, 1), [-1])
@@ -147,12 +147,13 @@ def _share(model, x):
     return model.optimizer.scale_loss(tf.ones(())) / tf.cast(batch, tf.float32)
 
 
-def _mean_can_be_taken_here(model, sample_weight):
-    """Whether the data's part of the step's loss is a mean over the batch with weights `[batch]`."""
+def _can_be_one_pass(model, network, sample_weight):
+    """Whether the data's loss is a mean over the batch with weights `[batch]`, of a network that maps."""
     reduction = getattr(keras.losses.get(model.loss), "reduction", "sum_over_batch_size")
     shape = () if sample_weight is None else sample_weight.shape
     return (
-        reduction in ("sum_over_batch_size", "mean")
+        per_example.can_be_vectorized(network)
+        and reduction in ("sum_over_batch_size", "mean")
         and not model._compile_config.config.get("loss_weights")
         and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))
     )

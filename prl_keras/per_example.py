@@ -6,6 +6,7 @@ be read once and every example of the batch would get the same mask.
 """
 
 import typing
+import warnings
 
 import keras
 import tensorflow as tf
@@ -20,14 +21,15 @@ class Gradients(typing.NamedTuple):
         y_pred: Predictions `[batch, ...]`.
         gradients: For every trainable weight its gradients `[batch, *shape]`, times `loss_scale`.
         norms: float32 `[batch]`, L2 norms over all the weights, without `loss_scale`.
-        has_call_losses: Whether layers added losses of their own (`add_loss`, activity
-            regularizers), which are in neither.
+        is_whole: Whether that is all of a plain step's gradient. It is not where layers added losses
+            of their own (`add_loss`, activity regularizers), nor where the plain gradient is sparse
+            (embeddings) and optimizers with state treat it differently.
     """
 
     y_pred: tf.Tensor
     gradients: list
     norms: tf.Tensor
-    has_call_losses: bool
+    is_whole: bool
 
 
 def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
@@ -47,18 +49,18 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
     Raises:
         BatchMixingError: with a layer that mixes examples, if `training`.
     """
-    call_losses = []
+    missing = []
 
     def one_example(example):
-        y_pred, gradient, norm, added = _one_gradient(losses_of, network, example, training, loss_scale)
-        call_losses.extend(added)
+        y_pred, gradient, norm, left_out = _one_gradient(losses_of, network, example, training, loss_scale)
+        missing.extend(left_out)
         logits = getattr(y_pred, "_keras_logits", None)
         return y_pred[0], None if logits is None else logits[0], gradient, norm
 
     y_pred, logits, per_example, norms = _map(one_example, _examples(network, x, y, training))
     if logits is not None:
         y_pred._keras_logits = logits  # lost in the map; Keras's losses look for it
-    return Gradients(y_pred, per_example, norms, bool(call_losses))
+    return Gradients(y_pred, per_example, norms, is_whole=not missing)
 
 
 def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True, loss_scale=1.0):
@@ -68,6 +70,13 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
         return _one_gradient(losses_of, network, example, training, loss_scale)[2]
 
     examples = _examples(network, x, y, training)
+    if not can_be_vectorized(network):
+        warnings.warn(
+            "The loop of a recurrent layer cannot be vectorized over the batch: the gradient norms are "
+            "taken one example after the other, which is slow. Build the layer with unroll=True.",
+            stacklevel=2,
+        )
+        return tf.map_fn(one_example, examples, fn_output_signature=tf.float32)
     if microbatch_size is None:
         return _map(one_example, examples)
 
@@ -85,6 +94,12 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
     return tf.reshape(norms, [-1])[:batch]
 
 
+def can_be_vectorized(network):
+    """False with a recurrent layer that loops over its steps."""
+    layers = network._flatten_layers()
+    return not any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in layers)
+
+
 def weighted_sum(weights, per_example):
     """`sum_i weights_i * gradient_i` for every trainable weight."""
     return [tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in per_example]
@@ -92,14 +107,17 @@ def weighted_sum(weights, per_example):
 
 def gradient_or_zeros(tape, target, weights):
     """The dense gradient of `target`, zeros for weights that it does not depend on."""
-    gradient = tape.gradient(
+    return [tf.convert_to_tensor(g) for g in _gradient(tape, target, weights)]
+
+
+def _gradient(tape, target, weights):
+    return tape.gradient(
         target, [w.value for w in weights], unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
-    return [tf.convert_to_tensor(g) for g in gradient]  # embeddings give IndexedSlices
 
 
 def _one_gradient(losses_of, network, example, training, loss_scale):
-    """-> (predictions [1, ...], gradients, norm, added losses) of the batch of this example alone."""
+    """-> (predictions [1, ...], gradients, norm, what a plain step has besides) of this example alone."""
     x, y, seeds = example
     x, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), (x, y))
     # Stateless: each example starts from its own seed and leaves the network's state alone.
@@ -110,9 +128,11 @@ def _one_gradient(losses_of, network, example, training, loss_scale):
         with scope:
             y_pred = network(x, training=training)
         loss = losses_of(y, y_pred)[0] * loss_scale
-    gradient = gradient_or_zeros(tape, loss, network.trainable_weights)
+    gradient = _gradient(tape, loss, network.trainable_weights)
+    sparse = [g for g in gradient if isinstance(g, tf.IndexedSlices)]
+    gradient = [tf.convert_to_tensor(g) for g in gradient]
     squares = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32) / loss_scale)) for g in gradient]
-    return y_pred, gradient, tf.sqrt(tf.add_n(squares)), scope.losses
+    return y_pred, gradient, tf.sqrt(tf.add_n(squares)), [*scope.losses, *sparse]
 
 
 def _map(one_example, examples):

@@ -55,7 +55,7 @@ def kept_count(count, epsilon):
         int32 scalar, between 1 and `max(1, count)`.
     """
     count = ops.cast(count, "float64")
-    if isinstance(epsilon, numbers.Real):
+    if isinstance(epsilon, (float, int)):
         epsilon = ops.convert_to_tensor(epsilon, dtype="float64")
     else:
         epsilon = ops.round(ops.cast(epsilon, "float64") * 1e7) / 1e7
@@ -92,6 +92,9 @@ class Trim:
     def __post_init__(self):
         if not isinstance(self.epsilon, keras.optimizers.schedules.LearningRateSchedule):
             _check_fraction("epsilon", self.epsilon)
+            # By its shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
+            decimal = str(self.epsilon) if isinstance(self.epsilon, np.floating) else self.epsilon
+            object.__setattr__(self, "epsilon", float(decimal))
 
     def __call__(self, scores, is_ranked=None, step=0):
         scores, is_ranked, count = _prepare(scores, is_ranked)
@@ -122,6 +125,7 @@ class KeepLowest:
 
     def __post_init__(self):
         _check_count("count", self.count)
+        object.__setattr__(self, "count", int(self.count))
 
     def __call__(self, scores, is_ranked=None, step=0):
         del step

@@ -31,6 +31,11 @@ class SelectionQuality(keras.callbacks.Callback):
                 "x, y and is_corrupted need the same number of examples, at least 1; they have "
                 f"{len(x)}, {len(y)} and {len(is_corrupted)}."
             )
+        if not np.isin(is_corrupted, (0, 1)).all():
+            raise ValueError(
+                "is_corrupted must be bool [n], one value per example; indices become a mask by "
+                "np.isin(np.arange(n), indices)."
+            )
         self.batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).cache()
         self.is_corrupted = np.asarray(is_corrupted, bool)
 

@@ -5,6 +5,9 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras import checks, passes, replicas, scores
+from prl_keras.rules import ClipNorm, KeepLowest, Trim
+
+_RULES = (Trim, KeepLowest, ClipNorm)
 
 
 class WeightedModel(keras.Model):
@@ -49,6 +52,7 @@ class WeightedModel(keras.Model):
         checks.check_compiled(self)
         checks.check_targets_given(y)
         self._build_for(x)
+        checks.check_trainable(self)
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
         weights = self._select(started, sample_weight)
         losses, steps = [], []
@@ -138,7 +142,10 @@ class WeightedModel(keras.Model):
         """Weights `[batch]` for each network, from the columns of the global batch."""
         if self.score is None:
             return [tf.cast(is_ranked, tf.float32)] * len(self.networks)
-        return [self.rule(scores, is_ranked, step) for scores in columns[: len(self.networks)]]
+        weights = [self.rule(scores, is_ranked, step) for scores in columns[: len(self.networks)]]
+        for weight in weights:
+            checks.check_rule_gave_one_weight_each(self.rule, weight)
+        return weights
 
     def _select(self, network_passes, sample_weight):
         """This replica's weights for each network; logs what was kept of the global batch."""
@@ -192,9 +199,11 @@ def _check_configuration(networks, score, rule, recompute, microbatch_size):
     for network in networks:
         if not isinstance(network, keras.Model):
             raise ValueError(f"{network!r} is not a keras.Model; pass the network to train.")
+    if isinstance(score, _RULES):
+        raise ValueError(f"score={score!r} is a rule, not a score; write rule={score!r}.")
     if score not in (None, "gradient"):
         scores.resolve(score)
-    if score is not None and not callable(rule):
+    if score is not None and (not callable(rule) or isinstance(rule, type)):
         raise ValueError(
             f"rule={rule!r} must be a rule such as prl_keras.Trim(0.3), or a function of "
             "(scores, is_ranked, step) that gives one weight per example."

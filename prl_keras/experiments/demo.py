@@ -13,7 +13,7 @@ from prl_keras.experiments.run import run
 _METHODS = ("standard", "spl", "prl_l", "co_prl_l")
 
 
-def compare(output_dir, epochs=40, epsilon=0.5, overwrite=False):
+def compare(output_dir, epochs=40, epsilon=0.5, overwrite=False, resume=False):
     """Trains four methods on digits with symmetric label noise, prints a table, draws the curves.
 
     Args:
@@ -21,10 +21,13 @@ def compare(output_dir, epochs=40, epsilon=0.5, overwrite=False):
         epochs: At least 1.
         epsilon: Fraction of wrong labels, in (0, 1).
         overwrite: Replace the runs that are there.
+        resume: Go on with them.
 
     Returns:
         The table as a DataFrame.
     """
+    if not 0 < epsilon < 1:
+        raise ValueError(f"epsilon={epsilon!r} must be a number in (0, 1), such as 0.5.")
     output_dir = pathlib.Path(output_dir)
     ramp_epochs = min(10, epochs // 2)
     rows, histories = [], {}
@@ -33,7 +36,9 @@ def compare(output_dir, epochs=40, epsilon=0.5, overwrite=False):
         print(f"\n{title}: digits, {epsilon:.0%} of the training labels wrong, {epochs} epochs", flush=True)
         config = RunConfig("digits", name, "symmetric", epsilon, ramp_epochs=ramp_epochs, epochs=epochs)
         progress = _EpochProgress(epochs)
-        result = run(config, output_dir / name, overwrite=overwrite, verbose=0, callbacks=[progress])
+        result = run(
+            config, output_dir / name, resume=resume, overwrite=overwrite, verbose=0, callbacks=[progress]
+        )
         histories[title] = pd.read_csv(output_dir / name / "history.csv")
         rows.append({
             "method": title,

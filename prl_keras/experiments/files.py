@@ -26,15 +26,18 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The content of a JSON file.
+    """The fields of a JSON file.
 
     Raises:
         ValueError: naming the file, if it is not JSON.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        value = json.loads(pathlib.Path(path).read_text())
+        if not isinstance(value, dict) or not value:
+            raise ValueError("it holds no fields")
+        return value
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it, or start anew.") from error
+        raise ValueError(f"{path} is damaged: {error}. Start anew with --overwrite.") from error
 
 
 def _finite(value):

@@ -17,16 +17,19 @@ class WriteHistory(keras.callbacks.Callback):
 
     Args:
         path: The CSV file.
-        finished_epochs: Rows after this many epochs are dropped from an existing file.
+        finished_epochs: With more than 0, the run goes on: the file must have the rows of these epochs;
+            later ones are dropped.
+
+    Raises:
+        ValueError: if rows are missing or damaged, naming the file.
     """
 
     def __init__(self, path, finished_epochs=0):
         super().__init__()
         self.path = pathlib.Path(path)
         self.rows = []
-        if finished_epochs and self.path.exists():
-            old = pd.read_csv(self.path)
-            self.rows = old[old["epoch"] <= finished_epochs].to_dict("records")
+        if finished_epochs:
+            self.rows = _read(self.path, finished_epochs)
 
     @property
     def table(self):
@@ -49,3 +52,17 @@ class WriteHistory(keras.callbacks.Callback):
     def _stop_clock(self):
         if self._seconds is None:
             self._seconds = time.perf_counter() - self._start
+
+
+def _read(path, epochs):
+    """The rows of the first `epochs` epochs."""
+    try:
+        if len({line.count(",") for line in path.read_text().splitlines()}) != 1:
+            raise ValueError("a row is cut")
+        table = pd.read_csv(path)
+        table = table[table["epoch"] <= epochs]
+        if table["epoch"].tolist() != list(range(1, epochs + 1)) or table["seconds"].isna().any():
+            raise ValueError(f"it lacks rows of the {epochs} finished epochs")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Start anew with --overwrite.") from error
+    return table.to_dict("records")

@@ -57,7 +57,7 @@ def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callb
     dataset = datasets.load(config.dataset)
     config.check_task(dataset.task)
     _check_directory(output_dir, config, resume, overwrite)
-    if resume and not overwrite and (output_dir / "result.json").exists():
+    if resume and not overwrite and all((output_dir / name).exists() for name in _FILES):
         return files.read_json(output_dir / "result.json")
 
     # What can be refused is refused by here, before a file is written or removed.
@@ -177,7 +177,7 @@ def _remove(output_dir):
 def _check_same_config(output_dir, config):
     path = output_dir / "config.json"
     if not path.exists():
-        return  # killed before the first file was whole
+        raise ValueError(f"{output_dir} has a run without config.json. Start anew with --overwrite.")
     saved = files.read_json(path)
     different = {
         name: (saved.get(name), value)
