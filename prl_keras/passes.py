@@ -5,6 +5,7 @@ Two kinds, told apart by what they cost. A `TapePass` is the ordinary forward an
 that PRL(G) needs no second forward and backward pass.
 """
 
+import functools
 import typing
 
 import keras
@@ -49,9 +50,7 @@ def glance(model, network, x, y):
     """`network` in inference mode (no dropout, moving statistics): predictions and scores."""
     y_pred = network(x, training=False)
     if model.score == "gradient":
-        norms = per_example.gradient_norms(
-            _losses_of(model), network, x, y, model.microbatch_size, training=False
-        )
+        norms = scores.gradient_norm(x, y, network, model.loss, model.microbatch_size, training=False)
         return Glance(y_pred, norms)
     return Glance(y_pred, _score(model, y, y_pred))
 
@@ -138,7 +137,7 @@ def _score(model, y, y_pred):
 
 
 def _losses_of(model):
-    return lambda y, y_pred: scores.per_example_loss(y, y_pred, model.loss)
+    return functools.partial(scores.per_example_loss, loss=model.loss)
 
 
 def _share(model, x):

@@ -6,6 +6,7 @@ With mean squared error, and with two classes, the loss-layer gradient norm is a
 the loss: PRL(L) and self-paced learning then keep the same examples. They part from three classes on.
 """
 
+import functools
 import inspect
 
 import keras
@@ -119,9 +120,8 @@ def gradient_norm(x, y_true, network, loss, microbatch_size=None, training=True)
     Raises:
         BatchMixingError: with a layer that mixes examples, if `training`.
     """
-    return per_example.gradient_norms(
-        _as_function(keras.losses.get(loss)), network, x, y_true, microbatch_size, training
-    )
+    losses_of = functools.partial(per_example_loss, loss=loss)
+    return per_example.gradient_norms(losses_of, network, x, y_true, microbatch_size, training)
 
 
 def resolve(score):
@@ -144,10 +144,6 @@ def resolve(score):
         f"score={score!r} is not known. Write one of {', '.join(map(repr, NAMES))}, None (every "
         "example counts), or a function of (y_true, y_pred) that gives one value per example."
     )
-
-
-def _as_function(loss):
-    return lambda y_true, y_pred: per_example_loss(y_true, y_pred, loss)
 
 
 def _loss_layer(y_pred, loss):
