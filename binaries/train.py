@@ -28,11 +28,18 @@ flags.DEFINE_integer("batch_size", _DEFAULT.batch_size, "Examples per step.")
 flags.DEFINE_float("learning_rate", _DEFAULT.learning_rate, "Learning rate of Adam.")
 flags.DEFINE_enum("network", _DEFAULT.network, ["auto", *NETWORKS], "Network; auto fits the data.")
 flags.DEFINE_enum("norm", _DEFAULT.norm, ["auto", *NORMS], "Normalization; auto fits the method.")
+flags.DEFINE_integer("train_size", None, "Train on so many examples, a fixed random choice; all if left out.")
+flags.DEFINE_integer("test_size", None, "Test on so many examples; all if left out.")
 flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of initial weights, dropout and batches.")
 flags.DEFINE_integer("noise_seed", _DEFAULT.noise_seed, "Seed of the corruption.")
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder of the run; by default runs/DATASET-METHOD-...."
 )
+_DATA = {
+    "data_dir": flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; else their default."),
+    "download": flags.DEFINE_bool("download", False, "Let TensorFlow Datasets fetch what is missing."),
+    "cache_dir": flags.DEFINE_string("cache_dir", None, "Where features are kept; else ~/.cache/prl_keras."),
+}
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in output_dir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the run in output_dir.")
 
@@ -45,7 +52,8 @@ def main(argv):
         config = RunConfig(**values)
         name = f"{config.dataset}-{config.method}-{config.corruption}-{config.epsilon:g}-seed{config.seed}"
         output_dir = _OUTPUT_DIR.value or os.path.join("runs", name)
-        result = run(config, output_dir, _RESUME.value, _OVERWRITE.value)
+        data_options = {name: flag.value for name, flag in _DATA.items()}
+        result = run(config, output_dir, _RESUME.value, _OVERWRITE.value, data_options=data_options)
     except (ValueError, OSError) as error:
         raise app.UsageError(str(error)) from error
     print(

@@ -1,8 +1,7 @@
 """One network's pass over a batch: predictions and scores first, then, given weights, the gradient.
 
-Two kinds, told apart by what they cost. A `TapePass` is the ordinary forward and backward pass. A
-`PerExamplePass` holds the gradient of every example, from which norms and weighted mean both come, so
-that PRL(G) needs no second forward and backward pass.
+Two kinds. A `TapePass` is the ordinary forward and backward pass. A `PerExamplePass` is one that gives
+the norms of every example's gradient and their weighted mean both, so that PRL(G) needs no second one.
 """
 
 import functools
@@ -11,7 +10,7 @@ import typing
 import keras
 import tensorflow as tf
 
-from prl_keras import checks, per_example, scores
+from prl_keras import checks, layer_wise, per_example, scores
 
 
 def start(model, network, x, y, sample_weight):
@@ -29,7 +28,8 @@ def start(model, network, x, y, sample_weight):
     batch = (model, network, x, y, sample_weight)
     if model.score != "gradient":
         return TapePass(*batch)
-    if model.microbatch_size is None and _can_be_one_pass(model, network, sample_weight):
+    fits_memory = model.microbatch_size is None or layer_wise.applies(network)
+    if fits_memory and _can_be_one_pass(model, network, sample_weight):
         in_one = PerExamplePass(*batch)
         if in_one.is_whole:
             return in_one
@@ -93,20 +93,20 @@ class TapePass(_Pass):
 
 
 class PerExamplePass(_Pass):
-    """Every example's gradient in one vectorized pass; memory for `batch` times the weights."""
+    """Every example's gradient in one pass; memory for `batch` times the weights, or see `layer_wise`."""
 
     def __init__(self, model, network, x, y, sample_weight):
         super().__init__(model, network, x, y, sample_weight)
         # Each example's gradient is its share of the batch's mean, so that float16 overflows no
         # earlier than in the ordinary pass.
         found = per_example.gradients(_losses_of(model), network, x, y, loss_scale=_share(model, x))
-        self.y_pred, self.gradients, self.scores = found.y_pred, found.gradients, found.norms
-        self.is_whole = found.is_whole
+        self.y_pred, self.scores = found.y_pred, found.norms
+        self.weighted_sum, self.is_whole = found.weighted_sum, found.is_whole
 
     def backward(self, weights):
         combined = tf.reshape(_combine(weights, self.sample_weight, 1), [-1])
         combined /= tf.distribute.get_strategy().num_replicas_in_sync
-        data = per_example.weighted_sum(combined, self.gradients)
+        data = self.weighted_sum(combined)
         with tf.GradientTape() as tape:
             extra = sum((tf.reduce_sum(loss) for loss in self.network.losses), start=tf.zeros(()))
             extra = self.model.optimizer.scale_loss(extra)

@@ -1,17 +1,20 @@
-"""The gradient of each example by itself: `tf.vectorized_map` over one-example tapes.
+"""The gradient of each example by itself, in one of two ways that agree.
 
-The forward and backward pass of a single example is written once and vectorized over the batch.
-Layers with random numbers (dropout) get one seed per example; left alone, Keras's seed state would
-be read once and every example of the batch would get the same mask.
+Layer by layer where `layer_wise` applies, at about the price of a plain step. For all other networks
+by `tf.vectorized_map` over one-example tapes: the forward and backward pass of a single example is
+written once and vectorized over the batch. In the map, layers with random numbers (dropout) get one
+seed per example; left alone, Keras's seed state would be read once and every example of the batch
+would get the same mask.
 """
 
+import functools
 import typing
 import warnings
 
 import keras
 import tensorflow as tf
 
-from prl_keras import checks
+from prl_keras import checks, layer_wise
 
 
 class Gradients(typing.NamedTuple):
@@ -19,21 +22,22 @@ class Gradients(typing.NamedTuple):
 
     Attributes:
         y_pred: Predictions `[batch, ...]`.
-        gradients: For every trainable weight its gradients `[batch, *shape]`, times `loss_scale`.
-        norms: float32 `[batch]`, L2 norms over all the weights, without `loss_scale`.
+        norms: float32 `[batch]`, L2 norms over all the trainable weights, without `loss_scale`.
+        weighted_sum: Function of weights `[batch]` that gives `sum_i weights_i * gradient_i`, times
+            `loss_scale`: a list of one tensor per trainable weight, in its shape and dtype.
         is_whole: Whether that is all of a plain step's gradient. It is not where layers added losses
             of their own (`add_loss`, activity regularizers), nor where the plain gradient is sparse
             (embeddings) and optimizers with state treat it differently.
     """
 
     y_pred: tf.Tensor
-    gradients: list
     norms: tf.Tensor
+    weighted_sum: typing.Callable
     is_whole: bool
 
 
 def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
-    """Every example's gradient, in one vectorized forward and backward pass.
+    """Norms and weighted sums of every example's gradient, in one forward and backward pass.
 
     Args:
         losses_of: Function of `(y_true, y_pred)` that gives the losses `[batch]`.
@@ -49,6 +53,10 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
     Raises:
         BatchMixingError: with a layer that mixes examples, if `training`.
     """
+    if layer_wise.applies(network):
+        output_gradients = functools.partial(_output_gradients, losses_of, y, loss_scale)
+        found = layer_wise.gradients(output_gradients, network, x, training, loss_scale)
+        return Gradients(*found, is_whole=True)
     missing = []
 
     def one_example(example):
@@ -60,11 +68,17 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
     y_pred, logits, per_example, norms = _map(one_example, _examples(network, x, y, training))
     if logits is not None:
         y_pred._keras_logits = logits  # lost in the map; Keras's losses look for it
-    return Gradients(y_pred, per_example, norms, is_whole=not missing)
+    weighted_sum = functools.partial(_weighted_sum, per_example)
+    return Gradients(y_pred, norms, weighted_sum, is_whole=not missing)
 
 
 def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True, loss_scale=1.0):
-    """The norms of `gradients` alone, float32 `[batch]`, at most `microbatch_size` examples at a time."""
+    """The norms of `gradients` alone, float32 `[batch]`, at most `microbatch_size` examples at a time.
+
+    Where `layer_wise` applies, memory does not grow with the gradients and all go at a time.
+    """
+    if layer_wise.applies(network):
+        return gradients(losses_of, network, x, y, training, loss_scale).norms
 
     def one_example(example):
         return _one_gradient(losses_of, network, example, training, loss_scale)[2]
@@ -86,9 +100,7 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
     places = tf.reshape(tf.minimum(tf.range(pieces * microbatch_size), batch - 1), [-1, microbatch_size])
 
     def one_piece(places):
-        return tf.vectorized_map(
-            one_example, keras.tree.map_structure(lambda t: tf.gather(t, places), examples)
-        )
+        return _map(one_example, keras.tree.map_structure(lambda t: tf.gather(t, places), examples))
 
     norms = tf.map_fn(one_piece, places, parallel_iterations=1, fn_output_signature=tf.float32)
     return tf.reshape(norms, [-1])[:batch]
@@ -100,14 +112,35 @@ def can_be_vectorized(network):
     return not any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in layers)
 
 
-def weighted_sum(weights, per_example):
-    """`sum_i weights_i * gradient_i` for every trainable weight."""
-    return [tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in per_example]
-
-
 def gradient_or_zeros(tape, target, weights):
     """The dense gradient of `target`, zeros for weights that it does not depend on."""
     return [tf.convert_to_tensor(g) for g in _gradient(tape, target, weights)]
+
+
+def _weighted_sum(per_example, weights):
+    return [tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in per_example]
+
+
+def _output_gradients(losses_of, y, loss_scale, y_pred):
+    """-> (predictions and the logits that Keras keeps of them, the losses' gradients with respect to them).
+
+    Example by example, as the losses are in the other way: one that looks at the whole batch must not
+    see more here than there.
+    """
+    logits = getattr(y_pred, "_keras_logits", None)
+    outputs = [y_pred] if logits is None else [y_pred, logits]
+
+    def one_example(example):
+        outputs, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), example)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(outputs)
+            if len(outputs) == 2:
+                outputs[0]._keras_logits = outputs[1]
+            loss = losses_of(y, outputs[0])[0] * loss_scale
+        found = tape.gradient(loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [gradient[0] for gradient in found]
+
+    return outputs, _map(one_example, (outputs, y))
 
 
 def _gradient(tape, target, weights):
@@ -136,10 +169,14 @@ def _one_gradient(losses_of, network, example, training, loss_scale):
 
 
 def _map(one_example, examples):
-    """`tf.vectorized_map`, for empty batches too: the loops that it falls back to need a first turn."""
+    """`tf.vectorized_map`, for batches of 0 and 1 too: filled up to 2.
+
+    The loops that it falls back to need a first turn, and its `tf.squeeze`, which Keras's `Add` calls,
+    takes a batch of 1 for one more axis to drop.
+    """
     batch = _batch_size(examples)
     filled = keras.tree.map_structure(
-        lambda t: tf.pad(t, [[0, tf.maximum(1 - batch, 0)]] + [[0, 0]] * (len(t.shape) - 1)), examples
+        lambda t: tf.pad(t, [[0, tf.maximum(2 - batch, 0)]] + [[0, 0]] * (len(t.shape) - 1)), examples
     )
     mapped = tf.vectorized_map(one_example, filled)
     return keras.tree.map_structure(lambda t: None if t is None else t[:batch], mapped)

@@ -36,12 +36,12 @@ class SelectionQuality(keras.callbacks.Callback):
                 "is_corrupted must be bool [n], one value per example; indices become a mask by "
                 "np.isin(np.arange(n), indices)."
             )
-        self.batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).cache()
+        starts = range(0, len(x), batch_size)
+        with tf.device("CPU"):  # the probe set need not fill an accelerator
+            self.batches = [
+                tuple(tf.convert_to_tensor(part[i : i + batch_size]) for part in (x, y)) for i in starts
+            ]
         self.is_corrupted = np.asarray(is_corrupted, bool)
-
-    def set_model(self, model):
-        super().set_model(model)
-        self._weights_of = tf.function(model.example_weights, reduce_retracing=True)
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
@@ -49,7 +49,7 @@ class SelectionQuality(keras.callbacks.Callback):
 
     def measure(self):
         """-> dict of `kept_clean`, `drop_precision`, `drop_recall` of the model as it is now."""
-        per_batch = [[w.numpy() for w in self._weights_of(x, y)] for x, y in self.batches]
+        per_batch = [[w.numpy() for w in self.model.graph_example_weights(x, y)] for x, y in self.batches]
         weights = np.concatenate(per_batch, axis=1)  # [networks, n]
         shares = [self._shares(kept) for kept in weights > 0]
         return {name: float(np.mean([share[name] for share in shares])) for name in shares[0]}

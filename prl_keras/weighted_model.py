@@ -108,6 +108,15 @@ class WeightedModel(keras.Model):
             self.optimizer.iterations,
         )
 
+    @property
+    def graph_example_weights(self):
+        """`example_weights` as a graph, traced once for all the fits between two calls of compile."""
+        compiled, graph = self.__dict__.get("_weights_graph", (None, None))
+        if graph is None or compiled is not self._compile_config:
+            graph = tf.function(self.example_weights, reduce_retracing=True)
+            self.__dict__["_weights_graph"] = (self._compile_config, graph)
+        return graph
+
     def get_config(self):
         return {
             **super().get_config(),

@@ -1,4 +1,4 @@
-"""Data sets: what they hold, and that the order of the batches can be repeated."""
+"""Data sets: what they hold."""
 
 import dataclasses
 import sys
@@ -6,154 +6,16 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from prl_keras.experiments.datasets import DATASETS, batches, load, shuffled_batches
+from prl_keras.experiments.batches import batches, shuffled_batches
+from prl_keras.experiments.datasets import DATASETS, Dataset, load
 from prl_keras.experiments.networks import make_network
-
-N = 23  # batches of 5: 5 5 5 5 3
-X = np.arange(N, dtype="float32")[:, None]
-Y = np.arange(N, dtype="int64") * 10
-
-
-class Recorder(keras.Model):
-    """Writes down the batches that `fit` hands to a train step, in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def train_step(self, data):
-        self.seen.append(data[0][:, 0].numpy().astype(int).tolist())
-        return {"loss": 0.0}
-
-
-def batches_seen_by_fit(epochs, initial_epoch=0, seed=7, **options):
-    data, set_epoch = shuffled_batches(X, Y, 5, seed)
-    recorder = Recorder()
-    recorder.compile(run_eagerly=True)
-    fit = {"initial_epoch": initial_epoch, "callbacks": [set_epoch], "verbose": 0, **options}
-    recorder.fit(data, epochs=epochs, shuffle=False, **fit)
-    return recorder.seen
-
-
-def order_of(epoch, seed=7, n=N, batch_size=5):
-    data, set_epoch = shuffled_batches(X[:n], Y[:n], batch_size, seed)
-    set_epoch.on_epoch_begin(epoch)
-    return [x[:, 0].astype(int).tolist() for x, _ in data.as_numpy_iterator()]
-
-
-# --- The order of the batches -----------------------------------------------------------------
-
-
-def test_a_resumed_fit_sees_the_batches_of_an_uninterrupted_one():
-    straight = batches_seen_by_fit(epochs=3)
-    assert len(straight) == 15
-    assert batches_seen_by_fit(epochs=3, initial_epoch=2) == straight[10:]
-    assert straight == [batch for epoch in range(3) for batch in order_of(epoch)]
-
-
-def test_trained_weights_after_resuming_equal_those_of_one_run():
-    def train(*spans):
-        network = make_network("mlp", (1,), 1)
-        network.compile(keras.optimizers.SGD(1e-3), "mse")
-        for first, last in spans:
-            data, set_epoch = shuffled_batches(X / N, X / N, 5, seed=7)
-            fit = {"epochs": last, "initial_epoch": first, "verbose": 0, "shuffle": False}
-            network.fit(data, callbacks=[set_epoch], **fit)
-        return network.get_weights()
-
-    for one, resumed in zip(train((0, 3)), train((0, 2), (2, 3)), strict=True):
-        np.testing.assert_array_equal(one, resumed)
-
-
-def test_every_example_once_per_epoch_and_a_ragged_last_batch():
-    for epoch in range(4):
-        seen = order_of(epoch)
-        assert [len(batch) for batch in seen] == [5, 5, 5, 5, 3]
-        assert sorted(np.concatenate(seen)) == list(range(N))
-
-
-def test_order_differs_from_epoch_to_epoch_and_from_seed_to_seed():
-    orders = [np.concatenate(order_of(epoch, seed)) for epoch in range(4) for seed in range(3)]
-    orders.append(np.arange(N))
-    assert len({tuple(order) for order in orders}) == len(orders)
-    # (seed, epoch) is not merged into one number such as seed + epoch.
-    assert order_of(epoch=1, seed=2) != order_of(epoch=2, seed=1)
-
-
-def test_same_order_however_often_an_epoch_is_read_and_back_again():
-    data, set_epoch = shuffled_batches(X, Y, 5, 7)
-    orders = []
-    for epoch in (0, 0, 3, 0):
-        set_epoch.on_epoch_begin(epoch)
-        orders.append(np.concatenate([y for _, y in data.as_numpy_iterator()]).tolist())
-    assert orders[0] == orders[1] == orders[3] != orders[2]
-
-
-def test_x_and_y_stay_together_and_keep_dtype():
-    data, _ = shuffled_batches(X, Y, 5, 0)
-    for x, y in data.as_numpy_iterator():
-        np.testing.assert_array_equal(x[:, 0] * 10, y)
-        assert (x.dtype, y.dtype) == ("float32", "int64")
-
-
-@pytest.mark.parametrize(("n", "batch_size", "steps"), [(23, 5, 5), (20, 5, 4), (3, 5, 1), (1, 1, 1)])
-def test_cardinality_is_the_number_of_batches(n, batch_size, steps):
-    shuffled, _ = shuffled_batches(X[:n], Y[:n], batch_size, 0)
-    for data in (shuffled, batches(X[:n], Y[:n], batch_size)):
-        assert data.cardinality().numpy() == len(list(data)) == steps
-
-
-def test_order_does_not_depend_on_the_global_seed():
-    tf.random.set_seed(1)
-    one = order_of(1)
-    tf.random.set_seed(2)
-    assert order_of(1) == one
-
-
-def test_batches_are_in_order():
-    seen = list(batches(X, Y, 5).as_numpy_iterator())
-    np.testing.assert_array_equal(np.concatenate([x for x, _ in seen]), X)
-    np.testing.assert_array_equal(np.concatenate([y for _, y in seen]), Y)
-    assert len(seen[-1][0]) == 3
-
-
-def test_steps_per_epoch_that_is_not_a_pass_is_refused():
-    assert batches_seen_by_fit(3, steps_per_epoch=5) == batches_seen_by_fit(3)
-    with pytest.raises(ValueError, match="fit runs 2 steps per epoch, but the data have 5 batches"):
-        batches_seen_by_fit(3, steps_per_epoch=2)
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "batch_size", "message"),
-    [
-        (None, Y, 5, r"x is None; at least one example \[n, ...\] is needed"),
-        (X, None, 5, "y is None"),
-        (X[:0], Y[:0], 5, r"x is an array of shape \(0, 1\); at least one example"),
-        (X, np.float32(3), 5, r"y is an array of shape \(\)"),
-        (X, Y[:-1], 5, "x has 23 examples but y has 22"),
-        (X, Y, 0, "batch_size=0 must be an integer >= 1"),
-        (X, Y, 2.5, "batch_size=2.5 must be"),
-        (X, Y, True, "batch_size=True must be"),
-    ],
-)
-def test_errors_of_batches(x, y, batch_size, message):
-    with pytest.raises(ValueError, match=message):
-        shuffled_batches(x, y, batch_size, seed=0)
-    with pytest.raises(ValueError, match=message):
-        batches(x, y, batch_size)
 
 
 @pytest.mark.parametrize("seed", [None, -1, 1.0, "0"])
 def test_errors_of_seeds(seed):
     with pytest.raises(ValueError, match=f"seed={seed!r} must be an integer >= 0"):
-        shuffled_batches(X, Y, 5, seed)
-    with pytest.raises(ValueError, match=f"seed={seed!r} must be an integer >= 0"):
         load("teacher", seed)
-
-
-# --- The data sets ----------------------------------------------------------------------------
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -161,7 +23,7 @@ def test_an_unknown_name_lists_the_known_ones():
         load("mnist")
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", ["digits", "teacher"])  # the others: tfds_datasets_test, landmarks_test
 def test_the_fields_are_what_they_are_said_to_be(name):
     data = load(name)
     assert data.name == name
@@ -175,8 +37,55 @@ def test_the_fields_are_what_they_are_said_to_be(name):
         else:
             assert data.task == "regression"
             assert (y.dtype, y.shape[1:]) == ("float32", (data.num_outputs,))
+    assert data.source and "\n" not in data.source
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.train_y = None
+
+
+def test_names_and_what_they_are_read_from():
+    assert list(DATASETS) == ["digits", "teacher", "cifar10", "cifar100", "celeb_a"]
+    assert load("digits").source == "digits of scikit-learn"
+    assert load("teacher", 3).source == "random network and inputs, seed 3"
+
+
+def test_options_for_other_data_sets_do_no_harm(tmp_path):
+    options = {"data_dir": tmp_path / "none", "download": True, "cache_dir": tmp_path / "none"}
+    np.testing.assert_array_equal(load("teacher", **options).train_x, load("teacher").train_x)
+    assert not list(tmp_path.iterdir())
+
+
+class TestSubset:
+    x, y = np.arange(30, dtype="float32")[:, None], np.arange(30)
+    data = Dataset("numbers", "classification", x, y, x[:20] + 100, y[:20] + 100, 120, "made for a test")
+
+    def test_smaller_ones_lie_within_larger_ones_and_rows_stay_together(self):
+        small, large = self.data.subset(5, 4), self.data.subset(17, 9)
+        assert small.train_x.shape == (5, 1) and large.test_y.shape == (9,)
+        np.testing.assert_array_equal(small.train_y, large.train_y[:5])
+        np.testing.assert_array_equal(small.test_x, large.test_x[:4])
+        for part in (small, large):
+            np.testing.assert_array_equal(part.train_x[:, 0], part.train_y)
+            np.testing.assert_array_equal(part.test_x[:, 0], part.test_y)
+            assert len(set(part.train_y)) == len(part.train_y)
+        assert large.train_y.tolist() != sorted(large.train_y)
+        assert (small.name, small.num_outputs, small.source) == ("numbers", 120, "made for a test")
+
+    def test_none_is_all_in_the_order_given(self):
+        same, trained_on = self.data.subset(), self.data.subset(test_size=3)
+        assert same.train_x is self.data.train_x and same.test_y is self.data.test_y
+        assert trained_on.train_x is self.data.train_x and len(trained_on.test_x) == 3
+
+    def test_all_of_them_are_each_there_once(self):
+        assert sorted(self.data.subset(train_size=30).train_y) == list(range(30))
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="train_size=31 is more than the 30 train examples of numbers"):
+            self.data.subset(train_size=31)
+        with pytest.raises(ValueError, match="test_size=21 is more than the 20 test examples of numbers"):
+            self.data.subset(test_size=21)
+        for bad in (0, -1, 2.0, True, "3"):
+            with pytest.raises(ValueError, match=f"train_size={bad!r} must be an integer >= 1"):
+                self.data.subset(train_size=bad)
 
 
 def test_digits_shapes_range_balance_and_fixed_split():

@@ -40,11 +40,18 @@ def shared_and_frozen_network():
     return keras.Model(inputs, layers.Dense(3)(shared(frozen(shared(inputs)))))
 
 
+def residual_network():
+    inputs = keras.Input((6,))
+    x = layers.LayerNormalization()(layers.Dense(6, activation="tanh")(inputs))
+    return keras.Model(inputs, layers.Dense(3)(layers.Add()([inputs, x])))
+
+
 NETWORKS = {
     "conv": (conv_network, (8, 8, 2)),
     "depthwise": (depthwise_network, (8, 8, 2)),
     "text": (text_network, (5,)),
     "shared_and_frozen": (shared_and_frozen_network, (4,)),
+    "residual": (residual_network, (6,)),
 }
 
 
@@ -76,14 +83,25 @@ def losses_of(y, y_pred):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_and_norms_equal_the_loop(name):
     network, x, y = batch(name, 7)
-    y_pred, gradients, norms, _ = per_example.gradients(losses_of, network, x, y)
+    y_pred, norms, weighted_sum, _ = per_example.gradients(losses_of, network, x, y)
+    gradients = [weighted_sum(one_hot) for one_hot in tf.eye(7)]
     expected = loop(network, x, y)
     np.testing.assert_allclose(y_pred, network(x), rtol=1e-4, atol=1e-5)
     for i, gradient in enumerate(expected):
-        for whole, single in zip(gradients, gradient):
-            np.testing.assert_allclose(whole[i], single, rtol=1e-3, atol=1e-6)
+        for ours, single in zip(gradients[i], gradient):
+            np.testing.assert_allclose(ours, single, rtol=1e-3, atol=1e-6)
     flat = [np.concatenate([np.ravel(g) for g in gradient]) for gradient in expected]
     np.testing.assert_allclose(norms, np.linalg.norm(flat, axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 1])
+def test_a_last_batch_of_one_example_has_the_norm_of_that_example(microbatch_size):
+    network, x, y = batch("residual", 2)
+    norms = tf.function(
+        lambda x, y: per_example.gradient_norms(losses_of, network, x, y, microbatch_size),
+        input_signature=[tf.TensorSpec([None, 6]), tf.TensorSpec([None], tf.int64)],
+    )
+    np.testing.assert_allclose(norms(x[:1], y[:1]), norms(x, y)[:1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7])

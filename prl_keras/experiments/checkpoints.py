@@ -7,6 +7,7 @@ the epoch in its name.
 """
 
 import pathlib
+import time
 
 import h5py
 import keras
@@ -19,22 +20,30 @@ _KEPT = 2  # the newest, and one to fall back to
 
 
 class SaveCheckpoints(keras.callbacks.Callback):
-    """Saves weights, optimizer and seed states after every epoch; the two newest files are kept.
+    """Saves weights, optimizer and seed states after an epoch; the two newest files are kept.
 
     Args:
         directory: Where to; made if missing.
+        seconds: The least time between two checkpoints; with 0 every epoch is saved.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, seconds=0):
         super().__init__()
         self.directory = pathlib.Path(directory)
+        self.seconds = seconds
+
+    def on_train_begin(self, logs=None):
+        self._last = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
+        if time.monotonic() - self._last < self.seconds:
+            return
+        self._last = time.monotonic()
         self.directory.mkdir(parents=True, exist_ok=True)
         with files.replacing(self.directory / f"epoch-{epoch + 1:05d}.weights.h5") as temporary:
             self.model.save_weights(temporary)
             with h5py.File(temporary, "a") as file:
-                for i, state in enumerate(_seed_states(self.model)):
+                for i, state in enumerate(seed_states(self.model)):
                     file[f"seed_states/{i}"] = np.asarray(state)
         for old in _newest_first(self.directory)[_KEPT:]:
             old.unlink()
@@ -55,7 +64,7 @@ def restore(model, directory):
         try:
             model.load_weights(path)
             with h5py.File(path, "r") as file:
-                for i, state in enumerate(_seed_states(model)):
+                for i, state in enumerate(seed_states(model)):
                     state.assign(file[f"seed_states/{i}"][()])
         except Exception as error:  # h5py and Keras raise many kinds for a damaged file
             errors.append(f"{path.name}: {type(error).__name__}: {error}")
@@ -66,7 +75,8 @@ def restore(model, directory):
     return 0
 
 
-def _seed_states(model):
+def seed_states(model):
+    """The state variables of the model's seed generators, which Keras does not count as weights."""
     return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
 
 

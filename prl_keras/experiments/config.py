@@ -28,6 +28,8 @@ class RunConfig:
         network: A name in `NETWORKS`, or "auto": small_cnn for images, mlp for vectors.
         norm: "batch", "group", "none", or "auto": for CNNs batch, but group where the method needs
             each example's own gradient; none for the mlp.
+        train_size, test_size: Train and test on so many examples of the data set, a fixed random
+            choice, at least 1; None for all.
         seed: Of initial weights, dropout and the order of the batches, at least 0.
         noise_seed: Of the corruption, at least 0.
 
@@ -46,6 +48,8 @@ class RunConfig:
     learning_rate: float = 0.001
     network: str = "auto"
     norm: str = "auto"
+    train_size: int | None = None
+    test_size: int | None = None
     seed: int = 0
     noise_seed: int = 0
 
@@ -64,9 +68,12 @@ class RunConfig:
                 f"learning_rate={self.learning_rate!r} must be a positive number, such as 0.001."
             )
         for name, smallest in (
-            ("epochs", 1), ("batch_size", 1), ("ramp_epochs", 0), ("seed", 0), ("noise_seed", 0),
+            ("epochs", 1), ("batch_size", 1), ("ramp_epochs", 0), ("train_size", 1), ("test_size", 1),
+            ("seed", 0), ("noise_seed", 0),
         ):  # fmt: skip
             value = getattr(self, name)
+            if value is None and name.endswith("_size") and name != "batch_size":
+                continue
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < smallest:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {smallest}.")
         if (self.corruption == "none") != (self.epsilon == 0):
@@ -74,6 +81,11 @@ class RunConfig:
                 f"corruption={self.corruption!r} and epsilon={self.epsilon!r} do not go together: "
                 "corruption='none' needs epsilon=0, and every other corruption a positive epsilon."
             )
+
+    @property
+    def told_epsilon(self):
+        """The fraction that the method is told: `assumed_epsilon`, or else the true one."""
+        return self.epsilon if self.assumed_epsilon is None else self.assumed_epsilon
 
     def check_task(self, task):
         """Refuses a method or corruption that the data set's task has no meaning for.

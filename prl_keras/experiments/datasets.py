@@ -1,12 +1,13 @@
-"""Data sets small enough for every machine, and batches whose order can be repeated."""
+"""Data sets by name: what is trained on, and what is measured on."""
 
 import dataclasses
-import numbers
 import types
 
-import keras
 import numpy as np
-import tensorflow as tf
+
+from prl_keras.experiments import landmarks, tfds_datasets
+from prl_keras.experiments.batches import check_integer
+from prl_keras.experiments.landmark_network import COORDINATES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,6 +20,7 @@ class Dataset:
         train_x, test_x: float32 `[n, ...]`.
         train_y, test_y: int64 labels `[n]`, or float32 targets `[n, q]`.
         num_outputs: number of classes, or q.
+        source: one line that says which data were really read.
     """
 
     name: str
@@ -28,25 +30,62 @@ class Dataset:
     test_x: np.ndarray
     test_y: np.ndarray
     num_outputs: int
+    source: str
+
+    def subset(self, train_size=None, test_size=None):
+        """A `Dataset` of fewer examples: the first of a permutation that is always the same.
+
+        Hence a smaller subset of the train part lies within a larger one, and so for the test part.
+
+        Args:
+            train_size, test_size: integer >= 1; None for all examples, in the order they have.
+
+        Raises:
+            ValueError: a size that is not such an integer, or larger than the part.
+        """
+        parts = {}
+        for part, size in (("train", train_size), ("test", test_size)):
+            x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            if size is None:
+                continue
+            if check_integer(f"{part}_size", size, 1) > len(x):
+                raise ValueError(
+                    f"{part}_size={size} is more than the {len(x)} {part} examples of {self.name}: give at "
+                    "most as many, or None for all."
+                )
+            rows = np.random.default_rng(0).permutation(len(x))[:size]
+            parts |= {f"{part}_x": x[rows], f"{part}_y": y[rows]}
+        return dataclasses.replace(self, **parts)
 
 
-def load(name, seed=0):
-    """The `Dataset` of that name; `seed` (int >= 0) matters only where data are made up.
+def load(name, seed=0, *, data_dir=None, download=False, cache_dir=None):
+    """The `Dataset` of that name.
+
+    Args:
+        name: a key of `DATASETS`.
+        seed: int >= 0; matters only where data are made up (teacher).
+        data_dir: TFDS data directory of cifar10, cifar100 and celeb_a, the folder that holds `cifar10`
+            and so on; None for the default of TFDS. The others need no files.
+        download: whether TFDS may fetch the data into it if they are not there.
+        cache_dir: folder for the features of celeb_a (see `landmarks.landmark_features`).
 
     Raises:
-        ValueError: an unknown name, or a seed that is not an integer >= 0.
+        ValueError: an unknown name, a seed that is not an integer >= 0, or damaged data files.
+        FileNotFoundError: data that are not in data_dir, without `download`.
+        OSError: a failed download.
+        ImportError: a package that the data come with is missing.
     """
     if name not in DATASETS:
         raise ValueError(f"name={name!r} is unknown; use one of {tuple(DATASETS)}.")
-    return DATASETS[name](_check_integer("seed", seed, 0))
+    seed = check_integer("seed", seed, 0)
+    return DATASETS[name](seed=seed, data_dir=data_dir, download=download, cache_dir=cache_dir)
 
 
-def digits(seed=0):
+def digits(**_):
     """8x8 handwritten digits of scikit-learn: x in [0, 1] `[n, 8, 8, 1]`, 10 classes.
 
     1,437 train and 360 test images, stratified by class; the split is fixed, whatever the seed.
     """
-    del seed  # nothing here is drawn
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -57,10 +96,11 @@ def digits(seed=0):
     labels = labels.astype(np.int64)
     split = {"test_size": 360, "stratify": labels, "random_state": 0}
     train_x, test_x, train_y, test_y = train_test_split(images, labels, **split)
-    return Dataset("digits", "classification", train_x, train_y, test_x, test_y, 10)
+    source = "digits of scikit-learn"
+    return Dataset("digits", "classification", train_x, train_y, test_x, test_y, 10, source)
 
 
-def teacher(seed=0):
+def teacher(seed=0, **_):
     """Regression on a random network, 2,000 train and 500 test examples, p = 20, q = 4.
 
         x ~ N(0, I_p),  y = tanh(x A / sqrt(p)) B / sqrt(h) + 0.05 N(0, I_q),  h = 32,
@@ -76,98 +116,41 @@ def teacher(seed=0):
     y += 0.05 * rng.standard_normal((n, q))
     y = (y - y[:train].mean(axis=0)) / y[:train].std(axis=0)
     x, y = x.astype(np.float32), y.astype(np.float32)
-    return Dataset("teacher", "regression", x[:train], y[:train], x[train:], y[train:], q)
+    source = f"random network and inputs, seed {seed}"
+    return Dataset("teacher", "regression", x[:train], y[:train], x[train:], y[train:], q, source)
 
 
-#: name -> loader `(seed=0) -> Dataset`. `load` is the way in that checks its arguments.
-DATASETS = types.MappingProxyType({"digits": digits, "teacher": teacher})
+def cifar10(data_dir=None, download=False, **_):
+    """CIFAR-10: x in [0, 1] `[n, 32, 32, 3]`, 10 classes, 50,000 train and 10,000 test images.
 
-
-def shuffled_batches(x, y, batch_size, seed):
-    """Batches for `fit`, in an order that is a pure function of (seed, epoch).
-
-        batches, set_epoch = shuffled_batches(x, y, 128, seed=0)
-        model.fit(batches, epochs=50, initial_epoch=20, callbacks=[set_epoch], shuffle=False)
-
-    Guarantees:
-        * Every example once per epoch; the last batch holds the n mod batch_size left over.
-        * A run resumed at epoch e sees the batches of an uninterrupted run: nothing but the
-          epoch, which the callback sets in `on_epoch_begin`, decides the order.
-        * x and y lie in host memory once, whatever the number of epochs.
-
-    Without the callback every epoch has the order of epoch 0. Keras makes a new iterator for each
-    epoch, after `on_epoch_begin`, only where it counts the steps itself: `fit` with a
-    `steps_per_epoch` other than the number of batches is refused by the callback.
-
-    Args:
-        x: array `[n, ...]`, n >= 1.
-        y: array `[n, ...]` of the same length.
-        batch_size: integer >= 1.
-        seed: integer >= 0.
-
-    Returns:
-        `(tf.data.Dataset of (x, y), keras.callbacks.Callback)`.
-
-    Raises:
-        ValueError: arrays missing, empty or of different lengths; batch_size or seed not as above.
+    No augmentation and no standardization, in the order of the TFDS files.
     """
-    x, y, batch_size = _check_examples(x, y, batch_size)
-    seed = _check_integer("seed", seed, 0)
-    n, steps = len(x), -(-len(x) // batch_size)
-    with tf.device("CPU"):  # where tf.data runs; it cannot read a variable of an accelerator
-        x, y = tf.constant(x), tf.constant(y)
-        epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-    def one_epoch(_):
-        # Run anew by each iterator, hence with the epoch of that moment.
-        order = tf.random.experimental.stateless_shuffle(tf.range(n), seed=[seed, epoch])
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-
-    batches = tf.data.Dataset.range(1).flat_map(one_epoch)
-    batches = batches.map(lambda rows: (tf.gather(x, rows), tf.gather(y, rows)))
-    batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
-    return batches.prefetch(tf.data.AUTOTUNE), _SetEpoch(epoch, steps)
+    return _images("cifar10", data_dir, download)
 
 
-def batches(x, y, batch_size):
-    """Batches in the order of the arrays, for `evaluate` and `predict`; arguments as above."""
-    x, y, batch_size = _check_examples(x, y, batch_size)
-    with tf.device("CPU"):
-        return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).prefetch(1)
+def cifar100(data_dir=None, download=False, **_):
+    """CIFAR-100: as `cifar10`, with its 100 fine classes."""
+    return _images("cifar100", data_dir, download)
 
 
-class _SetEpoch(keras.callbacks.Callback):
-    """Tells the data of `shuffled_batches` which epoch it is."""
-
-    def __init__(self, epoch, steps):
-        super().__init__()
-        self._epoch = epoch
-        self._steps = steps
-
-    def on_train_begin(self, logs=None):
-        steps = (self.params or {}).get("steps", self._steps)
-        if steps != self._steps:
-            raise ValueError(
-                f"fit runs {steps} steps per epoch, but the data have {self._steps} batches: "
-                "leave out steps_per_epoch, or the epochs would not be passes over the data."
-            )
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch.assign(epoch)
+def celeb_a(data_dir=None, download=False, cache_dir=None, **_):
+    """Ten face landmark coordinates from 512 CNN features of an image: see `landmarks`."""
+    part = landmarks.landmark_features(data_dir, download, cache_dir)
+    arrays = part.train_x, part.train_y, part.test_x, part.test_y
+    return Dataset("celeb_a", "regression", *arrays, len(COORDINATES), part.source)
 
 
-def _check_examples(x, y, batch_size):
-    for name, array in (("x", x), ("y", y)):
-        if array is None or np.ndim(array) == 0 or len(array) == 0:
-            shape = "None" if array is None else f"an array of shape {np.shape(array)}"
-            raise ValueError(f"{name} is {shape}; at least one example [n, ...] is needed.")
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} examples but y has {len(y)}: give one y for each x.")
-    return np.asarray(x), np.asarray(y), _check_integer("batch_size", batch_size, 1)
+#: name -> loader, called with the keyword arguments of `load`, which is the way in that checks them.
+DATASETS = types.MappingProxyType(
+    {"digits": digits, "teacher": teacher, "cifar10": cifar10, "cifar100": cifar100, "celeb_a": celeb_a}
+)
 
 
-def _check_integer(name, value, smallest):
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < smallest:
-        raise ValueError(f"{name}={value!r} must be an integer >= {smallest}.")
-    return int(value)
+def _images(name, data_dir, download):
+    read = tfds_datasets.read_images(name, data_dir, download)
+    # Divided without a float64 copy: CIFAR's train part is 614 MB as float32.
+    train_x, test_x = (np.divide(x, np.float32(255), dtype=np.float32) for x in (read.train_x, read.test_x))
+    labels = read.train_y, read.test_y
+    return Dataset(
+        name, "classification", train_x, labels[0], test_x, labels[1], read.num_classes, read.source
+    )

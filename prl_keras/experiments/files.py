@@ -19,10 +19,10 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path, value):
-    """Writes `value` as indented JSON, atomically; NaN and infinities become null."""
+def write_json(path, value, indent=2):
+    """Writes `value` as JSON, atomically; NaN and infinities become null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n")
 
 
 def read_json(path):

@@ -1,7 +1,8 @@
 """The networks of the experiments, by name; every head is linear (logits or raw values).
 
 cnn9        the 9-layer CNN of Han et al. 2018, for 28x28 images and larger
-small_cnn   three convolutions, for a machine without accelerator
+small_cnn   three convolutions, for small images on a machine without accelerator
+strided_cnn three convolutions that halve the image at once, for 32x32 images there
 mlp         the paper's fully connected network for landmarks
 """
 
@@ -96,6 +97,20 @@ def small_cnn(input_shape, num_outputs, norm, seed=0):
     return keras.Model(inputs, _head(x, num_outputs, seeds))
 
 
+def strided_cnn(input_shape, num_outputs, norm, seed=0):
+    """24 filters 5x5 stride 2 | 48 filters 3x3 stride 2 | 96 filters 3x3 | global mean | dense.
+
+    Norm and LeakyReLU as in cnn9, no dropout as in small_cnn, a sixth of its time on 32x32 images.
+    """
+    _check_image("strided_cnn", input_shape, smallest=8)
+    seeds = _spawn_seeds(seed)
+    x = inputs = keras.Input(input_shape)
+    for filters, size, strides in ((24, 5, 2), (48, 3, 2), (96, 3, 1)):
+        x = _convolution(x, filters, "same", norm, 8, seeds, size, strides)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, _head(x, num_outputs, seeds))
+
+
 def mlp(input_shape, num_outputs, norm, seed=0):
     """Dense 256, Dense 256, Dense q, LeakyReLU(0.01) between (the paper, appendix A.3)."""
     if norm != "none":
@@ -111,13 +126,15 @@ def mlp(input_shape, num_outputs, norm, seed=0):
 
 #: name -> builder `(input_shape, num_outputs, norm, seed=0) -> keras.Model`. `make_network` is
 #: the way in that checks its arguments.
-NETWORKS = types.MappingProxyType({"cnn9": cnn9, "small_cnn": small_cnn, "mlp": mlp})
+NETWORKS = types.MappingProxyType(
+    {"cnn9": cnn9, "small_cnn": small_cnn, "strided_cnn": strided_cnn, "mlp": mlp}
+)
 
 
-def _convolution(x, filters, padding, norm, groups, seeds):
-    """3x3 convolution, norm, LeakyReLU(0.01)."""
+def _convolution(x, filters, padding, norm, groups, seeds, size=3, strides=1):
+    """Convolution, norm, LeakyReLU(0.01)."""
     initializer = keras.initializers.HeNormal(next(seeds))
-    x = layers.Conv2D(filters, 3, padding=padding, kernel_initializer=initializer)(x)
+    x = layers.Conv2D(filters, size, strides, padding=padding, kernel_initializer=initializer)(x)
     if norm == "batch":
         x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
     elif norm == "group":

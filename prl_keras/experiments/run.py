@@ -1,7 +1,7 @@
-"""One run: corrupt the training targets, train by a method, measure on clean test data."""
+"""One run in a folder of its own, which can be killed and resumed."""
 
 import dataclasses
-import itertools
+import functools
 import pathlib
 import platform
 import shutil
@@ -12,17 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import prl_keras as prl
-from prl_keras.experiments import checkpoints, curves, datasets, files, history
-from prl_keras.experiments.networks import make_network
+from prl_keras.experiments import curves, datasets, files
+from prl_keras.experiments.training import Training, summarize
 
-LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
-_PROBE_SIZE = 2000  # examples on which the cleanness of the kept set is measured
 _FILES = ("config.json", "history.csv", "result.json", "model.keras", "curves.png")
 _CHECKPOINTS = "checkpoints"
 
 
-def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callbacks=()):
+def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callbacks=(), data_options=None):
     """Trains as `config` says and writes everything about it into `output_dir`.
 
     | file | holds |
@@ -43,6 +40,7 @@ def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callb
         verbose: As in `keras.Model.fit`; "auto" is a progress bar on a terminal and a line per epoch
             elsewhere.
         callbacks: Further Keras callbacks.
+        data_options: For `datasets.load`: where the data lie, and whether to fetch them.
 
     Returns:
         dict: `test_metric` ("accuracy" or "r2_score"), `test_mean` and `test_std` over the last ten
@@ -54,105 +52,35 @@ def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callb
         FileExistsError: if there is a run and neither `resume` nor `overwrite` is given.
     """
     output_dir = pathlib.Path(output_dir)
-    dataset = datasets.load(config.dataset)
+    dataset = datasets.load(config.dataset, **(data_options or {}))
     config.check_task(dataset.task)
     _check_directory(output_dir, config, resume, overwrite)
     if resume and not overwrite and all((output_dir / name).exists() for name in _FILES):
         return files.read_json(output_dir / "result.json")
 
-    # What can be refused is refused by here, before a file is written or removed.
-    targets, is_corrupted = _corrupt(config, dataset)
-    model = _build(config, dataset, steps_per_epoch=-(-len(targets) // config.batch_size))
+    training = Training(config, dataset)  # what can be refused is refused before a file is touched
     if overwrite:
         _remove(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    rate = float(np.mean(is_corrupted))
     files.write_json(
         output_dir / "config.json",
-        {**dataclasses.asdict(config), "corruption_rate": rate, "versions": _versions()},
+        {
+            **dataclasses.asdict(config),
+            "corruption_rate": training.corruption_rate,
+            "source": dataset.source,
+            "versions": versions(),
+        },
     )
-    finished = checkpoints.restore(model, output_dir / _CHECKPOINTS)
-    train, set_epoch = datasets.shuffled_batches(dataset.train_x, targets, config.batch_size, config.seed)
-    record = history.WriteHistory(output_dir / "history.csv", finished)
-    callbacks = [set_epoch, record, checkpoints.SaveCheckpoints(output_dir / _CHECKPOINTS), *callbacks]
-    if hasattr(model, "example_weights"):
-        probe = slice(0, _PROBE_SIZE)
-        callbacks.insert(0, prl.SelectionQuality(
-            dataset.train_x[probe], targets[probe], is_corrupted[probe], config.batch_size
-        ))  # fmt: skip
-    model.fit(
-        train,
-        epochs=config.epochs,
-        initial_epoch=finished,
-        validation_data=datasets.batches(dataset.test_x, dataset.test_y, 1024),
-        callbacks=callbacks,
-        shuffle=False,  # the data set shuffles, by seed and epoch
-        verbose=(1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose,
-    )
-    result = summarize(record.table, dataset.task)
+    verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
+    table = training.fit(output_dir, verbose=verbose, callbacks=callbacks)
+    result = summarize(table, dataset.task)
     with files.replacing(output_dir / "model.keras") as temporary:
-        model.save(temporary)
+        training.model.save(temporary)
     with files.replacing(output_dir / "curves.png") as temporary:
-        curves.plot_run(record.table, result, config, temporary)
+        curves.plot_run(table, result, config, temporary)
     files.write_json(output_dir / "result.json", result)
     shutil.rmtree(output_dir / _CHECKPOINTS, ignore_errors=True)
     return result
-
-
-def summarize(table, task):
-    """The summary of a run from its history, as `run` returns it."""
-    metric = "accuracy" if task == "classification" else "r2_score"
-    last = table.tail(LAST_EPOCHS)
-    test = last[f"test_{metric}"]
-    selection = {
-        name: float(last[name].mean()) if name in last else None
-        for name in ("kept_clean", "drop_precision", "drop_recall")
-    }
-    return {
-        "test_metric": metric,
-        "test_mean": float(test.mean()),
-        "test_std": float(test.std(ddof=0)),
-        "test_final": float(test.iloc[-1]),
-        **selection,
-        "seconds_per_epoch": float(table["seconds"].median()),
-        "epochs": len(table),
-    }
-
-
-def _corrupt(config, dataset):
-    if config.corruption == "none":
-        return dataset.train_y, np.zeros(len(dataset.train_y), bool)
-    num_classes = dataset.num_outputs if dataset.task == "classification" else None
-    return prl.corrupt(
-        config.corruption,
-        dataset.train_y,
-        config.epsilon,
-        np.random.default_rng(config.noise_seed),
-        features=dataset.train_x,
-        num_classes=num_classes,
-    )
-
-
-def _build(config, dataset, steps_per_epoch):
-    keras.utils.set_random_seed(config.seed)
-    input_shape = dataset.train_x.shape[1:]
-    network, norm = config.network_and_norm(input_shape)
-    seeds = itertools.count(2 * config.seed)  # a pair takes two
-
-    if dataset.task == "classification":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    else:
-        loss, metric = keras.losses.MeanSquaredError(), keras.metrics.R2Score()
-    return prl.build(
-        config.method,
-        lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
-        epsilon=config.epsilon if config.assumed_epsilon is None else config.assumed_epsilon,
-        ramp_steps=config.ramp_epochs * steps_per_epoch,
-        loss=loss,
-        optimizer=keras.optimizers.Adam(config.learning_rate),
-        metrics=[metric],
-    )
 
 
 def _check_directory(output_dir, config, resume, overwrite):
@@ -192,7 +120,10 @@ def _check_same_config(output_dir, config):
         )
 
 
-def _versions():
+@functools.cache
+def versions():
+    """What a result may depend on beside its config: packages, and the code's git revision."""
+
     def git(*arguments):
         try:
             folder = pathlib.Path(__file__).parent

@@ -1,0 +1,177 @@
+"""The training of one run: corrupt the targets, build the model, fit it, measure on clean test data."""
+
+import dataclasses
+import itertools
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import prl_keras as prl
+from prl_keras.experiments import checkpoints, history
+from prl_keras.experiments.batches import batches, shuffled_batches
+from prl_keras.experiments.networks import make_network
+
+LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
+_PROBE_SIZE = 2000  # examples on which the cleanness of the kept set is measured
+_TEST_BATCH = 1024
+_KEPT_MODELS = 4
+
+
+class Training:
+    """A run that can start: everything that can be refused is refused when this is made.
+
+    Attributes:
+        config: The `RunConfig`.
+        dataset: The `Dataset`, of the sizes that the config says.
+        targets: The training targets, corrupted; is_corrupted: which of them are.
+        model: The compiled model with its initial weights.
+
+    Args:
+        config: As above.
+        dataset: What `datasets.load(config.dataset)` gave; it is cut to the config's sizes.
+        models: A dict in which models are kept from run to run. Building and tracing take as long as
+            a small run's training, so runs that differ only in corruption and seeds share one model:
+            it is put into the state in which a fresh one starts. None builds a fresh one.
+
+    Raises:
+        ValueError: for a method, corruption or size that does not suit the data.
+    """
+
+    def __init__(self, config, dataset, models=None):
+        config.check_task(dataset.task)
+        self.config = config
+        self.dataset = dataset.subset(config.train_size, config.test_size)
+        self.targets, self.is_corrupted = _corrupt(config, self.dataset)
+        self.model = _model(config, self.dataset, models)
+
+    @property
+    def corruption_rate(self):
+        """The achieved share of corrupted targets."""
+        return float(np.mean(self.is_corrupted))
+
+    def fit(self, directory, checkpoint_seconds=0, verbose=0, callbacks=()):
+        """Trains, from the last checkpoint in `directory` if there is one.
+
+        Args:
+            directory: Gets history.csv and the folder checkpoints; made if missing.
+            checkpoint_seconds: The least time between two checkpoints.
+            verbose: As in `keras.Model.fit`.
+            callbacks: Further Keras callbacks.
+
+        Returns:
+            The history, a DataFrame with a row per epoch.
+
+        Raises:
+            ValueError: if there are checkpoints or a history and they are damaged.
+        """
+        directory, config, data = pathlib.Path(directory), self.config, self.dataset
+        directory.mkdir(parents=True, exist_ok=True)
+        saver = checkpoints.SaveCheckpoints(directory / "checkpoints", checkpoint_seconds)
+        finished = checkpoints.restore(self.model, saver.directory)
+        train, set_epoch = shuffled_batches(data.train_x, self.targets, config.batch_size, config.seed)
+        record = history.WriteHistory(directory / "history.csv", finished)
+        callbacks = [set_epoch, record, saver, *callbacks]
+        if hasattr(self.model, "example_weights"):
+            probe = slice(0, _PROBE_SIZE)
+            callbacks.insert(0, prl.SelectionQuality(
+                data.train_x[probe], self.targets[probe], self.is_corrupted[probe], config.batch_size
+            ))  # fmt: skip
+        self.model.fit(
+            train,
+            epochs=config.epochs,
+            initial_epoch=finished,
+            validation_data=batches(data.test_x, data.test_y, _TEST_BATCH),
+            callbacks=callbacks,
+            shuffle=False,  # the data set shuffles, by seed and epoch
+            verbose=verbose,
+        )
+        return record.table
+
+
+def summarize(table, task):
+    """The summary of a run from its history, as `run.run` returns it."""
+    metric = "accuracy" if task == "classification" else "r2_score"
+    last = table.tail(LAST_EPOCHS)
+    test = last[f"test_{metric}"]
+    selection = {
+        name: float(last[name].mean()) if name in last else None
+        for name in ("kept_clean", "drop_precision", "drop_recall")
+    }
+    return {
+        "test_metric": metric,
+        "test_mean": float(test.mean()),
+        "test_std": float(test.std(ddof=0)),
+        "test_final": float(test.iloc[-1]),
+        **selection,
+        "seconds_per_epoch": float(table["seconds"].median()),
+        "epochs": len(table),
+    }
+
+
+def trace_key(config):
+    """What runs must have in common to share a traced model: all but the corruption and the seeds."""
+    return dataclasses.replace(
+        config, corruption="none", epsilon=0, assumed_epsilon=config.told_epsilon, seed=0, noise_seed=0
+    )
+
+
+def _corrupt(config, dataset):
+    if config.corruption == "none":
+        return dataset.train_y, np.zeros(len(dataset.train_y), bool)
+    num_classes = dataset.num_outputs if dataset.task == "classification" else None
+    return prl.corrupt(
+        config.corruption,
+        dataset.train_y,
+        config.epsilon,
+        np.random.default_rng(config.noise_seed),
+        features=dataset.train_x,
+        num_classes=num_classes,
+    )
+
+
+def _model(config, dataset, models):
+    fresh = _build(config, dataset)
+    if models is None:
+        return fresh
+    key = trace_key(config)
+    kept = models.pop(key, fresh)
+    models[key] = kept  # the newest last
+    for old in list(models)[:-_KEPT_MODELS]:
+        del models[old]
+    if kept is not fresh:
+        for variable, start in zip(_state(kept), _state(fresh), strict=True):
+            variable.assign(start)
+    return kept
+
+
+def _state(model):
+    """All that training changes, the optimizer's part included."""
+    model.optimizer.build(model.trainable_variables)
+    return [*model.weights, *checkpoints.seed_states(model), *model.optimizer.variables]
+
+
+def _build(config, dataset):
+    keras.utils.set_random_seed(config.seed)
+    input_shape = dataset.train_x.shape[1:]
+    network, norm = config.network_and_norm(input_shape)
+    seeds = itertools.count(2 * config.seed)  # a pair takes two
+
+    if dataset.task == "classification":
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    else:
+        loss, metric = keras.losses.MeanSquaredError(), keras.metrics.R2Score()
+    steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
+    return prl.build(
+        config.method,
+        lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
+        epsilon=config.told_epsilon,
+        ramp_steps=config.ramp_epochs * steps_per_epoch,
+        loss=loss,
+        optimizer=keras.optimizers.Adam(config.learning_rate),
+        metrics=[metric],
+        # On a CPU, XLA is no faster here and takes twice the time to compile.
+        jit_compile=bool(tf.config.list_physical_devices("GPU")),
+    )
