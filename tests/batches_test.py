@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from prl_keras.experiments.batches import batches, shuffled_batches
+from prl_keras.experiments.batches import batches, shuffled_batches, shuffled_stream
 from prl_keras.experiments.networks import make_network
 
 N = 23  # batches of 5: 5 5 5 5 3
@@ -59,6 +59,22 @@ def test_trained_weights_after_resuming_equal_those_of_one_run():
 
     for one, resumed in zip(train((0, 3)), train((0, 2), (2, 3)), strict=True):
         np.testing.assert_array_equal(one, resumed)
+
+
+@pytest.mark.parametrize("first_epoch", [0, 2])
+def test_a_stream_has_the_batches_of_each_epoch_in_turn(first_epoch):
+    stream, steps = shuffled_stream(X, Y, 5, 7, first_epoch)
+    seen = [x[:, 0].astype(int).tolist() for x, _ in stream.take(2 * steps).as_numpy_iterator()]
+    assert steps == 5
+    assert seen == order_of(first_epoch) + order_of(first_epoch + 1)
+
+
+def test_fit_takes_whole_epochs_from_a_stream():
+    stream, steps = shuffled_stream(X, Y, 5, 7)
+    recorder = Recorder()
+    recorder.compile(run_eagerly=True)
+    recorder.fit(stream, epochs=3, steps_per_epoch=steps, shuffle=False, verbose=0)
+    assert recorder.seen == batches_seen_by_fit(epochs=3)
 
 
 def test_every_example_once_per_epoch_and_a_ragged_last_batch():

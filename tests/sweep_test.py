@@ -62,7 +62,7 @@ def test_what_is_done_is_not_pending(undisturbed):
 
 def test_shards_are_disjoint_and_together_everything(tmp_path):
     parts = [sweep.pending(configs(), tmp_path, "cpu", (i, 3))[0] for i in range(3)]
-    assert sorted(sum(parts, []), key=str) == sorted(configs(), key=str)
+    assert sorted((c for part in parts for c in part), key=str) == sorted(configs(), key=str)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
