@@ -1,19 +1,10 @@
-"""The sweep: killed and started again, it redoes nothing, loses nothing, and ends with the same results."""
-
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
+"""The sweep: a result file for each run, whatever happens to the others."""
 
 import pandas as pd
 import pytest
 
 from prl_keras.experiments import results, sweep
 from prl_keras.experiments.config import RunConfig
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def configs(epochs=3, methods=("prl_l", "spl"), kinds=("signflip", "linadv")):
@@ -105,62 +96,3 @@ def test_a_damaged_unfinished_run_starts_anew(tmp_path, undisturbed, capsys):
     assert "starts anew" in capsys.readouterr().err
     one, two = (results.read(results.path_of(d, config))["history"] for d in (tmp_path, undisturbed))
     pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"), check_exact=True)
-
-
-PROGRAM = """
-import sys
-from prl_keras.experiments import sweep
-from sweep_test import configs
-if __name__ == "__main__":
-    sweep._CHECKPOINT_SECONDS = 0
-    missing, _ = sweep.pending(configs(epochs=40), sys.argv[1], "cpu")
-    assert not sweep.sweep(missing, sys.argv[1], "cpu", workers=int(sys.argv[2]))
-"""
-
-
-def start(directory, workers):
-    program = directory.parent / "program.py"
-    program.write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    return subprocess.Popen(
-        [sys.executable, program, directory, str(workers)],
-        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def children_of(pid):
-    found = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found]
-
-
-def is_alive(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_in_the_middle_and_started_again_it_ends_the_same(tmp_path, workers):
-    """kill -9 once some runs have ended and another is under way."""
-    killed, straight = tmp_path / "killed", tmp_path / "straight"
-    process = start(killed, workers)
-    deadline = time.monotonic() + 120
-    while not (list(killed.glob("*.json")) and list(killed.glob(".unfinished/*/checkpoints/*.h5"))):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.002)
-    children = children_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while any(map(is_alive, children)):  # the workers end by themselves
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    finished = {path: path.stat().st_mtime_ns for path in killed.glob("*.json")}
-    assert 0 < len(finished) < len(configs())
-
-    again = start(killed, workers)
-    assert again.wait(240) == 0, again.stderr.read()
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert start(straight, 1).wait(240) == 0
-    assert_same_results(killed, straight, configs(epochs=40))

@@ -25,12 +25,13 @@ class SaveCheckpoints(keras.callbacks.Callback):
     Args:
         directory: Where to; made if missing.
         seconds: The least time between two checkpoints; with 0 every epoch is saved.
+        before: Function without arguments, called before a checkpoint is saved.
     """
 
-    def __init__(self, directory, seconds=0):
+    def __init__(self, directory, seconds=0, before=lambda: None):
         super().__init__()
         self.directory = pathlib.Path(directory)
-        self.seconds = seconds
+        self.seconds, self.before = seconds, before
 
     def on_train_begin(self, logs=None):
         self._last = time.monotonic()
@@ -39,6 +40,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         if time.monotonic() - self._last < self.seconds:
             return
         self._last = time.monotonic()
+        self.before()
         self.directory.mkdir(parents=True, exist_ok=True)
         with files.replacing(self.directory / f"epoch-{epoch + 1:05d}.weights.h5") as temporary:
             self.model.save_weights(temporary)

@@ -17,6 +17,7 @@ class WriteHistory(keras.callbacks.Callback):
 
     Args:
         path: The CSV file.
+        every_epoch: Whether the file is written after each epoch, or only by `write` and at the end.
         finished_epochs: With more than 0, the run goes on: the file must have the rows of these epochs;
             later ones are dropped.
 
@@ -24,9 +25,9 @@ class WriteHistory(keras.callbacks.Callback):
         ValueError: if rows are missing or damaged, naming the file.
     """
 
-    def __init__(self, path, finished_epochs=0):
+    def __init__(self, path, finished_epochs=0, every_epoch=True):
         super().__init__()
-        self.path = pathlib.Path(path)
+        self.path, self.every_epoch = pathlib.Path(path), every_epoch
         self.rows = []
         if finished_epochs:
             self.rows = _read(self.path, finished_epochs)
@@ -46,6 +47,14 @@ class WriteHistory(keras.callbacks.Callback):
         self._stop_clock()
         named = {name.replace("val_", "test_", 1): float(value) for name, value in (logs or {}).items()}
         self.rows.append({"epoch": epoch + 1, "seconds": self._seconds, **named})
+        if self.every_epoch:
+            self.write()
+
+    def on_train_end(self, logs=None):
+        self.write()
+
+    def write(self):
+        """Writes the rows that there are."""
         with files.replacing(self.path) as temporary:
             self.table.to_csv(temporary, index=False)
 

@@ -54,6 +54,6 @@ PROTOCOLS = types.MappingProxyType(
         ("cifar100", "paper"): _CIFAR100,
         ("cifar100", "cpu"): dataclasses.replace(_CIFAR100, **_CPU_IMAGES),
         ("celeb_a", "paper"): _CELEBA,
-        ("celeb_a", "cpu"): _CELEBA,
+        ("celeb_a", "cpu"): dataclasses.replace(_CELEBA, epochs=40),
     }
 )

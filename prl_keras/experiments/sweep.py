@@ -75,6 +75,9 @@ def sweep(configs, directory, scale, workers=1, data_options=None):
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for left in (directory / ".unfinished").glob("*"):  # killed after the result was written
+        if (directory / f"{left.name}.json").exists():
+            shutil.rmtree(left, ignore_errors=True)
     job = functools.partial(_run_group, directory=directory, scale=scale, data_options=data_options or {})
     groups = _groups(configs)
     total = sum(config.epochs for config in configs)

@@ -57,7 +57,7 @@ class Training:
 
         Args:
             directory: Gets history.csv and the folder checkpoints; made if missing.
-            checkpoint_seconds: The least time between two checkpoints.
+            checkpoint_seconds: The least time between two checkpoints, and two writings of history.csv.
             verbose: As in `keras.Model.fit`.
             callbacks: Further Keras callbacks.
 
@@ -69,12 +69,12 @@ class Training:
         """
         directory, config, data = pathlib.Path(directory), self.config, self.dataset
         directory.mkdir(parents=True, exist_ok=True)
-        saver = checkpoints.SaveCheckpoints(directory / "checkpoints", checkpoint_seconds)
-        finished = checkpoints.restore(self.model, saver.directory)
+        finished = checkpoints.restore(self.model, directory / "checkpoints")
+        record = history.WriteHistory(directory / "history.csv", finished, not checkpoint_seconds)
+        saver = checkpoints.SaveCheckpoints(directory / "checkpoints", checkpoint_seconds, record.write)
         train, steps = shuffled_stream(
             data.train_x, self.targets, config.batch_size, config.seed, first_epoch=finished
         )
-        record = history.WriteHistory(directory / "history.csv", finished)
         callbacks = [record, saver, *callbacks]
         if hasattr(self.model, "example_weights"):
             probe = slice(0, _PROBE_SIZE)
