@@ -46,7 +46,18 @@ def test_the_commands_are_known():
             assert command.startswith("python -m binaries."), command
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python")])
+@pytest.mark.parametrize("command", [c for c in commands() if "binaries.reproduce" in c])
+def test_the_commands_of_the_tables_list_their_runs(command, tmp_path):
+    """As written, but that nothing is run."""
+    done = subprocess.run(
+        [*shlex.split(command.replace("python", sys.executable, 1)), "--dry_run", f"--output_dir={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "runs to do of" in done.stdout or (tmp_path / "figure1.png").exists()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "binaries.train" in c])
 def test_the_commands_run(command, tmp_path):
     """As written, but for two epochs and into a folder of the test's."""
     module, *flags = shlex.split(command)[2:]

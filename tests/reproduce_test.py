@@ -42,8 +42,8 @@ PROGRAM = """
 import sys
 from reproduce_test import tiny_table
 from prl_keras.experiments import reproduce, sweep
+sweep._CHECKPOINT_SECONDS = 0  # in the worker processes too
 if __name__ == "__main__":
-    sweep._CHECKPOINT_SECONDS = 0
     with tiny_table():
         sys.exit(reproduce.reproduce(["1"], [], "cpu", sys.argv[1], workers=int(sys.argv[2])))
 """
