@@ -8,7 +8,7 @@ import pytest
 
 from prl_keras.experiments.networks import NETWORKS, make_network
 
-SMALLEST = {"cnn9": (28, 28, 1), "small_cnn": (8, 8, 1), "mlp": (20,)}
+SMALLEST = {"cnn9": (28, 28, 1), "small_cnn": (8, 8, 1), "strided_cnn": (8, 8, 1), "mlp": (20,)}
 
 
 def weights_equal(a, b):
@@ -31,6 +31,8 @@ def layers_of(network, kind):
         ("small_cnn", (32, 32, 3), "batch"),
         ("small_cnn", (9, 12, 2), "group"),
         ("small_cnn", (2, 2, 1), "none"),
+        ("strided_cnn", (32, 32, 3), "batch"),
+        ("strided_cnn", (9, 12, 2), "group"),
         ("mlp", (512,), "none"),
         ("mlp", (8, 8, 1), "none"),
     ],
@@ -46,7 +48,7 @@ def test_output_is_one_linear_value_for_each_class_or_coordinate(name, input_sha
 
 
 def test_every_network_has_a_name_and_a_three_argument_builder():
-    assert tuple(NETWORKS) == ("cnn9", "small_cnn", "mlp")
+    assert tuple(NETWORKS) == ("cnn9", "small_cnn", "strided_cnn", "mlp")
     for name, builder in NETWORKS.items():
         built = builder(SMALLEST[name], 3, "none")
         assert all(weights_equal(built, make_network(name, SMALLEST[name], 3)))
@@ -84,11 +86,21 @@ def test_cnn9_has_the_layers_of_the_table():
     assert order == ["Conv2D", "BatchNormalization", "LeakyReLU", "Conv2D"]
 
 
-def test_group_norm_has_32_groups_in_cnn9_and_8_in_small_cnn():
-    for name, groups, count in (("cnn9", 32, 9), ("small_cnn", 8, 3)):
+def test_group_norm_has_32_groups_in_cnn9_and_8_in_the_small_ones():
+    for name, groups, count in (("cnn9", 32, 9), ("small_cnn", 8, 3), ("strided_cnn", 8, 3)):
         network = make_network(name, SMALLEST[name], 10, "group")
         norms = layers_of(network, keras.layers.GroupNormalization)
         assert [norm.groups for norm in norms] == [groups] * count
+
+
+def test_strided_cnn_leaves_8x8_of_32x32_pixels():
+    convolutions = layers_of(make_network("strided_cnn", (32, 32, 3), 10), keras.layers.Conv2D)
+    assert [(c.filters, c.kernel_size[0], c.strides[0]) for c in convolutions] == [
+        (24, 5, 2),
+        (48, 3, 2),
+        (96, 3, 1),
+    ]
+    assert convolutions[-1].output.shape == (None, 8, 8, 96)
 
 
 def test_mlp_has_two_hidden_layers_of_256():
@@ -166,7 +178,10 @@ def test_saves_and_loads(name, norm, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet"}, "name='resnet' is unknown; use one of .*'cnn9', 'small_cnn', 'mlp'"),
+        (
+            {"name": "resnet"},
+            "name='resnet' is unknown; use one of .*'cnn9', 'small_cnn', 'strided_cnn', 'mlp'",
+        ),
         ({"input_shape": 8}, r"input_shape=8 must be a tuple .* write x.shape\[1:\]"),
         ({"input_shape": ()}, "must be a tuple of integers >= 1"),
         ({"input_shape": (None, 8, 1)}, "must be a tuple of integers >= 1"),
@@ -174,6 +189,7 @@ def test_saves_and_loads(name, norm, tmp_path):
         ({"input_shape": (8, 8)}, r"\(8, 8\): small_cnn needs images .* Write x\[..., None\]"),
         ({"input_shape": (8, 1, 1)}, "at least 2 x 2 pixels"),
         ({"name": "cnn9", "input_shape": (32, 27, 3)}, "cnn9 needs images .* at least 28 x 28"),
+        ({"name": "strided_cnn", "input_shape": (8, 7, 3)}, "strided_cnn needs images .* at least 8 x 8"),
         ({"num_outputs": 0}, "num_outputs=0 must be an integer >= 1"),
         ({"num_outputs": 10.0}, "num_outputs=10.0 must be an integer"),
         ({"norm": "layer"}, "norm='layer' is unknown; use one of .*'none', 'batch', 'group'"),
