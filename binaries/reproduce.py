@@ -5,6 +5,7 @@ python -m binaries.reproduce --figure=1
 """
 
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -32,12 +33,9 @@ flags.DEFINE_bool("report", False, "Run nothing: write tables and figures from t
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like --table=1.")
-    names = (
-        "table", "figure", "scale", "output_dir", "data_dir", "download", "cache_dir", "rows", "methods",
-        "seeds", "workers", "shard", "dry_run", "report",
-    )  # fmt: skip
+    own_flags = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
     try:
-        failed = reproduce.reproduce(**{name: flags.FLAGS[name].value for name in names})
+        failed = reproduce.reproduce(**{flag.name: flag.value for flag in own_flags})
     except (ValueError, OSError) as error:
         raise app.UsageError(str(error)) from error
     return 1 if failed else 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from prl_keras.experiments.batches import batches, shuffled_batches, shuffled_stream
+from prl_keras.experiments.batches import batches, shuffled_batches
 from prl_keras.experiments.networks import make_network
 
 N = 23  # batches of 5: 5 5 5 5 3
@@ -25,19 +25,22 @@ class Recorder(keras.Model):
         return {"loss": 0.0}
 
 
-def batches_seen_by_fit(epochs, initial_epoch=0, seed=7, **options):
-    data, set_epoch = shuffled_batches(X, Y, 5, seed)
+def batches_seen_by_fit(epochs, initial_epoch=0, seed=7):
+    data, steps = shuffled_batches(X, Y, 5, seed, initial_epoch)
     recorder = Recorder()
     recorder.compile(run_eagerly=True)
-    fit = {"initial_epoch": initial_epoch, "callbacks": [set_epoch], "verbose": 0, **options}
-    recorder.fit(data, epochs=epochs, shuffle=False, **fit)
+    fit = {"initial_epoch": initial_epoch, "steps_per_epoch": steps, "shuffle": False, "verbose": 0}
+    recorder.fit(data, epochs=epochs, **fit)
     return recorder.seen
 
 
-def order_of(epoch, seed=7, n=N, batch_size=5):
-    data, set_epoch = shuffled_batches(X[:n], Y[:n], batch_size, seed)
-    set_epoch.on_epoch_begin(epoch)
-    return [x[:, 0].astype(int).tolist() for x, _ in data.as_numpy_iterator()]
+def one_epoch(*arguments):
+    data, steps = shuffled_batches(*arguments)
+    return list(data.take(steps).as_numpy_iterator())
+
+
+def order_of(epoch, seed=7):
+    return [x[:, 0].astype(int).tolist() for x, _ in one_epoch(X, Y, 5, seed, epoch)]
 
 
 def test_a_resumed_fit_sees_the_batches_of_an_uninterrupted_one():
@@ -52,9 +55,9 @@ def test_trained_weights_after_resuming_equal_those_of_one_run():
         network = make_network("mlp", (1,), 1)
         network.compile(keras.optimizers.SGD(1e-3), "mse")
         for first, last in spans:
-            data, set_epoch = shuffled_batches(X / N, X / N, 5, seed=7)
+            data, steps = shuffled_batches(X / N, X / N, 5, seed=7, first_epoch=first)
             fit = {"epochs": last, "initial_epoch": first, "verbose": 0, "shuffle": False}
-            network.fit(data, callbacks=[set_epoch], **fit)
+            network.fit(data, steps_per_epoch=steps, **fit)
         return network.get_weights()
 
     for one, resumed in zip(train((0, 3)), train((0, 2), (2, 3)), strict=True):
@@ -62,19 +65,11 @@ def test_trained_weights_after_resuming_equal_those_of_one_run():
 
 
 @pytest.mark.parametrize("first_epoch", [0, 2])
-def test_a_stream_has_the_batches_of_each_epoch_in_turn(first_epoch):
-    stream, steps = shuffled_stream(X, Y, 5, 7, first_epoch)
-    seen = [x[:, 0].astype(int).tolist() for x, _ in stream.take(2 * steps).as_numpy_iterator()]
+def test_epochs_follow_one_another(first_epoch):
+    data, steps = shuffled_batches(X, Y, 5, 7, first_epoch)
+    seen = [x[:, 0].astype(int).tolist() for x, _ in data.take(2 * steps).as_numpy_iterator()]
     assert steps == 5
     assert seen == order_of(first_epoch) + order_of(first_epoch + 1)
-
-
-def test_fit_takes_whole_epochs_from_a_stream():
-    stream, steps = shuffled_stream(X, Y, 5, 7)
-    recorder = Recorder()
-    recorder.compile(run_eagerly=True)
-    recorder.fit(stream, epochs=3, steps_per_epoch=steps, shuffle=False, verbose=0)
-    assert recorder.seen == batches_seen_by_fit(epochs=3)
 
 
 def test_every_example_once_per_epoch_and_a_ragged_last_batch():
@@ -92,27 +87,26 @@ def test_order_differs_from_epoch_to_epoch_and_from_seed_to_seed():
     assert order_of(epoch=1, seed=2) != order_of(epoch=2, seed=1)
 
 
-def test_same_order_however_often_an_epoch_is_read_and_back_again():
-    data, set_epoch = shuffled_batches(X, Y, 5, 7)
-    orders = []
-    for epoch in (0, 0, 3, 0):
-        set_epoch.on_epoch_begin(epoch)
-        orders.append(np.concatenate([y for _, y in data.as_numpy_iterator()]).tolist())
-    assert orders[0] == orders[1] == orders[3] != orders[2]
+def test_same_order_however_often_the_data_are_read():
+    data, steps = shuffled_batches(X, Y, 5, 7)
+    orders = [[y.tolist() for _, y in data.take(3 * steps).as_numpy_iterator()] for _ in range(2)]
+    assert orders[0] == orders[1]
+    assert orders[0][:steps] != orders[0][2 * steps :]
 
 
 def test_x_and_y_stay_together_and_keep_dtype():
-    data, _ = shuffled_batches(X, Y, 5, 0)
-    for x, y in data.as_numpy_iterator():
+    for x, y in one_epoch(X, Y, 5, 0):
         np.testing.assert_array_equal(x[:, 0] * 10, y)
         assert (x.dtype, y.dtype) == ("float32", "int64")
 
 
 @pytest.mark.parametrize(("n", "batch_size", "steps"), [(23, 5, 5), (20, 5, 4), (3, 5, 1), (1, 1, 1)])
-def test_cardinality_is_the_number_of_batches(n, batch_size, steps):
-    shuffled, _ = shuffled_batches(X[:n], Y[:n], batch_size, 0)
-    for data in (shuffled, batches(X[:n], Y[:n], batch_size)):
-        assert data.cardinality().numpy() == len(list(data)) == steps
+def test_number_of_batches(n, batch_size, steps):
+    arguments = X[:n], Y[:n], batch_size
+    assert shuffled_batches(*arguments, 0)[1] == steps
+    assert sum(len(y) for _, y in one_epoch(*arguments, 0)) == n
+    data = batches(*arguments)
+    assert data.cardinality().numpy() == len(list(data)) == steps
 
 
 def test_order_does_not_depend_on_the_global_seed():
@@ -127,12 +121,6 @@ def test_batches_are_in_order():
     np.testing.assert_array_equal(np.concatenate([x for x, _ in seen]), X)
     np.testing.assert_array_equal(np.concatenate([y for _, y in seen]), Y)
     assert len(seen[-1][0]) == 3
-
-
-def test_steps_per_epoch_that_is_not_a_pass_is_refused():
-    assert batches_seen_by_fit(3, steps_per_epoch=5) == batches_seen_by_fit(3)
-    with pytest.raises(ValueError, match="fit runs 2 steps per epoch, but the data have 5 batches"):
-        batches_seen_by_fit(3, steps_per_epoch=2)
 
 
 @pytest.mark.parametrize(
@@ -159,3 +147,5 @@ def test_errors_of_batches(x, y, batch_size, message):
 def test_errors_of_seeds(seed):
     with pytest.raises(ValueError, match=f"seed={seed!r} must be an integer >= 0"):
         shuffled_batches(X, Y, 5, seed)
+    with pytest.raises(ValueError, match=f"first_epoch={seed!r} must be an integer >= 0"):
+        shuffled_batches(X, Y, 5, 0, seed)

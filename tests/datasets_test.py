@@ -111,8 +111,8 @@ def test_digits_are_learned_by_the_small_cnn():
     network = make_network("small_cnn", (8, 8, 1), 10)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
-    train, set_epoch = shuffled_batches(data.train_x, data.train_y, 128, seed=0)
-    network.fit(train, epochs=10, callbacks=[set_epoch], verbose=0, shuffle=False)
+    train, steps = shuffled_batches(data.train_x, data.train_y, 128, seed=0)
+    network.fit(train, epochs=10, steps_per_epoch=steps, verbose=0, shuffle=False)
     assert network.evaluate(batches(data.test_x, data.test_y, 128), verbose=0)[1] > 0.93
 
 
@@ -132,6 +132,6 @@ def test_teacher_is_learned_by_the_mlp():
     data = load("teacher")
     network = make_network("mlp", (20,), 4)
     network.compile(keras.optimizers.Adam(1e-3), "mse", metrics=[keras.metrics.R2Score()])
-    train, set_epoch = shuffled_batches(data.train_x, data.train_y, 64, seed=0)
-    network.fit(train, epochs=10, callbacks=[set_epoch], verbose=0, shuffle=False)
+    train, steps = shuffled_batches(data.train_x, data.train_y, 64, seed=0)
+    network.fit(train, epochs=10, steps_per_epoch=steps, verbose=0, shuffle=False)
     assert network.evaluate(batches(data.test_x, data.test_y, 500), verbose=0)[1] > 0.8

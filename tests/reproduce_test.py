@@ -162,6 +162,8 @@ class TestSelect:
         assert reproduce.select(TABLES[2], "cpu") == TABLES[2].configs("cpu")
 
     def test_clean_runs_are_a_row(self):
+        (config,) = reproduce.select(TABLES[2], "cpu", ["CF10-clean"], seeds=["0"])
+        assert (config.dataset, config.corruption) == ("cifar10", "none")
         configs = reproduce.select(TABLES[1], "cpu", ["clean"], seeds=["0"])
         assert [(c.method, c.corruption) for c in configs] == [("standard", "none")]
 

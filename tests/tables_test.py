@@ -97,6 +97,7 @@ def test_table_6_times_the_same_network_for_all():
         (Row("celeb_a", "linadv", 0.1), "linadv: 10"),
         (Row("cifar100", "pairflip", 0.35), "CF100-pf-35"),
         (Row("celeb_a", "none", 0.0), "clean"),
+        (Row("cifar10", "none", 0.0), "CF10-clean"),
     ],
 )
 def test_rows_are_called_as_in_the_paper(row, label):

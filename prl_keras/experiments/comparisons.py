@@ -59,7 +59,7 @@ def cell_values(table, runs, metric):
         for method in table.methods
         for error in table.epsilon_errors
     ]
-    keys += [(dataset, Row(dataset, "none", 0.0).label, "standard", 0.0) for dataset in table.clean_data]
+    keys += [(row.dataset, row.label, "standard", 0.0) for row in table.clean_rows]
     paper = _paper_values(table, metric)
     groups = dict(list(runs.groupby(CELL, sort=False)))
     lines = []

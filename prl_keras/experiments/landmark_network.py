@@ -17,7 +17,6 @@ COORDINATES = tuple(
     for landmark in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
     for axis in "xy"
 )
-_MIRRORED = (2, 3, 0, 1, 4, 5, 8, 9, 6, 7)  # in a mirror, the left eye is the right one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +28,11 @@ class FeatureNetwork:
         filters: Of the 3x3 convolutions, each followed by LeakyReLU(0.01) and a 2x2 max pooling.
         features: Units of the dense layer after them, with LeakyReLU(0.01) too: the features.
         dropout: Rate before and after that layer, in training only.
-        shift, zoom: Each training image is shifted by up to `shift` of its size, scaled by up to
-            `1 +- zoom`, and mirrored or not, anew in each epoch. 3,300 faces are too few without that.
         learning_rate, batch_size: Of Adam on the mean squared error; the rate falls to 0.3 of itself after
             `patience // 2` epochs in which the validation loss has not fallen.
         epochs: At most so many; training ends after `patience` epochs in which the validation loss has
             not fallen, and the weights of the best epoch are kept.
-        seed: Of initial weights, dropout, distortions and the order of the batches.
+        seed: Of initial weights, dropout and the order of the batches.
     """
 
     height: int = 64
@@ -43,12 +40,10 @@ class FeatureNetwork:
     filters: tuple = (16, 32, 64)
     features: int = 512
     dropout: float = 0.3
-    shift: float = 0.06
-    zoom: float = 0.1
     learning_rate: float = 0.001
     batch_size: int = 64
-    epochs: int = 60
-    patience: int = 10
+    epochs: int = 40
+    patience: int = 5
     seed: int = 0
 
 
@@ -68,23 +63,20 @@ def extract_features(builder, network, verbose="auto"):
     """
     train_x, train_y = _read_faces(builder, "train", network)
     validation_x, validation_y = _read_faces(builder, "validation", network)
-    # Positions with the centre of the image at 0 and its edges at -1/2 and 1/2, then standardized.
-    size = np.tile(builder.info.features["image"].shape[1::-1], 5).astype(np.float32)
-    train_y, validation_y = train_y / size - 0.5, validation_y / size - 0.5
     mean, std = train_y.mean(axis=0), train_y.std(axis=0)
-    train, set_epoch = shuffled_batches(train_x, train_y, network.batch_size, network.seed)
+    train, steps = shuffled_batches(train_x, (train_y - mean) / std, network.batch_size, network.seed)
     cnn, dense = make_network(network)
     cnn.compile(keras.optimizers.Adam(network.learning_rate), keras.losses.MeanSquaredError())
     cnn.fit(
-        train.map(_distorter(network)).map(lambda x, y: (x, (y - mean) / std)).prefetch(2),
+        train,
         epochs=network.epochs,
+        steps_per_epoch=steps,
         validation_data=batches(validation_x, (validation_y - mean) / std, 256),
         callbacks=[
-            set_epoch,
             keras.callbacks.ReduceLROnPlateau("val_loss", 0.3, max(1, network.patience // 2)),
             keras.callbacks.EarlyStopping("val_loss", 0, network.patience, restore_best_weights=True),
         ],
-        shuffle=False,  # the data set shuffles, by seed and epoch
+        shuffle=False,  # the data are shuffled, by seed and epoch
         verbose=(1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose,
     )
     test_x, test_y = _read_faces(builder, "test", network)
@@ -110,56 +102,6 @@ def make_network(network):
     x = layers.Dropout(network.dropout, seed=next(seeds))(features)
     x = layers.Dense(len(COORDINATES), kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(x)
     return keras.Model(images, x), keras.Model(images, features)
-
-
-def distort(images, positions, zoom, shift, mirror):
-    """Scales, shifts and mirrors images, and moves the landmarks along.
-
-    With positions from -1/2 to 1/2 on each axis, the new image shows at u what the old one has at
-
-        p = m (z u + d),   hence a landmark at p moves to   u = (m p - d) / z;
-
-    m = -1 on the x axis of mirrored images, where left and right landmarks trade places, and 1 elsewhere.
-    Brightness between two pixels is interpolated; outside the old image it is that of the edge.
-
-    Args:
-        images: `[batch, height, width, channels]`.
-        positions: float32 `[batch, 10]`, `COORDINATES` in that scale.
-        zoom: z, float32 `[batch]`, positive.
-        shift: d for x and y, float32 `[batch, 2]`.
-        mirror: bool `[batch]`.
-
-    Returns:
-        `(images, positions)`, float32, of the same shapes.
-    """
-    images = tf.cast(images, tf.float32)
-    sign = tf.where(mirror[:, None], (-1.0, 1.0), (1.0, 1.0))  # [batch, 2]: x, y
-    for axis, column in ((1, 1), (2, 0)):
-        size = images.shape[axis]
-        u = (tf.range(size, dtype=tf.float32) + 0.5) / size - 0.5
-        old = sign[:, column, None] * (zoom[:, None] * u + shift[:, column, None])
-        pixel = tf.clip_by_value((old + 0.5) * size - 0.5, 0, size - 1)  # centres are whole numbers
-        below = tf.floor(pixel)
-        part = tf.reshape(pixel - below, (-1, *(size if a == axis else 1 for a in (1, 2, 3))))
-        first = tf.gather(images, tf.cast(below, tf.int32), axis=axis, batch_dims=1)
-        second = tf.gather(images, tf.cast(tf.math.ceil(pixel), tf.int32), axis=axis, batch_dims=1)
-        images = (1 - part) * first + part * second
-    moved = (tf.tile(sign, (1, 5)) * positions - tf.tile(shift, (1, 5))) / zoom[:, None]
-    return images, tf.where(mirror[:, None], tf.gather(moved, _MIRRORED, axis=1), moved)
-
-
-def _distorter(network):
-    """`distort` by noise that is a function of the seed and the number of batches before."""
-    with tf.device("CPU"):  # where tf.data runs
-        step = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-    def by_noise(images, positions):
-        seed = [network.seed, step.assign_add(1)]
-        noise = tf.random.stateless_uniform((tf.shape(images)[0], 4), seed, minval=-1)
-        zoom, shift = 1 + network.zoom * noise[:, 0], network.shift * noise[:, 1:3]
-        return distort(images, positions, zoom, shift, mirror=noise[:, 3] < 0)
-
-    return by_noise
 
 
 def _read_faces(builder, split, network):

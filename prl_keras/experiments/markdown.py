@@ -58,7 +58,7 @@ def on_clean_targets(cells, decimals):
         f"Standard on clean targets of {cell['dataset']}: {_mean(cell['mean'], decimals)} ± "
         f"{number(cell['std'], decimals)}, 95% interval {_interval(cell, decimals)}, {cell['seeds']} seeds."
         for _, cell in cells.iterrows()
-        if cell["row"] == "clean" and cell["seeds"]
+        if cell["row"].endswith("clean") and cell["seeds"]
     )
 
 
@@ -67,8 +67,8 @@ def with_intervals(table, cells, decimals):
     title = dict(zip([(m, e) for m in table.methods for e in table.epsilon_errors], _columns(table)))
     lines = [
         [
-            f"{cell['row']} {cell['dataset']}" if cell["row"] == "clean" else cell["row"],
-            "Standard" if cell["row"] == "clean" else title[cell["method"], cell["epsilon_error"]],
+            cell["row"],
+            title.get((cell["method"], cell["epsilon_error"]), METHODS[cell["method"]].title),
             _mean(cell["mean"], decimals) if cell["seeds"] else NOTHING,
             number(cell["std"], decimals),
             _interval(cell, decimals),

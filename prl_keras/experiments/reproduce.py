@@ -78,7 +78,7 @@ def select(table, scale, rows=None, methods=None, seeds=None):
     Raises:
         ValueError: for a row, method or seed that there is not.
     """
-    labels = [_bare(row.label) for row in table.rows] + ["clean"]
+    labels = [_bare(row.label) for row in table.rows + table.clean_rows]
     rows = labels if rows is None else _known("rows", rows, labels)
     methods = table.methods if methods is None else _known("methods", methods, table.methods)
     if seeds is not None and not all(text.strip().isdecimal() for text in seeds):
@@ -86,7 +86,7 @@ def select(table, scale, rows=None, methods=None, seeds=None):
     part = dataclasses.replace(
         table,
         rows=tuple(row for row in table.rows if _bare(row.label) in rows),
-        clean_data=table.clean_data if "clean" in rows else (),
+        clean_data=tuple(row.dataset for row in table.clean_rows if _bare(row.label) in rows),
     )
     configs = part.configs(scale, None if seeds is None else [int(text) for text in seeds])
     return [config for config in configs if config.method in methods]

@@ -121,16 +121,19 @@ def _run_one(config, directory, scale, data_options, tell):
     dataset = _load(config.dataset, tuple(data_options.items()))
     start = time.perf_counter()
     progress = _TellEpochs(tell)
-    training = Training(config, dataset, _MODELS)
+
+    def train():
+        training = Training(config, dataset, _MODELS)
+        return training, training.fit(unfinished, _CHECKPOINT_SECONDS, callbacks=[progress])
+
     try:
-        table = training.fit(unfinished, _CHECKPOINT_SECONDS, callbacks=[progress])
+        training, table = train()
     except ValueError as error:
         if not unfinished.exists():
             raise
         tqdm.write(f"{path.stem} starts anew: {error}", file=sys.stderr)
         shutil.rmtree(unfinished)
-        training = Training(config, dataset, _MODELS)
-        table = training.fit(unfinished, _CHECKPOINT_SECONDS, callbacks=[progress])
+        training, table = train()
     about = {
         "source": dataset.source,
         "corruption_rate": training.corruption_rate,

@@ -26,14 +26,12 @@ class Row:
 
     @property
     def label(self):
-        """As in the paper: "linadv: 10", "CF10-pf-45"; "clean" without corruption."""
-        if self.corruption == "none":
-            return "clean"
-        percent = f"{100 * self.epsilon:.0f}"
+        """As in the paper: "linadv: 10", "CF10-pf-45"; "clean", "CF10-clean" without corruption."""
+        percent, is_clean = f"{100 * self.epsilon:.0f}", self.corruption == "none"
         if self.dataset == "celeb_a":
-            return f"{self.corruption}: {percent}"
+            return "clean" if is_clean else f"{self.corruption}: {percent}"
         dataset, corruption = (_SHORT.get(name, name) for name in (self.dataset, self.corruption))
-        return f"{dataset}-{corruption}-{percent}"
+        return f"{dataset}-clean" if is_clean else f"{dataset}-{corruption}-{percent}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +57,11 @@ class Table:
     clean_data: tuple[str, ...] = ()
     fixed: types.MappingProxyType = dataclasses.field(default_factory=lambda: types.MappingProxyType({}))
 
+    @property
+    def clean_rows(self):
+        """A `Row` without corruption for each of `clean_data`."""
+        return tuple(Row(dataset, "none", 0.0) for dataset in self.clean_data)
+
     def paper(self):
         """The paper's numbers, a DataFrame."""
         return pd.read_csv(_PAPER / self.paper_file)
@@ -71,9 +74,8 @@ class Table:
             seeds: Integers; None for those of the protocol, 0, 1, .... A seed is that of the network,
                 the batches and the corruption.
         """
-        rows = self.rows + tuple(Row(dataset, "none", 0.0) for dataset in self.clean_data)
         found = []
-        for row in rows:
+        for row in self.rows + self.clean_rows:
             protocol = PROTOCOLS[row.dataset, scale]
             methods = self.methods if row.epsilon else ("standard",)
             for seed in range(protocol.seeds) if seeds is None else seeds:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import prl_keras as prl
 from prl_keras.experiments import checkpoints, history
-from prl_keras.experiments.batches import batches, shuffled_stream
+from prl_keras.experiments.batches import batches, shuffled_batches
 from prl_keras.experiments.networks import make_network
 
 LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
@@ -72,7 +72,7 @@ class Training:
         finished = checkpoints.restore(self.model, directory / "checkpoints")
         record = history.WriteHistory(directory / "history.csv", finished, not checkpoint_seconds)
         saver = checkpoints.SaveCheckpoints(directory / "checkpoints", checkpoint_seconds, record.write)
-        train, steps = shuffled_stream(
+        train, steps = shuffled_batches(
             data.train_x, self.targets, config.batch_size, config.seed, first_epoch=finished
         )
         callbacks = [record, saver, *callbacks]
@@ -88,7 +88,7 @@ class Training:
             steps_per_epoch=steps,
             validation_data=batches(data.test_x, data.test_y, _TEST_BATCH),
             callbacks=callbacks,
-            shuffle=False,  # the stream is shuffled, by seed and epoch
+            shuffle=False,  # the data are shuffled, by seed and epoch
             verbose=verbose,
         )
         return record.table
