@@ -54,7 +54,7 @@ def main(argv):
         output_dir = _OUTPUT_DIR.value or os.path.join("runs", name)
         data_options = {name: flag.value for name, flag in _DATA.items()}
         result = run(config, output_dir, _RESUME.value, _OVERWRITE.value, data_options=data_options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise app.UsageError(str(error)) from error
     print(
         f"{config.method}: test {result['test_metric']} {result['test_mean']:.4f} over the last epochs, "

@@ -5,6 +5,7 @@ import pytest
 
 from prl_keras.experiments import results, sweep
 from prl_keras.experiments.config import RunConfig
+from prl_keras.experiments.tables import TABLES
 
 
 def configs(epochs=3, methods=("prl_l", "spl"), kinds=("signflip", "linadv")):
@@ -42,7 +43,7 @@ def test_each_run_has_its_file_and_nothing_else_is_left(undisturbed):
     assert not any((undisturbed / ".unfinished").iterdir())
     content = results.read(results.path_of(undisturbed, configs()[0]), configs()[0], "cpu")
     assert content["source"] and content["versions"]["keras"] and content["corruption_rate"] == 0.2
-    assert (content["run_seconds"] > 0 and "CPU" in content["device"]) or content["device"]
+    assert content["run_seconds"] > 0 and content["device"]
 
 
 def test_what_is_done_is_not_pending(undisturbed):
@@ -85,6 +86,28 @@ def test_data_that_are_not_there_are_said_before_any_run(tmp_path):
     config = RunConfig("cifar10", "spl", "symmetric", 0.5, epochs=1)
     with pytest.raises((ValueError, OSError), match="--data_dir"):
         sweep.sweep([config], tmp_path, "cpu", data_options={"data_dir": str(tmp_path / "nothing")})
+
+
+def test_results_of_other_data_are_not_mixed_with(tmp_path):
+    one, other = configs()[:2]
+    sweep.sweep([one], tmp_path, "cpu")
+    path = results.path_of(tmp_path, one)
+    path.write_text(path.read_text().replace("random network and inputs", "measured"))
+    with pytest.raises(ValueError, match="holds results of 'measured, seed 0'; these data are 'random"):
+        sweep.sweep([other], tmp_path, "cpu")
+
+
+def test_every_shard_has_runs_of_every_method(tmp_path):
+    table = TABLES[1].configs("cpu")
+    for n in (2, 4, 8):
+        for i in range(n):
+            missing, _ = sweep.pending(table, tmp_path, "cpu", (i, n))
+            assert {config.method for config in missing} == set(TABLES[1].methods)
+
+
+def test_what_another_process_writes_is_no_result(tmp_path):
+    (tmp_path / ".unfinished.1.teacher-x.json").write_text("{")
+    assert results.read_all(tmp_path) == ([], [])
 
 
 def test_a_damaged_unfinished_run_starts_anew(tmp_path, undisturbed, capsys):

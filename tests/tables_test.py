@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import pandas as pd
 import pytest
 
 from prl_keras.experiments.protocol import PROTOCOLS, SCALES
-from prl_keras.experiments.tables import TABLES, Row
+from prl_keras.experiments.tables import TABLES, Row, Table
 
 TASKS = {"cifar10": "classification", "cifar100": "classification", "celeb_a": "regression"}
 
@@ -47,7 +46,7 @@ def test_each_run_suits_its_task(number, scale):
 
 
 def test_the_paper_scale_is_table_4_of_the_paper():
-    table4 = pd.read_csv("prl_keras/experiments/paper/table4_hyperparameters.csv").set_index("dataset")
+    table4 = Table(4, "", (), (), "table4_hyperparameters.csv").paper().set_index("dataset")
     for name in ("cifar10", "cifar100", "celeba"):
         for scale in SCALES:
             protocol = PROTOCOLS[name.replace("celeba", "celeb_a"), scale]

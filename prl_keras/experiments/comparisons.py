@@ -138,14 +138,17 @@ def best_methods(table, runs, cells):
 
     Returns:
         DataFrame: `row`; `best`, the method with the highest mean; `best_prl`, the same among the PRL
-        variants; `difference`, `ci_low`, `ci_high` of best_prl - best over the seeds of both; `verdict`:
-        "best", "behind" (the interval lies below 0), "within noise", "one seed" (no interval) or "missing".
+        variants; `difference`, `ci_low`, `ci_high` of best_prl - best over the `pairs` seeds of both;
+        `verdict`: "best", "behind" (the interval lies below 0), "within noise", "one seed" or "no shared
+        seed" (no interval), "not finite" (no PRL variant is) or "missing".
     """
     lines = []
     for row in table.rows:
-        means = cells[cells["row"] == row.label].set_index("method")["mean"].dropna()
+        found = cells[(cells["row"] == row.label) & (cells["seeds"] > 0)].set_index("method")["mean"]
+        means = found.dropna()
         variants = means[means.index.str.contains("prl")]
-        line = {"row": row.label, "best": None, "best_prl": None, "verdict": "missing"}
+        verdict = "not finite" if found.index.str.contains("prl").any() else "missing"
+        line = {"row": row.label, "best": None, "best_prl": None, "verdict": verdict, "pairs": 0}
         line |= {"difference": np.nan, "ci_low": np.nan, "ci_high": np.nan}
         if len(variants):
             line |= {"best": means.idxmax(), "best_prl": variants.idxmax()}
@@ -154,10 +157,10 @@ def best_methods(table, runs, cells):
             else:
                 values = runs[runs["row"] == row.label].set_index(["method", "seed"])["value"]
                 test = paired(values.xs(line["best_prl"]), values.xs(line["best"]))
-                line |= {name: test[name] for name in ("difference", "ci_low", "ci_high")}
+                line |= {name: test[name] for name in ("pairs", "difference", "ci_low", "ci_high")}
                 line["verdict"] = "behind" if test["ci_high"] < 0 else "within noise"
                 if test["pairs"] < 2:
-                    line["verdict"] = "one seed"
+                    line["verdict"] = "one seed" if test["pairs"] else "no shared seed"
         lines.append(line)
     return pd.DataFrame(lines)
 

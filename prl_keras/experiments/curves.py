@@ -18,7 +18,7 @@ def plot_run(table, result, config, path):
 
     Args:
         table: The run's history, a row per epoch.
-        result: What `run.summarize` made of it.
+        result: What `training.summarize` made of it.
         config: The `RunConfig`.
         path: Where to.
     """

@@ -5,13 +5,18 @@ import json
 import math
 import os
 import pathlib
+import uuid
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """Gives a temporary path beside `path`, and moves it there when the block ends without error."""
+    """Gives a temporary path beside `path`, and moves it there when the block ends without error.
+
+    The temporary name begins with ".unfinished." and is this call's own, whatever other processes write.
+    """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".unfinished.{path.name}")  # in front: writers look at the ending
+    # In front: writers look at the ending.
+    temporary = path.with_name(f".unfinished.{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -5,6 +5,7 @@ import time
 
 import keras
 import pandas as pd
+import tensorflow as tf
 
 from prl_keras.experiments import files
 
@@ -17,9 +18,9 @@ class WriteHistory(keras.callbacks.Callback):
 
     Args:
         path: The CSV file.
-        every_epoch: Whether the file is written after each epoch, or only by `write` and at the end.
         finished_epochs: With more than 0, the run goes on: the file must have the rows of these epochs;
             later ones are dropped.
+        every_epoch: Whether the file is written after each epoch, or only by `write` and at the end.
 
     Raises:
         ValueError: if rows are missing or damaged, naming the file.
@@ -60,6 +61,7 @@ class WriteHistory(keras.callbacks.Callback):
 
     def _stop_clock(self):
         if self._seconds is None:
+            tf.test.experimental.sync_devices()  # a GPU may still be at work
             self._seconds = time.perf_counter() - self._start
 
 
@@ -68,7 +70,7 @@ def _read(path, epochs):
     try:
         if len({line.count(",") for line in path.read_text().splitlines()}) != 1:
             raise ValueError("a row is cut")
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, float_precision="round_trip")
         table = table[table["epoch"] <= epochs]
         if table["epoch"].tolist() != list(range(1, epochs + 1)) or table["seconds"].isna().any():
             raise ValueError(f"it lacks rows of the {epochs} finished epochs")

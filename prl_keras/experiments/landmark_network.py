@@ -63,6 +63,8 @@ def extract_features(builder, network, verbose="auto"):
     """
     train_x, train_y = _read_faces(builder, "train", network)
     validation_x, validation_y = _read_faces(builder, "validation", network)
+    if verbose:
+        print("A CNN learns the landmarks of celeb_a, for its features; this is done once.", flush=True)
     mean, std = train_y.mean(axis=0), train_y.std(axis=0)
     train, steps = shuffled_batches(train_x, (train_y - mean) / std, network.batch_size, network.seed)
     cnn, dense = make_network(network)

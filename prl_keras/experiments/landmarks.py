@@ -48,12 +48,7 @@ def landmark_features(data_dir=None, download=False, cache_dir=None, network=Non
 
     The features are neither shifted nor scaled. The paper says nothing of their scale, but it decides how
     far linadv throws its targets, W^T x of standard deviation |x|, and by that what becomes of standard
-    training. R2 on the MTFL faces after 60 epochs, by scale:
-
-        features                            |x|    clean    linadv 10%    linadv 40%
-        as the CNN gives them               4.7     0.83           0.5          -2.6
-        multiplied by 3                      14     0.81          -2.7           -30
-        each of standard deviation 1         21     0.70           -14           -94
+    training.
 
     Steps 1 and 2 take minutes. Their result is kept in `cache_dir`, in a file whose name tells apart all
     that it depends on: the data, `network`, the versions of Keras and TensorFlow. A damaged file is made
@@ -79,8 +74,6 @@ def landmark_features(data_dir=None, download=False, cache_dir=None, network=Non
     with _one_process_at_a_time(path):
         saved = _read(path)
         if saved is None:
-            if verbose:
-                print(f"A CNN learns the landmarks of celeb_a, once; its features go to {path}", flush=True)
             saved = extract_features(builder, network, verbose)
             with files.replacing(path) as temporary:
                 np.savez(temporary, features=saved[0], landmarks=saved[1])

@@ -113,7 +113,9 @@ def best_methods(table, runs, cells, decimals):
     counts = found["verdict"].value_counts()
     words = {
         "best": "is the best in", "within noise": "within noise of the best in", "behind": "behind it in",
-        "one seed": "not the best and not to be told from noise, with one seed, in", "missing": "missing in",
+        "one seed": "not the best and not to be told from noise, with one seed, in",
+        "no shared seed": "not the best, with no seed that both have, in",
+        "not finite": "not finite in", "missing": "missing in",
     }  # fmt: skip
     summary = ", ".join(f"{words[name]} {counts[name]}" for name in words if name in counts)
     lines = [
@@ -123,11 +125,12 @@ def best_methods(table, runs, cells, decimals):
             _title(line["best_prl"]),
             number(line["difference"], decimals),
             _interval(line, decimals),
+            str(line["pairs"] or NOTHING),
             line["verdict"],
         ]
         for line in found.to_dict("records")
     ]
-    header = ["row", "best", "best PRL variant", "difference", "95% interval", "the PRL variant is"]
+    header = ["row", "best", "best PRL variant", "difference", "95% interval", "pairs", "the PRL variant is"]
     return f"Of {len(found)} rows a PRL variant {summary}.\n\n{markdown_table(header, lines)}"
 
 

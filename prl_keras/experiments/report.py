@@ -19,7 +19,7 @@ _PICTURES = {1: "figure2.png", 2: "figure3.png", 3: "table3.png"}  # the paper's
 _BETA_1 = 0.9  # of keras.optimizers.Adam if nothing is said, as in `Training`; the paper's "momentum"
 
 
-def report(table, scale, directory, output_dir, missing_ok=True):
+def report(table, scale, directory, output_dir):
     """Writes tableN.md, tableN.csv and a picture: figure2.png, figure3.png, table3.png, none for table 6.
 
     Args:
@@ -28,23 +28,22 @@ def report(table, scale, directory, output_dir, missing_ok=True):
         directory: The result files of that scale. Those of other tables are passed over; those that are
             damaged, of another scale or of another metric are named in the report and left out.
         output_dir: Where to; made if missing.
-        missing_ok: Whether runs of the protocol may be missing. The report says how many are.
 
     Returns:
         (paths written, problems): lists.
 
     Raises:
-        ValueError: without any run of the table, or if runs are missing and must not be, naming the
-            folder and the command that makes them.
+        ValueError: without any run of the table, naming the folder and the command that makes them; if
+            runs of one data set were made from different data.
     """
     directory, output_dir = pathlib.Path(directory), pathlib.Path(output_dir)
     contents, problems = _runs_of(table, scale, directory)
     missing = set(table.configs(scale)) - {content["config"] for content in contents}
     total = len(missing) + len(contents)
-    if not contents or (missing and not missing_ok):
+    if not contents:
         left_out = f" {len(problems)} files are left out, the first: {problems[0]}" if problems else ""
         raise ValueError(
-            f"{directory} lacks {len(missing)} of the {total} runs of table {table.number} at scale {scale}."
+            f"{directory} has none of the {total} runs of table {table.number} at scale {scale}."
             f"{left_out} Make them with {_command(table, scale)}."
         )
     metric = comparisons.metric_of(table)
@@ -118,6 +117,10 @@ def _runs_of(table, scale, directory):
                 chosen.append(content)
             else:
                 problems.append(f"{path} holds {content['result']['test_metric']}, not {metric}.")
+    for dataset in {content["config"].dataset for content in chosen}:
+        of_dataset = [content for content in chosen if content["config"].dataset == dataset]
+        if len(mixed := _values_of(of_dataset, "source")) > 1:
+            raise ValueError(f"{directory} mixes runs on different data: {'; '.join(mixed)}. Keep one kind.")
     return chosen, problems
 
 
@@ -147,8 +150,8 @@ def _metric_body(table, contents, metric):
         body += [
             "## Is a PRL variant the best?",
             "The difference is that of the best PRL variant to the best method over the seeds that both "
-            "have, with its 95% interval by Student's t; within noise: the interval holds 0. Methods "
-            "without runs in a row do not count in it.",
+            "have, with its 95% interval by Student's t; within noise: the interval holds 0 (with two seeds "
+            "it is wide). Methods without runs in a row, or with one that is not finite, do not count.",
             markdown.best_methods(table, runs, cells, decimals),
             "## Paired tests",
             "Pairs share the seed, which is that of the network, the batches and the corruption. Two-sided "

@@ -22,20 +22,23 @@ def reproduce(
         figure: List of "1" to "3"; 1 is drawn from a fit of its own, 2 shows the runs of table 1, 3
             those of table 2.
         scale: "paper" or "cpu".
-        output_dir: Gets `SCALE/runs/*.json`, a file per run, and tables and figures in SCALE.
+        output_dir: Gets `SCALE/runs/*.json`, a file per run, and tables and figures in SCALE; table 4
+            and figure 1, which have no scale, lie in output_dir itself.
         rows, methods, seeds: Lists of strings that choose among the runs; None for all.
         workers: Processes.
         shard: "i/n", this machine's share of the runs.
-        dry_run: Only list what is missing.
+        dry_run: Only list the runs that are missing.
         report: Only write tables and figures.
         **data_options: For `datasets.load`.
 
     Returns:
-        Whether a run failed.
+        Whether a run failed, or a table could not be written.
 
     Raises:
         ValueError: for a wrong choice, naming what there is.
     """
+    if dry_run and report:
+        raise ValueError("--dry_run lists runs and --report runs nothing: write one of them.")
     if not table and not figure:
         raise ValueError("Nothing is asked for: write --table=1, ..., --table=6, or --figure=1, 2 or 3.")
     numbers = sorted({3 if number == "5" else int(number) for number in table if number != "4"})
@@ -43,6 +46,8 @@ def reproduce(
     chosen = [TABLES[number] for number in dict.fromkeys(numbers)]
     configs = [config for one in chosen for config in select(one, scale, rows, methods, seeds)]
     configs = list(dict.fromkeys(configs))
+    if TABLES.get(6) in chosen and workers > 1:
+        raise ValueError("Table 6 measures time, and runs beside one another are slower: write --workers=1.")
     output_dir = pathlib.Path(output_dir)
     directory = output_dir / scale / "runs"
     failures = {}
@@ -53,23 +58,31 @@ def reproduce(
         print(f"{len(missing)} runs to do of {len(configs)}, scale {scale}, shard {shard}.", flush=True)
         if dry_run:
             print("\n".join(results.path_of(directory, config).stem for config in missing))
-            return False
-        failures = sweep.sweep(missing, directory, scale, workers, data_options)
-    written = []
+        else:
+            failures = sweep.sweep(missing, directory, scale, workers, data_options)
+    if dry_run:
+        return False
+    written, is_lacking = [], False
     for one in chosen:
-        paths, problems = reports.report(one, scale, directory, output_dir / scale)
+        try:
+            paths, problems = reports.report(one, scale, directory, output_dir / scale)
+        except ValueError as error:  # the other tables are written
+            is_lacking = True
+            print(f"Table {one.number} is not written: {error}")
+            continue
         written += paths
         for problem in problems:
             print(f"Left out: {problem}")
     if "4" in table:
         written += reports.report_protocols(output_dir)
     if "1" in figure:
+        output_dir.mkdir(parents=True, exist_ok=True)
         written.append(output_dir / "figure1.png")
         print(figure1.draw(written[-1]))
     print("\n".join(f"Written: {path}" for path in written))
     for config, message in failures.items():
         print(f"Failed: {results.path_of(directory, config).stem}: {message}")
-    return bool(failures)
+    return bool(failures) or is_lacking
 
 
 def select(table, scale, rows=None, methods=None, seeds=None):
@@ -81,7 +94,7 @@ def select(table, scale, rows=None, methods=None, seeds=None):
     labels = [_bare(row.label) for row in table.rows + table.clean_rows]
     rows = labels if rows is None else _known("rows", rows, labels)
     methods = table.methods if methods is None else _known("methods", methods, table.methods)
-    if seeds is not None and not all(text.strip().isdecimal() for text in seeds):
+    if seeds is not None and not (seeds and all(text.strip().isdecimal() for text in seeds)):
         raise ValueError(f"--seeds={','.join(seeds)} must be whole numbers of at least 0, such as 0,1,2.")
     part = dataclasses.replace(
         table,

@@ -4,6 +4,7 @@ A folder holds one scale. A file is named after its run's config, and holds that
 cut, altered or made by another protocol is told apart, and never averaged in.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -89,12 +90,27 @@ def read(path, config=None, scale=None):
 def read_all(directory):
     """-> (the contents of the readable result files, what is wrong with the others as strings)."""
     contents, problems = [], []
-    for path in sorted(pathlib.Path(directory).glob("*.json")):
+    for path in _paths(directory):
         try:
             contents.append(read(path))
         except ValueError as error:
             problems.append(str(error))
     return contents, problems
+
+
+def sources(directory, dataset):
+    """The set of the data that the results of a data set, in this folder, were made from."""
+    found = set()
+    for path in _paths(directory, f"{dataset}-"):
+        with contextlib.suppress(ValueError):
+            found.add(read(path).get("source"))
+    return found
+
+
+def _paths(directory, prefix=""):
+    """The result files; one that is being written begins with a dot."""
+    paths = sorted(pathlib.Path(directory).glob(f"{prefix}*.json"))
+    return [path for path in paths if not path.name.startswith(".")]
 
 
 def _short(values):

@@ -13,10 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.experiments import curves, datasets, files
-from prl_keras.experiments.training import Training, summarize
+from prl_keras.experiments.training import CHECKPOINTS, Training, summarize
 
 _FILES = ("config.json", "history.csv", "result.json", "model.keras", "curves.png")
-_CHECKPOINTS = "checkpoints"
 
 
 def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callbacks=(), data_options=None):
@@ -54,7 +53,7 @@ def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callb
     output_dir = pathlib.Path(output_dir)
     dataset = datasets.load(config.dataset, **(data_options or {}))
     config.check_task(dataset.task)
-    _check_directory(output_dir, config, resume, overwrite)
+    _check_directory(output_dir, config, dataset.source, resume, overwrite)
     if resume and not overwrite and all((output_dir / name).exists() for name in _FILES):
         return files.read_json(output_dir / "result.json")
 
@@ -79,12 +78,12 @@ def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callb
     with files.replacing(output_dir / "curves.png") as temporary:
         curves.plot_run(table, result, config, temporary)
     files.write_json(output_dir / "result.json", result)
-    shutil.rmtree(output_dir / _CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
     return result
 
 
-def _check_directory(output_dir, config, resume, overwrite):
-    present = [name for name in (*_FILES, _CHECKPOINTS) if (output_dir / name).exists()]
+def _check_directory(output_dir, config, source, resume, overwrite):
+    present = [name for name in (*_FILES, CHECKPOINTS) if (output_dir / name).exists()]
     if not present or overwrite:
         return
     if not resume:
@@ -92,24 +91,24 @@ def _check_directory(output_dir, config, resume, overwrite):
             f"{output_dir} holds a run already ({', '.join(present)}). Write --resume to go on with it, "
             "--overwrite to replace it, or take another --output_dir."
         )
-    _check_same_config(output_dir, config)
+    _check_same_config(output_dir, config, source)
 
 
 def _remove(output_dir):
     """Removes a run, and nothing else that lies beside it."""
     for name in _FILES:
         (output_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(output_dir / _CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
 
 
-def _check_same_config(output_dir, config):
+def _check_same_config(output_dir, config, source):
     path = output_dir / "config.json"
     if not path.exists():
         raise ValueError(f"{output_dir} has a run without config.json. Start anew with --overwrite.")
     saved = files.read_json(path)
     different = {
         name: (saved.get(name), value)
-        for name, value in dataclasses.asdict(config).items()
+        for name, value in {**dataclasses.asdict(config), "source": source}.items()
         if saved.get(name) != value
     }
     if different:
@@ -139,5 +138,5 @@ def versions():
         "keras": keras.__version__,
         "numpy": np.__version__,
         "git_revision": git("rev-parse", "HEAD"),
-        "git_is_clean": git("status", "--porcelain") == "",
+        "git_is_clean": git("status", "--porcelain", "--", "..") == "",  # of the package alone
     }

@@ -8,6 +8,7 @@ Runs that share a traced model go to the same process, one after the other.
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from prl_keras.experiments import datasets, results
 from prl_keras.experiments.run import versions
-from prl_keras.experiments.training import Training, trace_key
+from prl_keras.experiments.training import CHECKPOINTS, Training, trace_key
 
 _CHECKPOINT_SECONDS = 60
 _GROUP = 10  # so many runs at most are given to a process at a time
@@ -35,13 +36,15 @@ def pending(configs, directory, scale, shard=(0, 1)):
         configs: A list of `RunConfig`.
         directory: The folder of the result files.
         scale: "paper" or "cpu".
-        shard: `(i, n)`: of every n runs, the i-th alone, i from 0. All n shards together do all the runs.
+        shard: `(i, n)`: of every n runs, ordered by method, the i-th alone, i from 0. All n shards
+            together do all the runs.
 
     Returns:
         (the configs without a result, what is wrong with result files that have to be redone).
     """
     missing, problems = [], []
-    for config in configs[shard[0] :: shard[1]]:
+    by_method = list(itertools.chain.from_iterable(_groups(configs)))  # the same work for each shard
+    for config in by_method[shard[0] :: shard[1]]:
         path = results.path_of(directory, config)
         if path.exists():
             try:
@@ -70,13 +73,15 @@ def sweep(configs, directory, scale, workers=1, data_options=None):
         Failures, a dict from the config to the message.
 
     Raises:
-        ValueError: if a data set cannot be loaded, before any run.
+        ValueError, OSError, ImportError: if a data set cannot be loaded, before any run.
+        ValueError: if the folder holds results made from other data than these.
         RuntimeError: if a worker process died.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for left in (directory / ".unfinished").glob("*"):  # killed after the result was written
-        if (directory / f"{left.name}.json").exists():
+        with contextlib.suppress(ValueError):
+            results.read(directory / f"{left.name}.json", scale=scale)
             shutil.rmtree(left, ignore_errors=True)
     job = functools.partial(_run_group, directory=directory, scale=scale, data_options=data_options or {})
     groups = _groups(configs)
@@ -84,7 +89,12 @@ def sweep(configs, directory, scale, workers=1, data_options=None):
     is_terminal = sys.stderr.isatty()
     with tqdm(total=total, unit="epoch", mininterval=0.5 if is_terminal else 30) as bar:
         for config in {config.dataset: config for config in configs}.values():
-            _load(config.dataset, tuple((data_options or {}).items()))  # an error here is everybody's
+            source = _load(config.dataset, tuple((data_options or {}).items())).source
+            if others := results.sources(directory, config.dataset) - {source}:
+                raise ValueError(
+                    f"{directory} holds results of {' and '.join(map(repr, others))}; these data are "
+                    f"{source!r}. Give another --output_dir, or remove those results."
+                )
         if workers == 1:
             return _merge(job(group, tell=bar.update) for group in groups)
         return _merge(_in_processes(job, groups, workers, bar))
@@ -122,6 +132,8 @@ def _run_one(config, directory, scale, data_options, tell):
     start = time.perf_counter()
     progress = _TellEpochs(tell)
 
+    left = (unfinished / CHECKPOINTS).exists()
+
     def train():
         training = Training(config, dataset, _MODELS)
         return training, training.fit(unfinished, _CHECKPOINT_SECONDS, callbacks=[progress])
@@ -129,7 +141,7 @@ def _run_one(config, directory, scale, data_options, tell):
     try:
         training, table = train()
     except ValueError as error:
-        if not unfinished.exists():
+        if not left:
             raise
         tqdm.write(f"{path.stem} starts anew: {error}", file=sys.stderr)
         shutil.rmtree(unfinished)
@@ -142,7 +154,7 @@ def _run_one(config, directory, scale, data_options, tell):
         "versions": versions(),
     }
     results.write(path, config, scale, table, about)
-    shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     tell(config.epochs - progress.epochs)  # those before a resume
 
 

@@ -13,6 +13,7 @@ from prl_keras.experiments import checkpoints, history
 from prl_keras.experiments.batches import batches, shuffled_batches
 from prl_keras.experiments.networks import make_network
 
+CHECKPOINTS = "checkpoints"  # the folder of a run in which `Training.fit` keeps them
 LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
 _PROBE_SIZE = 1000  # examples on which the cleanness of the kept set is measured
 _TEST_BATCH = 1024
@@ -69,9 +70,9 @@ class Training:
         """
         directory, config, data = pathlib.Path(directory), self.config, self.dataset
         directory.mkdir(parents=True, exist_ok=True)
-        finished = checkpoints.restore(self.model, directory / "checkpoints")
+        finished = checkpoints.restore(self.model, directory / CHECKPOINTS)
         record = history.WriteHistory(directory / "history.csv", finished, not checkpoint_seconds)
-        saver = checkpoints.SaveCheckpoints(directory / "checkpoints", checkpoint_seconds, record.write)
+        saver = checkpoints.SaveCheckpoints(directory / CHECKPOINTS, checkpoint_seconds, record.write)
         train, steps = shuffled_batches(
             data.train_x, self.targets, config.batch_size, config.seed, first_epoch=finished
         )
