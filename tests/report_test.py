@@ -98,12 +98,18 @@ class TestFiles:
         assert content.startswith(b"\x89PNG") and len(content) < 300_000
         assert b"Software" not in content
 
-    def test_curves_are_means_over_seeds_and_what_lies_below_is_named(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(("levels", "half"), [
+        ((0.7, 0.9), 0.1),  # the range
+        ((0.7, 0.9, 0.8), 4.302653 * 0.1 / np.sqrt(3)),  # t of 2 degrees of freedom, 97.5%
+    ])  # fmt: skip
+    def test_curves_are_means_over_seeds_and_what_lies_below_is_named(
+        self, tmp_path, monkeypatch, levels, half
+    ):
         drawn = []
         monkeypatch.setattr(figures.plt, "close", drawn.append)
-        found = row_configs(1, "linadv: 40", range(2))
-        for method, levels in {"prl_g": (0.7, 0.9), "huber": (0.1, 0.2), "standard": (-9, -8)}.items():
-            for seed, level in enumerate(levels):
+        found = row_configs(1, "linadv: 40", range(3))
+        for method, values in {"prl_g": levels, "huber": (0.1, 0.2), "standard": (-9, -8)}.items():
+            for seed, level in enumerate(values):
                 write_run(tmp_path / "runs", found[method, 0, seed], level, spread=0, metric="r2_score")
         report(TABLES[1], "cpu", tmp_path / "runs", tmp_path)
         panels = {axis.get_title(): axis for axis in drawn[0].axes}
@@ -111,7 +117,6 @@ class TestFiles:
         axis = panels["linadv: 40"]
         assert [line.get_ydata()[-1] for line in axis.lines] == pytest.approx([0.15, 0.8])
         assert [line.get_color() for line in axis.lines] == [figures.COLORS[n] for n in ("huber", "prl_g")]
-        half = 12.7062 * 0.1  # t of 1 degree of freedom, 97.5%; the standard error is 0.2 / 2
         vertices = axis.collections[1].get_paths()[0].vertices
         band = vertices[vertices[:, 0] == found["prl_g", 0, 0].epochs, 1]
         assert (band.max(), band.min()) == pytest.approx((0.8 + half, 0.8 - half), abs=1e-3)

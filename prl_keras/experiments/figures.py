@@ -27,8 +27,9 @@ COLORS = dict(zip(METHODS, itertools.cycle(_PALETTE)))
 def plot_epochs(table, contents, metric, about, path):
     """Test metric over the epochs, a panel per row of the table, a curve per method, as a PNG.
 
-    A curve is the mean over the seeds, its band the 95% interval by Student's t. The y axis begins at -0.2
-    for R2 and at 0 for accuracy; methods that lie below it in the last ten epochs are named instead.
+    A curve is the mean over the seeds, its band the 95% interval by Student's t; of two seeds, whose
+    interval is 13 times as wide as they are apart, it is the range. The y axis begins at -0.2 for R2 and at
+    0 for accuracy; methods that lie below it in the last ten epochs are named instead.
 
     Args:
         table: A `Table`.
@@ -56,7 +57,7 @@ def plot_epochs(table, contents, metric, about, path):
         for name in shown:
             style = {"color": COLORS[name], "linewidth": 1.6 if "prl" in name else 1.0}
             axis.plot(means[name].index, means[name], **style)
-            low, high = interval(curves[name])
+            low, high = _band(curves[name])
             axis.fill_between(means[name].index, low, high, color=COLORS[name], alpha=0.13, linewidth=0)
         # By the curves, not by the bands, which are wide with few seeds.
         top = max((means[name].max() for name in shown), default=_LOWEST[metric] + unit)
@@ -67,7 +68,8 @@ def plot_epochs(table, contents, metric, about, path):
         _note(axis, means, last, _LOWEST[metric])
     lines = [plt.Line2D([], [], color=COLORS[name], linewidth=2) for name in table.methods]
     titles = [METHODS[name].title for name in table.methods]
-    caption = f"Mean over the seeds; bands: 95% intervals of the mean by Student's t. {about}"
+    bands = "95% intervals of the mean by Student's t, with two seeds from one to the other"
+    caption = f"Mean over the seeds; bands: {bands}. {about}"
     _finish(figure, axes, lines, titles, ("epoch", label), caption, path)
 
 
@@ -96,6 +98,13 @@ def plot_sensitivity(table, cells, about, path):
     titles = [f"{METHODS[table.methods[0]].title}, ours with 95% interval", "paper"]
     what = ("added to the true epsilon", "test accuracy in percent")
     _finish(figure, axes, lines, titles, what, about, path)
+
+
+def _band(curves):
+    """(low, high) of the curves of the seeds, a column each."""
+    if curves.shape[1] == 2:
+        return curves.min(axis=1, skipna=False), curves.max(axis=1, skipna=False)
+    return interval(curves)
 
 
 def _panels(table):
