@@ -156,6 +156,8 @@ def test_a_table_without_runs_stops_no_other(tmp_path, capsys):
 def test_what_does_not_go_together_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--workers=1"):
         reproduce.reproduce(["6"], [], "cpu", tmp_path, workers=2)
+    with pytest.raises(ValueError, match="rows and methods together"):
+        reproduce.reproduce(["2"], [], "cpu", tmp_path, rows=["CF10-clean"], methods=["prl_l"])
     with pytest.raises(ValueError, match="--dry_run lists"):
         reproduce.reproduce(["1"], [], "cpu", tmp_path, dry_run=True, report=True)
 

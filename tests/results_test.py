@@ -90,11 +90,20 @@ def text_for_numbers(path):
     path.write_text(json.dumps(content))
 
 
+def list_for_source(path):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "source": ["x"]}))
+
+
+def too_deep(path):
+    path.write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         cut, empty, other_json, without_history, without_an_epoch, other_columns, altered_config,
-        impossible_config, unknown_version, text_for_numbers,
+        impossible_config, unknown_version, text_for_numbers, list_for_source, too_deep,
     ],
 )  # fmt: skip
 def test_a_damaged_or_foreign_file_is_named_and_left_out(tmp_path, damage):

@@ -118,9 +118,14 @@ def _runs_of(table, scale, directory):
             else:
                 problems.append(f"{path} holds {content['result']['test_metric']}, not {metric}.")
     for dataset in {content["config"].dataset for content in chosen}:
-        of_dataset = [content for content in chosen if content["config"].dataset == dataset]
-        if len(mixed := _values_of(of_dataset, "source")) > 1:
-            raise ValueError(f"{directory} mixes runs on different data: {'; '.join(mixed)}. Keep one kind.")
+        first = {
+            str(content.get("source")): results.path_of(directory, content["config"]).name
+            for content in reversed(chosen)
+            if content["config"].dataset == dataset
+        }
+        if len(first) > 1:
+            listed = "; ".join(f"{source} ({name})" for source, name in sorted(first.items()))
+            raise ValueError(f"{directory} mixes runs on different data, such as {listed}. Keep one kind.")
     return chosen, problems
 
 

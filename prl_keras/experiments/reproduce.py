@@ -46,7 +46,9 @@ def reproduce(
     chosen = [TABLES[number] for number in dict.fromkeys(numbers)]
     configs = [config for one in chosen for config in select(one, scale, rows, methods, seeds)]
     configs = list(dict.fromkeys(configs))
-    if TABLES.get(6) in chosen and workers > 1:
+    if chosen and not configs:
+        raise ValueError("No run of the table has these rows and methods together.")
+    if TABLES.get(6) in chosen and workers > 1 and not (report or dry_run):
         raise ValueError("Table 6 measures time, and runs beside one another are slower: write --workers=1.")
     output_dir = pathlib.Path(output_dir)
     directory = output_dir / scale / "runs"

@@ -72,6 +72,8 @@ def read(path, config=None, scale=None):
             raise ValueError("it holds the result of another config")
         if scale is not None and content["scale"] != scale:
             raise ValueError(f"it is of scale {content['scale']!r}, not {scale!r}")
+        if not isinstance(content.get("source", ""), str):
+            raise ValueError(f"its source is {content['source']!r}")
         if path.name != path_of(path.parent, found).name:
             raise ValueError("its name is not that of its config")
         history = pd.DataFrame(
@@ -81,7 +83,7 @@ def read(path, config=None, scale=None):
             raise ValueError(f"its history does not hold the epochs 1 to {found.epochs}")
         task = "classification" if "test_accuracy" in history else "regression"
         result = summarize(history, task)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} is not the result of a run: {what}.") from error
     return {**content, "config": found, "history": history, "result": result}
