@@ -31,7 +31,8 @@ class CoTeachingModel(WeightedModel):
     Args:
         network_a, network_b: Two Keras models with the same output shape, different initial weights
             and no shared layer.
-        score, rule, recompute, microbatch_size: As in `RobustModel`.
+        score, rule, recompute, microbatch_size: As in `RobustModel`. With `recompute=True` both networks
+            score the batch before either trains on what the exchange gives it.
         exchange: "swap" or "disagreement".
 
     Raises:

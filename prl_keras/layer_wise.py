@@ -1,17 +1,13 @@
-"""Per-example gradient norms of fully connected networks, from one ordinary forward and backward pass.
+"""Per-example gradient norms from one ordinary forward and backward pass, layer by layer.
 
-A layer `z = h W + b` with inputs h `[n, p]` and `d_i = d loss_i / d z_i`, d `[n, q]`, has for example i
-the gradients `h_i d_i^T` and `d_i`. Neither norms nor weighted sums need them one by one:
-
-    ||d loss_i / d W|| = ||h_i|| ||d_i||        sum_i w_i d loss_i / d W = h^T diag(w) d
-    ||d loss_i / d b|| = ||d_i||                sum_i w_i d loss_i / d b = d^T w
-
-(Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXiv:1510.01799). It takes the time
-and the memory of a plain step; the gradients of all the examples take n times those of the weights.
+The pass records the inputs h of every layer with weights and the gradient d of each example's loss with
+respect to its linear part; `layer_gradients` makes the norms and the weighted sums of them. It takes
+about the time and the memory of a plain step; the gradients of all the examples take n times those of
+the weights.
 """
 
 import inspect
-import typing
+import math
 
 import keras
 import numpy as np
@@ -19,24 +15,38 @@ import tensorflow as tf
 from keras import layers
 from keras.src.models import functional  # keras.Model(inputs, outputs) makes a functional.Functional
 
+from prl_keras import layer_gradients
+from prl_keras.contributions import row_norms
+from prl_keras.layer_gradients import LAYER_TYPES
+
 
 def applies(network):
-    """Whether the graph of `network` proves that the formulas give all of its gradients.
+    """Whether the graph of `network` proves that the formulas give all of its gradients."""
+    return obstacle(network) is None
+
+
+def obstacle(network):
+    """Why the formulas may not give all the gradients of `network`, in words; None if they do.
 
     It must be a Sequential or Functional model (not a subclass) of one output, whose every operation is
-    in `_WEIGHTED` (used once, with weights of its own) or in `_WEIGHTLESS`. Subclassed layers, nested
-    models, `keras.ops` on symbolic tensors, activity regularizers and activations from outside
-    `keras.activations` are not looked into: False.
+    of a type in `LAYER_TYPES` (used once, with weights of its own) or in `_WEIGHTLESS`. Subclassed layers,
+    nested models, `keras.ops` on symbolic tensors, activity regularizers and activations from outside
+    `keras.activations` are not looked into.
     """
     graph = _graph(network)
-    if graph is None or len(graph.outputs) != 1 or isinstance(graph.output, dict) or "call" in vars(network):
-        return False
+    if graph is None or "call" in vars(network):
+        return "it is not a plain Sequential or Functional model"
+    if len(graph.outputs) != 1 or isinstance(graph.output, dict):
+        return "it has more than one output"
     nodes = [node for depth in graph._nodes_by_depth.values() for node in depth]
-    if not all(_is_known(node) for node in nodes):
-        return False
+    for node in nodes:
+        if not _is_known(node):
+            return f"{type(node.operation).__name__} {node.operation.name!r} is not known, or not in this use"
     used = [id(w) for node in nodes for w in node.operation.weights]  # twice if the layer is used twice
     trained = {id(w) for w in network.trainable_weights}
-    return len(set(used)) == len(used) and bool(trained) and trained <= set(used)
+    if len(set(used)) < len(used):
+        return "a layer is used twice"
+    return None if trained and trained <= set(used) else "its graph does not hold all its weights"
 
 
 def gradients(output_gradients, network, x, training, loss_scale):
@@ -59,47 +69,66 @@ def gradients(output_gradients, network, x, training, loss_scale):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         y_pred, passed = _forward(network, x, training, tape)
     outputs, upstream = output_gradients(y_pred)
+    upstream, size = _brought_to_1(upstream, loss_scale)
     linear = [z for _, _, z in passed]
     deltas = tape.gradient(outputs, linear, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    passed = [(layer, h, d) for (layer, h, _), d in zip(passed, deltas)]
 
     trained = {id(weight) for weight in network.trainable_weights}
-    norms = []
-    for layer, h, d in passed:
-        h, d = tf.cast(h, tf.float32), tf.cast(d, tf.float32) / loss_scale
-        each = zip(_weights(layer), _WEIGHTED[type(layer)].norms(h, d))
-        norms.extend(norm for weight, norm in each if id(weight) in trained)
+    taken, norms = [], []
+    for (layer, h, _), d in zip(passed, deltas):
+        kind = LAYER_TYPES[type(layer)]
+        precision = tf.float64 if layer.variable_dtype == "float64" else tf.float32
+        d = tf.cast(d, precision)
+        found = kind.contributions(layer, tf.cast(h, precision) if h.dtype.is_floating else h, d)
+        taken.append((layer, h, d, found))
+        pairs = zip(kind.weights(layer), found)
+        norms.extend(tf.cast(c.norms, tf.float32) for weight, c in pairs if id(weight) in trained)
 
     def weighted_sum(weights):
+        weights = tf.cast(weights, tf.float32) * size
         sums = {}
-        for layer, h, d in passed:
-            # In the weights' own precision: float16 would round every product.
-            h, d, w = (tf.cast(t, layer.variable_dtype) for t in (h, d, weights))
-            each = zip(_weights(layer), _WEIGHTED[type(layer)].weighted_sums(h, d, w))
-            sums.update((id(weight), total) for weight, total in each)
+        for layer, h, d, found in taken:
+            totals = layer_gradients.weighted_sums(layer, h, d, weights, found)
+            pairs = zip(LAYER_TYPES[type(layer)].weights(layer), totals)
+            sums.update((id(weight), total) for weight, total in pairs)
         return [sums[id(weight)] for weight in network.trainable_weights]
 
-    return y_pred, _norm(tf.stack(norms, axis=1)), weighted_sum
+    scale = size / tf.cast(loss_scale, tf.float32)
+    return y_pred, scale * row_norms(tf.stack(norms, axis=1)), weighted_sum
+
+
+def _brought_to_1(upstream, loss_scale):
+    """-> (upstream gradients, each example's divided by its size, sizes float32 `[batch]`).
+
+    The size is the largest entry without `loss_scale`, or 1 if that is larger: targets of 1e30 have
+    gradients whose squares are beyond float32.
+    """
+    rows = [tf.reshape(tf.cast(t, tf.float32), [tf.shape(t)[0], math.prod(t.shape[1:])]) for t in upstream]
+    largest = tf.reduce_max(tf.abs(tf.concat(rows, axis=1)), axis=1) / tf.cast(loss_scale, tf.float32)
+    size = tf.maximum(largest, 1.0)
+    return [t / tf.reshape(tf.cast(size, t.dtype), [-1] + [1] * (len(t.shape) - 1)) for t in upstream], size
 
 
 def _forward(network, x, training, tape):
-    """-> (predictions, (layer, inputs h, linear part z) of each layer in `_WEIGHTED`), every z watched.
+    """-> (predictions, (layer, inputs h, linear part z) of each layer in `LAYER_TYPES`), every z watched.
 
     Keras's own walk through the graph, but that those layers are taken apart. The layers stay as they
     are: two replicas may trace them at the same time, taking turns wherever a seed is assigned.
     """
     passed = []
 
-    def taken_apart(layer, h):
-        layer._assert_input_compatibility(h)
-        h = tf.cast(h, layer.compute_dtype)
-        z = _WEIGHTED[type(layer)].linear(h, *(keras.ops.cast(w, h.dtype) for w in _weights(layer)))
+    def taken_apart(layer, inputs):
+        layer._assert_input_compatibility(inputs)
+        kind = LAYER_TYPES[type(layer)]
+        h = kind.inputs(layer, inputs)
+        weights = [keras.ops.cast(weight, layer.compute_dtype) for weight in kind.weights(layer)]
+        z = kind.linear(layer, h, *weights)
         tape.watch(z)
         passed.append((layer, h, z))
-        return layer.activation(z)
+        return kind.activation(layer, z)
 
     def called(operation):
-        if type(operation) in _WEIGHTED:
+        if type(operation) in LAYER_TYPES:
             return lambda inputs, **_: taken_apart(operation, inputs)
         return functional.operation_fn(operation, training=training)
 
@@ -115,20 +144,9 @@ def _graph(network):
     return network if type(network) is functional.Functional else None
 
 
-def _weights(layer):
-    return [layer.kernel, layer.bias] if layer.use_bias else [layer.kernel]
-
-
-def _norm(t):
-    """L2 norms of the rows, scaled by their largest entries: targets of 1e30 have squares beyond float32."""
-    largest = tf.reduce_max(tf.abs(t), axis=1, keepdims=True)
-    scale = tf.where(largest > 0, largest, 1.0)
-    return scale[:, 0] * tf.norm(t / scale, axis=1)
-
-
 def _is_known(node):
     operation, kind = node.operation, type(node.operation)
-    accepts = _WEIGHTED[kind].accepts if kind in _WEIGHTED else _WEIGHTLESS.get(kind)
+    accepts = LAYER_TYPES[kind].accepts if kind in LAYER_TYPES else _WEIGHTLESS.get(kind)
     return (
         accepts is not None
         and operation.activity_regularizer is None
@@ -136,6 +154,7 @@ def _is_known(node):
         and all(len(t.shape) > 1 and t.shape[0] is None for t in node.outputs)
         and not any(t.sparse or t.ragged for t in node.outputs)
         and accepts(node)
+        and (not hasattr(operation, "activation") or _has_known_activation(node))
     )
 
 
@@ -148,30 +167,13 @@ def _spares_the_batch(node):
     return all(axis is not None and axis % len(t.shape) for axis in axes for t in node.input_tensors)
 
 
-def _accepts_dense(node):
-    layer = node.operation
-    plain = layer.quantization_mode is None and not layer.lora_enabled and layer.autocast
-    return plain and len(node.input_tensors[0].shape) == 2 and _has_known_activation(node)
+def _is_frozen(node):
+    return not node.operation.trainable
 
 
-class _Rule(typing.NamedTuple):
-    """A layer type with weights: `accepts(node)`, `linear(h, *weights)` and, for each of its weights,
-    `norms(h, d)`, float32 `[batch]`, and `weighted_sums(h, d, w)`."""
+def _spares_the_batch_of_its_noise(node):
+    return (node.operation.noise_shape or (None,))[0] is None
 
-    accepts: typing.Callable
-    linear: typing.Callable
-    norms: typing.Callable
-    weighted_sums: typing.Callable
-
-
-_WEIGHTED = {
-    layers.Dense: _Rule(
-        _accepts_dense,
-        lambda h, kernel, bias=0: tf.matmul(h, kernel) + bias,
-        lambda h, d: [tf.norm(h, axis=1) * _norm(d), _norm(d)],
-        lambda h, d, w: [tf.matmul(h, w[:, None] * d, transpose_a=True), tf.tensordot(w, d, 1)],
-    ),
-}
 
 _ACTIVATIONS = [
     member
@@ -179,19 +181,28 @@ _ACTIVATIONS = [
     if name not in ("get", "serialize", "deserialize")
 ]
 
-# Layers that have no weights and treat each example by itself, and on what condition on their node.
+# Layers that have no weights to train and treat each example by itself, and on what condition on their node.
 _WEIGHTLESS = {
     **dict.fromkeys(
         [
             *(layers.InputLayer, layers.Identity, layers.Flatten, layers.Reshape, layers.Permute),
             *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.GaussianDropout, layers.GaussianNoise),
             *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
+            *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.RepeatVector),
+            *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
+            *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
+            *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
+            *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D),
+            *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D),
+            *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
+            *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D),
         ],
         lambda node: True,
     ),
     layers.Activation: _has_known_activation,
+    layers.BatchNormalization: _is_frozen,
     layers.Concatenate: _spares_the_batch,
     layers.Softmax: _spares_the_batch,
-    layers.Dropout: lambda node: (node.operation.noise_shape or (None,))[0] is None,
+    layers.Dropout: _spares_the_batch_of_its_noise,
     layers.Rescaling: lambda node: np.ndim(node.operation.scale) == 0 == np.ndim(node.operation.offset),
 }

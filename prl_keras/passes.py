@@ -1,10 +1,13 @@
 """One network's pass over a batch: predictions and scores first, then, given weights, the gradient.
 
-Two kinds. A `TapePass` is the ordinary forward and backward pass. A `PerExamplePass` is one that gives
-the norms of every example's gradient and their weighted mean both, so that PRL(G) needs no second one.
+Three kinds. A `TapePass` is the ordinary forward and backward pass. A `RecomputePass` scores by a
+forward pass alone and then makes a `TapePass` of the examples that count. A `PerExamplePass` is one that
+gives the norms of every example's gradient and their weighted mean both, so that PRL(G) needs no second one.
 """
 
+import contextlib
 import functools
+import math
 import typing
 
 import keras
@@ -22,21 +25,25 @@ def start(model, network, x, y, sample_weight):
 
     Returns:
         A pass with `y_pred`, `scores` (float32 `[batch]`, or None if `model.score` is None),
-        `loss_all` (of all the examples alike) and `backward(weights) -> (loss, gradients)`, where
-        the weights `[batch]` are the rule's; the user's `sample_weight` multiplies them.
+        `loss_all` (of all the examples alike; ask before `backward`, see `train_step`) and
+        `backward(weights) -> (loss, gradients)`, where the weights `[batch]` are the rule's; the user's
+        `sample_weight` multiplies them.
     """
     batch = (model, network, x, y, sample_weight)
-    if model.score != "gradient":
-        return TapePass(*batch)
-    fits_memory = model.microbatch_size is None or layer_wise.applies(network)
-    if fits_memory and _can_be_one_pass(model, network, sample_weight):
-        in_one = PerExamplePass(*batch)
-        if in_one.is_whole:
-            return in_one
-    norms = per_example.gradient_norms(
-        _losses_of(model), network, x, y, model.microbatch_size, loss_scale=_share(model, x)
-    )
-    return TapePass(*batch, norms)
+    norms = None
+    if model.score == "gradient":
+        fits_memory = model.microbatch_size is None or layer_wise.applies(network)
+        if not model.recompute and fits_memory and _can_be_one_pass(model, network, sample_weight):
+            in_one = PerExamplePass(*batch)
+            if in_one.is_whole:
+                return in_one
+        with _state_unchanged(network):
+            norms = per_example.gradient_norms(
+                _losses_of(model), network, x, y, model.microbatch_size, loss_scale=_share(model, x)
+            )
+    started = (RecomputePass if model.recompute else TapePass)(*batch)
+    started.scores = _score(model, y, started.y_pred) if norms is None else norms
+    return started
 
 
 class Glance(typing.NamedTuple):
@@ -58,9 +65,12 @@ def glance(model, network, x, y):
 class _Pass:
     """One network's predictions on a batch, and the loss of any weights on them."""
 
+    scores = None
+
     def __init__(self, model, network, x, y, sample_weight):
         self.model, self.network, self.x, self.y = model, network, x, y
         self.sample_weight = sample_weight
+        self.loss = keras.losses.get(model.loss)
 
     @property
     def loss_all(self):
@@ -68,28 +78,63 @@ class _Pass:
 
     def loss_with(self, weights):
         """The Keras loss with the rule's weights `[batch]`, or None, times the user's."""
-        loss = keras.losses.get(self.model.loss)
-        rank = len(scores.unreduced_loss(self.y, self.y_pred, loss).shape)
+        rank = len(scores.unreduced_loss(self.y, self.y_pred, self.loss).shape)
         weights = _combine(weights, self.sample_weight, rank)
         return self.model.network_loss(self.network, self.x, self.y, self.y_pred, weights)
+
+    @property
+    def counted_losses(self):
+        """How many values Keras takes a mean over: all, or those that no mask hides. float32 scalar."""
+        values = scores.unreduced_loss(self.y, self.y_pred, self.loss)
+        masks = [getattr(tensor, "_keras_mask", None) for tensor in (self.y_pred, values)]
+        masks = [tf.cast(mask, tf.float32) for mask in masks if mask is not None]
+        return tf.reduce_sum(functools.reduce(tf.multiply, masks, tf.ones_like(values)))
 
 
 class TapePass(_Pass):
     """Forward on a tape; the backward pass of the weighted loss follows when the weights are known."""
 
-    def __init__(self, model, network, x, y, sample_weight, norms=None):
-        super().__init__(model, network, x, y, sample_weight)
+    def __init__(self, *batch):
+        super().__init__(*batch)
         self.tape = tf.GradientTape()
         with self.tape:
-            self.y_pred = network(x, training=True)
-        checks.check_shapes(y, self.y_pred, keras.losses.get(model.loss))
-        self.scores = _score(model, y, self.y_pred) if norms is None else norms
+            self.y_pred = self.network(self.x, training=True)
+        checks.check_shapes(self.y, self.y_pred, self.loss)
 
     def backward(self, weights):
+        weights = _once_known(self.scores, weights)
         with self.tape:
             loss = self.loss_with(weights)
             scaled = self.model.optimizer.scale_loss(loss)
         return loss, self.tape.gradient(scaled, self.network.trainable_weights)
+
+
+class RecomputePass(_Pass):
+    """Forward without a tape; then forward and backward on the examples with a weight, alone."""
+
+    def __init__(self, *batch):
+        super().__init__(*batch)
+        with _state_unchanged(self.network):
+            self.y_pred = self.network(self.x, training=True)
+        checks.check_shapes(self.y, self.y_pred, self.loss)
+
+    def backward(self, weights):
+        weights = _once_known(self.y_pred, _once_known(self.scores, weights))
+        counts = tf.not_equal(weights, 0)
+        # Of padding alone all rows go, with weight 0: statistics of no row at all are not finite.
+        rows = tf.where(tf.logical_or(counts, ~tf.reduce_any(counts)))[:, 0]
+        x, y, sample_weight, weights = keras.tree.map_structure(
+            lambda t: _gather(t, rows), (self.x, self.y, self.sample_weight, weights)
+        )
+        kept = TapePass(self.model, self.network, x, y, sample_weight)
+        reduction = getattr(self.loss, "reduction", "sum_over_batch_size")
+        if reduction not in ("sum", "none", None):
+            # Keras takes the mean over the kept; "mean_with_sample_weight" divides the factor out again.
+            weights *= tf.math.divide_no_nan(kept.counted_losses, self.counted_losses)
+        loss, gradients = kept.backward(weights)
+        if reduction in ("none", None):  # the log takes the mean of them, which is that of the whole batch
+            loss *= tf.cast(tf.size(rows) / tf.size(counts), loss.dtype)
+        return loss, gradients
 
 
 class PerExamplePass(_Pass):
@@ -110,8 +155,45 @@ class PerExamplePass(_Pass):
         with tf.GradientTape() as tape:
             extra = sum((tf.reduce_sum(loss) for loss in self.network.losses), start=tf.zeros(()))
             extra = self.model.optimizer.scale_loss(extra)
-        regularization = per_example.gradient_or_zeros(tape, extra, self.network.trainable_weights)
-        return self.loss_with(weights), [g + r for g, r in zip(data, regularization)]
+        regularization = tape.gradient(extra, [weight.value for weight in self.network.trainable_weights])
+        return self.loss_with(weights), [_sum(*both) for both in zip(data, regularization)]
+
+
+def _once_known(values, weights):
+    """`weights`, by data that cannot be had before `values` (or None).
+
+    The pass that scores must have read a network's weights before the optimizer moves them. Of two
+    networks that exchange their choice, nothing but a control edge says so, and TensorFlow 2.21 loses it:
+    its dependency optimizer drops the edge for a longer path, from these scores over the other network's
+    gradients to the `IdentityN` in which Keras's optimizer joins the gradients of both, and a later
+    optimizer takes the `IdentityN` apart. Then the scores are now and then of half-updated weights.
+    """
+    if values is None:
+        return weights
+    never = tf.reduce_max(values) > math.inf
+    return tf.where(never, 0.0, weights)
+
+
+@contextlib.contextmanager
+def _state_unchanged(network):
+    """What moves in a forward pass (moving statistics, seeds) is put back: it moves where it trains.
+
+    `keras.StatelessScope` would lose the moves of a layer whose `call` is a `tf.function`: traced in the
+    scope, without them, it is not traced again outside.
+    """
+    layers = network._flatten_layers()
+    seeds = [generator.state for layer in layers for generator in layer._seed_generators]
+    # Not the frozen weights: a mean over replicas would round them.
+    state = [*seeds, *(variable for layer in layers for variable in layer._non_trainable_variables)]
+    before = [tf.identity(variable.value) for variable in state]
+    yield
+    for variable, value in zip(state, before):
+        variable.assign(value)
+
+
+def _sum(gradient, regularization):
+    """An embedding's gradient stays sparse if nothing is to be added."""
+    return gradient if regularization is None else tf.convert_to_tensor(gradient) + regularization
 
 
 def _combine(weights, sample_weight, rank):
@@ -128,6 +210,15 @@ def _combine(weights, sample_weight, rank):
     for w in given:
         product *= tf.reshape(w, tf.concat([tf.shape(w), [1] * (rank - len(w.shape))], axis=0))
     return product
+
+
+def _gather(tensor, rows):
+    if isinstance(tensor, tf.SparseTensor):
+        raise ValueError(
+            "recompute=True gathers the rows of the kept examples, which a SparseTensor does not give. Leave "
+            "recompute=False, or make the batch dense: dataset.map(lambda x, y: (tf.sparse.to_dense(x), y))."
+        )
+    return None if tensor is None else tf.gather(tensor, rows)
 
 
 def _score(model, y, y_pred):

@@ -10,11 +10,14 @@ would get the same mask.
 import functools
 import typing
 import warnings
+import weakref
 
 import keras
 import tensorflow as tf
 
 from prl_keras import checks, layer_wise
+
+_SAID = weakref.WeakSet()  # the networks of which it was said that they are mapped
 
 
 class Gradients(typing.NamedTuple):
@@ -24,7 +27,8 @@ class Gradients(typing.NamedTuple):
         y_pred: Predictions `[batch, ...]`.
         norms: float32 `[batch]`, L2 norms over all the trainable weights, without `loss_scale`.
         weighted_sum: Function of weights `[batch]` that gives `sum_i weights_i * gradient_i`, times
-            `loss_scale`: a list of one tensor per trainable weight, in its shape and dtype.
+            `loss_scale`: a list of one tensor per trainable weight, in its shape and dtype (for an
+            embedding, layer by layer, `tf.IndexedSlices` as in a plain step).
         is_whole: Whether that is all of a plain step's gradient. It is not where layers added losses
             of their own (`add_loss`, activity regularizers), nor where the plain gradient is sparse
             (embeddings) and optimizers with state treat it differently.
@@ -53,10 +57,8 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
     Raises:
         BatchMixingError: with a layer that mixes examples, if `training`.
     """
-    if layer_wise.applies(network):
-        output_gradients = functools.partial(_output_gradients, losses_of, y, loss_scale)
-        found = layer_wise.gradients(output_gradients, network, x, training, loss_scale)
-        return Gradients(*found, is_whole=True)
+    if _applies_layer_wise(network):
+        return _gradients_layer_wise(losses_of, network, x, y, training, loss_scale)
     missing = []
 
     def one_example(example):
@@ -77,7 +79,7 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
 
     Where `layer_wise` applies, memory does not grow with the gradients and all go at a time.
     """
-    if layer_wise.applies(network):
+    if _applies_layer_wise(network):
         return gradients(losses_of, network, x, y, training, loss_scale).norms
 
     def one_example(example):
@@ -112,9 +114,34 @@ def can_be_vectorized(network):
     return not any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in layers)
 
 
-def gradient_or_zeros(tape, target, weights):
-    """The dense gradient of `target`, zeros for weights that it does not depend on."""
-    return [tf.convert_to_tensor(g) for g in _gradient(tape, target, weights)]
+def _applies_layer_wise(network):
+    """`layer_wise.applies`; says once for each network why not."""
+    obstacle = layer_wise.obstacle(network)
+    if obstacle is not None and network not in _SAID:
+        _SAID.add(network)
+        warnings.warn(
+            f"The per-example gradients of {network.name!r} are taken by tf.vectorized_map, which holds a "
+            f"gradient for every example (see microbatch_size), not layer by layer: {obstacle}.",
+            stacklevel=2,
+        )
+    return obstacle is None
+
+
+def _gradients_layer_wise(losses_of, network, x, y, training, loss_scale):
+    batch = _batch_size(x)
+    x, y = _filled_up((x, y), 1)  # TensorFlow's convolutions give an empty batch the shape of their inputs
+    rows = _batch_size(x)
+    output_gradients = functools.partial(_output_gradients, losses_of, y, loss_scale)
+    y_pred, norms, sum_of_rows = layer_wise.gradients(output_gradients, network, x, training, loss_scale)
+    logits = getattr(y_pred, "_keras_logits", None)
+    y_pred = y_pred[:batch]
+    if logits is not None:
+        y_pred._keras_logits = logits[:batch]
+
+    def weighted_sum(weights):
+        return sum_of_rows(tf.pad(weights, [[0, rows - batch]]))
+
+    return Gradients(y_pred, norms[:batch], weighted_sum, is_whole=True)
 
 
 def _weighted_sum(per_example, weights):
@@ -175,11 +202,16 @@ def _map(one_example, examples):
     takes a batch of 1 for one more axis to drop.
     """
     batch = _batch_size(examples)
-    filled = keras.tree.map_structure(
-        lambda t: tf.pad(t, [[0, tf.maximum(2 - batch, 0)]] + [[0, 0]] * (len(t.shape) - 1)), examples
-    )
-    mapped = tf.vectorized_map(one_example, filled)
+    mapped = tf.vectorized_map(one_example, _filled_up(examples, 2))
     return keras.tree.map_structure(lambda t: None if t is None else t[:batch], mapped)
+
+
+def _filled_up(examples, rows):
+    """With rows of zeros to at least so many."""
+    missing = tf.maximum(rows - _batch_size(examples), 0)
+    return keras.tree.map_structure(
+        lambda t: tf.pad(t, [[0, missing]] + [[0, 0]] * (len(t.shape) - 1)), examples
+    )
 
 
 def _examples(network, x, y, training):

@@ -22,6 +22,7 @@ class WeightedModel(keras.Model):
         super().__init__(**{"dtype": networks[0].dtype_policy, **kwargs})
         self.score, self.rule = score, rule
         self.recompute, self.microbatch_size = recompute, microbatch_size
+        self.supports_jit = not recompute  # XLA needs to know beforehand how many examples are kept
         names = ["loss_all", "kept_fraction"] + ([] if score is None else ["score_threshold"])
         self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.built = all(network.built for network in networks)
@@ -30,6 +31,20 @@ class WeightedModel(keras.Model):
     def networks(self):
         """The list of the networks that are trained."""
         raise NotImplementedError
+
+    @property
+    def jit_compile(self):
+        """Whether XLA compiles the training step, as `compile` set it."""
+        return super().jit_compile
+
+    @jit_compile.setter
+    def jit_compile(self, value):
+        if value and self.recompute:
+            raise ValueError(
+                "jit_compile=True does not go with recompute=True: XLA needs static shapes, and the number "
+                "of kept examples is known only in the step. Leave jit_compile='auto', or recompute=False."
+            )
+        keras.Model.jit_compile.fset(self, value)
 
     def build(self, input_shape):
         for network in self.networks:
@@ -54,6 +69,8 @@ class WeightedModel(keras.Model):
         self._build_for(x)
         checks.check_trainable(self)
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
+        # First of all: a second pass replaces the losses that layers added in the first.
+        self._log("loss_all", [network_pass.loss_all for network_pass in started], x)
         weights = self._select(started, sample_weight)
         losses, steps = [], []
         for network_pass, weight in zip(started, weights):
@@ -61,7 +78,6 @@ class WeightedModel(keras.Model):
             losses.append(loss)
             steps.extend(zip(gradients, network_pass.network.trainable_weights))
         self._log("loss", losses, x)
-        self._log("loss_all", [network_pass.loss_all for network_pass in started], x)
         self.optimizer.apply_gradients(steps)
         for network_pass in started:
             logs = self.compute_metrics(x, y, network_pass.y_pred, sample_weight=sample_weight)
@@ -219,10 +235,6 @@ def _check_configuration(networks, score, rule, recompute, microbatch_size):
         )
     if microbatch_size is not None and (microbatch_size != int(microbatch_size) or microbatch_size < 1):
         raise ValueError(f"microbatch_size={microbatch_size!r} must be a whole number >= 1, or None.")
-    if recompute:
-        raise NotImplementedError(
-            "recompute=True is not available yet. Leave it False: the step is the same, at another cost."
-        )
     if score == "gradient":
         for network in networks:
             checks.check_no_batch_mixing(network)

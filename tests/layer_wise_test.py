@@ -292,7 +292,6 @@ FALLBACKS = {
     "operator": lambda: functional(lambda x: layers.Dense(3)(x + layers.Dense(6)(x))),
     "subclassed_layer": lambda: sequential(MyDense(4), layers.Dense(3)),
     "subclassed_model": lambda: MyModel((i := keras.Input((6,))), layers.Dense(3)(i)),
-    "rank_3": lambda: sequential(layers.Reshape((3, 2)), layers.Dense(4), layers.Flatten(), layers.Dense(3)),
     "own_activation": lambda: mlp(activation=lambda x: x - tf.reduce_mean(x)),
     "replaced_activation": replaced_activation,
     "replaced_call": replaced_call,
@@ -302,7 +301,7 @@ FALLBACKS = {
     "softmax_over_the_batch_from_the_end": lambda: sequential(layers.Softmax(axis=-2), layers.Dense(3)),
     "nested": lambda: sequential(sequential(layers.Dense(4)), layers.Dense(3)),
     "prelu": lambda: sequential(layers.Dense(4), layers.PReLU(), layers.Dense(3)),
-    "normalization": lambda: sequential(layers.Dense(4), layers.LayerNormalization(), layers.Dense(3)),
+    "normalization": lambda: sequential(layers.Dense(4), layers.RMSNormalization(), layers.Dense(3)),
     "lora": with_lora,
 }
 
@@ -343,8 +342,10 @@ def test_what_it_does_not_know_falls_back_and_equals_the_loop(name):
         lambda: functional(lambda x: {"a": layers.Dense(3)(x)}),
         lambda: sequential(layers.Flatten()),
         lambda: keras.Sequential([layers.Dense(3)]),
-        lambda: sequential(layers.Embedding(7, 2), layers.Flatten(), layers.Dense(3)),
-        lambda: sequential(layers.BatchNormalization(trainable=False), layers.Dense(3)),
+        lambda: sequential(layers.Embedding(7, 2, mask_zero=True), layers.Flatten(), layers.Dense(3)),
+        lambda: sequential(layers.BatchNormalization(), layers.Dense(3)),
+        lambda: sequential(layers.Dense(4), layers.GlobalAveragePooling1D(), shape=(None, 6)),
+        lambda: sequential(layers.Conv1D(4, 2), layers.GlobalAveragePooling1D(), shape=(None, 6)),
         lambda: sequential(layers.Dense(3, autocast=False)),
     ],
 )

@@ -1,0 +1,187 @@
+"""What a benchmark measures: the cases of each suite, and what each is compared with."""
+
+import dataclasses
+import functools
+import itertools
+
+from prl_keras import METHODS, KeepLowest, Trim
+
+SUITES = ("step", "methods", "batch", "width", "mlp")
+PEERS = ("torch", "opacus", "opacus_ghost", "authors")
+EPSILONS = (0.1, 0.3, 0.45, 0.7)
+BATCH_SIZES = (64, 128, 256, 512)
+WIDTHS = (128, 256, 512, 1024, 2048)
+_PEER_TITLES = {
+    "torch": "PyTorch",
+    "opacus": "Opacus",
+    "opacus_ghost": "Opacus (ghost)",
+    "authors": "authors'",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to take a training step.
+
+    Attributes:
+        method: A name in `METHODS`.
+        epsilon: Fraction dropped, in `[0, 1)`; 0 for methods that drop none.
+        recompute, microbatch_size: As in `RobustModel`.
+        network: A name in `NETWORKS`.
+        norm: "batch", "group" or "none".
+        batch_size: Examples per step.
+        width: Units of both hidden layers of an mlp; None for the network as it is.
+        is_subclass: Whether the network is hidden in a subclass of `keras.Model`, into which PRL(G)
+            cannot look, so that it takes the gradients of the examples one by one.
+        through_fit: Whether the steps are those of `fit` over a data set, else of one batch in memory.
+        implementation: "prl_keras", or one of `PEERS`.
+    """
+
+    method: str = "standard"
+    epsilon: float = 0.0
+    recompute: bool = False
+    microbatch_size: int | None = None
+    network: str = "cnn9"
+    norm: str = "batch"
+    batch_size: int = 128
+    width: int | None = None
+    is_subclass: bool = False
+    through_fit: bool = False
+    implementation: str = "prl_keras"
+
+    @property
+    def baseline(self):
+        """The case of plain training that this one is compared with: PyTorch's for the peers."""
+        return Case(
+            network=self.network,
+            norm=self.norm,
+            batch_size=self.batch_size,
+            width=self.width,
+            through_fit=self.through_fit,
+            implementation="prl_keras" if self.implementation == "prl_keras" else "torch",
+        )
+
+    @property
+    def session(self):
+        """What the cases that are measured in turns have in common: our baseline."""
+        return dataclasses.replace(self.baseline, implementation="prl_keras")
+
+    @property
+    def network_count(self):
+        """How many networks a step trains; the baseline's seconds count so many times."""
+        return 2 if METHODS[self.method].exchange or self.implementation == "authors" else 1
+
+    @property
+    def title(self):
+        """The case but for its setting, such as "PRL(L), recompute, epsilon 0.45"."""
+        peer = _PEER_TITLES.get(self.implementation)
+        parts = [
+            METHODS[self.method].title if peer is None else f"{peer} {METHODS[self.method].title}",
+            "recompute" * self.recompute,
+            f"microbatches of {self.microbatch_size}" if self.microbatch_size else "",
+            "by vectorized_map" * self.is_subclass,
+            f"epsilon {self.epsilon:g}" if self.epsilon else "",
+            "two networks" if self.network_count == 2 else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def setting(self):
+        """The rest, such as "cnn9, batch norm, batch 128"."""
+        width = f" of width {self.width}" if self.width else ""
+        norm = "" if self.norm == "none" else f", {self.norm} norm"
+        return f"{self.network}{width}{norm}, batch {self.batch_size}" + ", fit" * self.through_fit
+
+
+def suite_cases(suite, peers=False, authors=False):
+    """The cases of a suite, each once, those of one session one after the other and its baseline first.
+
+    Args:
+        suite: A name in `SUITES`.
+            step     one step of the 9-layer CNN, by every path that there is
+            methods  every method, with and without recompute, over epsilon
+            batch    the 9-layer CNN over the batch size
+            width    a fully connected network over its width
+            mlp      the fully connected network for landmarks, through `fit`
+        peers: Whether "step" has the same work in PyTorch and Opacus.
+        authors: Whether it has the paper's authors' PRL(L).
+
+    Raises:
+        ValueError: for an unknown suite, or peers with another than "step".
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite={suite!r} is unknown; write one of {', '.join(SUITES)}.")
+    if (peers or authors) and suite != "step":
+        raise ValueError(f"suite={suite!r} has no peers; they go with --suite=step.")
+    cases = _SUITES[suite]()
+    if peers:
+        for norm in ("batch", "group"):
+            cases.append(Case(norm=norm, implementation="torch"))
+        cases.append(Case("prl_l", 0.45, implementation="torch"))
+        cases += [
+            Case("prl_g", 0.45, norm="group", implementation=name) for name in ("opacus", "opacus_ghost")
+        ]
+    if authors:
+        cases.append(Case("prl_l", 0.45, implementation="authors"))
+        cases.append(Case(implementation="torch"))
+    sessions = list(dict.fromkeys(case.session for case in cases))
+    return sorted(dict.fromkeys(sessions + cases), key=lambda case: sessions.index(case.session))
+
+
+def _step():
+    return [
+        Case("prl_l", 0.45),
+        *(Case("prl_l", epsilon, recompute=True) for epsilon in EPSILONS),
+        Case("co_prl_l", 0.45),
+        Case("co_prl_l", 0.45, recompute=True),
+        *(
+            Case("prl_g", 0.45, microbatch_size=size, norm="group", is_subclass=is_subclass)
+            for is_subclass, size in itertools.product((False, True), (None, 32))
+        ),
+    ]
+
+
+def _methods():
+    cases = []
+    for name, row in METHODS.items():
+        norm = "group" if row.score == "gradient" else "batch"
+        rule = row.rule and row.rule(0.0)
+        epsilons = EPSILONS if isinstance(rule, Trim) else (0.0,)
+        # Where nothing is dropped, nothing is saved.
+        recomputes = (False, True) if isinstance(rule, (Trim, KeepLowest)) else (False,)
+        cases += [
+            Case(name, epsilon, recompute, norm=norm)
+            for recompute, epsilon in itertools.product(recomputes, epsilons)
+        ]
+    return cases
+
+
+def _batch():
+    return [
+        case
+        for size in BATCH_SIZES
+        for case in (
+            Case("prl_l", 0.45, batch_size=size),
+            Case("prl_l", 0.45, recompute=True, batch_size=size),
+            Case("co_prl_l", 0.45, batch_size=size),
+            Case("prl_g", 0.45, norm="group", batch_size=size),
+        )
+    ]
+
+
+def _width():
+    setting = functools.partial(Case, network="mlp", norm="none", batch_size=512)
+    return [setting(name, 0.45, width=width) for width in WIDTHS for name in ("prl_l", "prl_g")]
+
+
+def _mlp():
+    setting = functools.partial(Case, network="mlp", norm="none", batch_size=512, through_fit=True)
+    return [
+        setting("prl_l", 0.4),
+        setting("prl_l", 0.4, recompute=True),
+        setting("co_prl_l", 0.4),
+        setting("prl_g", 0.4),
+    ]
+
+
+_SUITES = {"step": _step, "methods": _methods, "batch": _batch, "width": _width, "mlp": _mlp}

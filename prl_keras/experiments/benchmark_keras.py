@@ -1,0 +1,131 @@
+"""The work of a benchmark case: a model ready to train, on random data of the task's shape."""
+
+import itertools
+import os
+import typing
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from prl_keras import build
+from prl_keras.experiments.networks import make_network
+
+IMAGE_SHAPE, FEATURES, OUTPUTS = (32, 32, 3), 512, 10  # CIFAR-10's images; the features of faces, 5 landmarks
+FIT_BATCHES = 50  # of the data set that `fit` goes over
+
+
+class Work(typing.NamedTuple):
+    """What is timed.
+
+    Attributes:
+        run: Function of `count`: trains so many times `steps`, and returns when they are done.
+        steps: Training steps of one.
+        parameters: Trainable numbers of one network.
+    """
+
+    run: Callable[[int], None]
+    steps: int
+    parameters: int
+
+
+def make_work(case, authors_dir=None):
+    """-> `Work` of a case whose implementation is "prl_keras".
+
+    Images and class labels go with Adam of 0.001 and the cross-entropy, features and landmarks (the mlp)
+    with Adam of 0.0003 and the mean squared error; Huber takes targets `[n, 10]` for images too.
+    """
+    del authors_dir
+    is_image = case.network != "mlp"
+    seeds = itertools.count()
+    networks = []
+
+    def fresh_network():
+        networks.append(_network(case, next(seeds)))
+        return Subclassed(networks[-1]) if case.is_subclass else networks[-1]
+
+    has_classes = is_image and case.method != "huber"
+    model = build(
+        case.method,
+        fresh_network,
+        epsilon=case.epsilon,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True) if has_classes else "mse",
+        optimizer=keras.optimizers.Adam(0.001 if is_image else 0.0003),
+        recompute=case.recompute,
+        microbatch_size=case.microbatch_size,
+        jit_compile=uses_xla() and not case.recompute,
+    )
+    steps = FIT_BATCHES if case.through_fit else 1
+    x, y = random_data(steps * case.batch_size, IMAGE_SHAPE if is_image else (FEATURES,), has_classes)
+    run = _fit(model, x, y, case.batch_size) if case.through_fit else _train_on_one_batch(model, x, y)
+    return Work(run, steps, sum(int(np.prod(w.shape)) for w in networks[0].trainable_weights))
+
+
+def random_data(count, shape, has_classes):
+    """Float32 inputs `[count, *shape]`, and labels `[count]` or targets `[count, 10]`; the same each time."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((count, *shape), dtype=np.float32)
+    y = rng.integers(OUTPUTS, size=count) if has_classes else rng.standard_normal((count, OUTPUTS))
+    return x, y.astype(np.int64 if has_classes else np.float32)
+
+
+def core_count():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def uses_xla():
+    """Whether XLA compiles the steps: on a GPU. On a CPU its convolutions are the slower ones."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def gpu_peak():
+    """Bytes that TensorFlow has had on the GPU at its peak, or None without one."""
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+class Subclassed(keras.Model):
+    """A network whose layers cannot be seen from its graph."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.build(network.input_shape)
+
+    def build(self, input_shape):
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.network(x, training=training)
+
+
+def _network(case, seed):
+    if case.width is None:
+        shape = (FEATURES,) if case.network == "mlp" else IMAGE_SHAPE
+        return make_network(case.network, shape, OUTPUTS, case.norm, seed)
+    x = inputs = keras.Input((FEATURES,))
+    for _ in range(2):
+        x = layers.Dense(case.width, kernel_initializer="he_normal")(x)
+        x = layers.LeakyReLU(negative_slope=0.01)(x)
+    return keras.Model(inputs, layers.Dense(OUTPUTS)(x))
+
+
+def _train_on_one_batch(model, x, y):
+    x, y = tf.constant(x), tf.constant(y)
+    model.train_on_batch(x, y)  # builds what a first step builds
+
+    def run(count):
+        # The compiled step of train_on_batch, without its reading of the logs after each.
+        for _ in range(count):
+            logs = model.train_function(iter([(x, y)]))
+        float(logs["loss"])  # waits for the device
+
+    return run
+
+
+def _fit(model, x, y, batch_size):
+    return lambda count: model.fit(x, y, batch_size, epochs=count, verbose=0)
