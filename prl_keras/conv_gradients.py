@@ -80,7 +80,8 @@ def _gradients(layer, h, d):
     for offset in itertools.product(*map(range, layer.kernel_size)):
         starts = [o * step for o, step in zip(offset, layer.dilation_rate)]
         cut = [slice(a, a + span, stride) for a, span, stride in zip(starts, spans, layer.strides)]
-        shifted = _grouped(h[(slice(None), *cut)], positions, layer.groups)
+        with tf.control_dependencies(found[-1:]):  # one shifted copy of the inputs at a time
+            shifted = _grouped(h[(slice(None), *cut)], positions, layer.groups)
         each = tf.matmul(shifted, d, transpose_a=True)  # [batch, groups, field, q / groups]
         found.append(tf.reshape(tf.transpose(each, [0, 2, 1, 3]), [-1, each.shape[2], layer.filters]))
     return found

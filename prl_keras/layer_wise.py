@@ -70,26 +70,24 @@ def gradients(output_gradients, network, x, training, loss_scale):
         y_pred, passed = _forward(network, x, training, tape)
     outputs, upstream = output_gradients(y_pred)
     upstream, size = _brought_to_1(upstream, loss_scale)
-    linear = [z for _, _, z in passed]
+    linear = [part.z for part in passed]
     deltas = tape.gradient(outputs, linear, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    for part, d in zip(passed, deltas):
+        if part.contributions is None:  # nothing came back to it
+            part.contribute(d)
 
     trained = {id(weight) for weight in network.trainable_weights}
-    taken, norms = [], []
-    for (layer, h, _), d in zip(passed, deltas):
-        kind = LAYER_TYPES[type(layer)]
-        precision = tf.float64 if layer.variable_dtype == "float64" else tf.float32
-        d = tf.cast(d, precision)
-        found = kind.contributions(layer, tf.cast(h, precision) if h.dtype.is_floating else h, d)
-        taken.append((layer, h, d, found))
-        pairs = zip(kind.weights(layer), found)
+    norms = []
+    for part in passed:
+        pairs = zip(LAYER_TYPES[type(part.layer)].weights(part.layer), part.contributions)
         norms.extend(tf.cast(c.norms, tf.float32) for weight, c in pairs if id(weight) in trained)
 
     def weighted_sum(weights):
         weights = tf.cast(weights, tf.float32) * size
         sums = {}
-        for layer, h, d, found in taken:
-            totals = layer_gradients.weighted_sums(layer, h, d, weights, found)
-            pairs = zip(LAYER_TYPES[type(layer)].weights(layer), totals)
+        for part in passed:
+            totals = layer_gradients.weighted_sums(part.layer, part.h, part.d, weights, part.contributions)
+            pairs = zip(LAYER_TYPES[type(part.layer)].weights(part.layer), totals)
             sums.update((id(weight), total) for weight, total in pairs)
         return [sums[id(weight)] for weight in network.trainable_weights]
 
@@ -109,8 +107,37 @@ def _brought_to_1(upstream, loss_scale):
     return [t / tf.reshape(tf.cast(size, t.dtype), [-1] + [1] * (len(t.shape) - 1)) for t in upstream], size
 
 
+class _Part:
+    """The linear part z of a layer with inputs h; after the backward pass its gradient d, too."""
+
+    def __init__(self, layer, h, z):
+        self.layer, self.h, self.z = layer, h, z
+        self.d = self.contributions = None
+
+    def passing_on(self):
+        """z. On the way back the contributions are made before the gradient goes on: it need not be kept."""
+
+        @tf.custom_gradient
+        def identity(z):
+            return tf.identity(z), self._backward
+
+        return identity(self.z)
+
+    def contribute(self, d):
+        precision = tf.float64 if self.layer.variable_dtype == "float64" else tf.float32
+        h = tf.cast(self.h, precision) if self.h.dtype.is_floating else self.h
+        self.d = tf.cast(d, precision)
+        self.contributions = LAYER_TYPES[type(self.layer)].contributions(self.layer, h, self.d)
+
+    def _backward(self, d):
+        self.contribute(d)
+        made = [t for c in self.contributions for t in (c.norms, *(c.gradients or ()))]
+        with tf.control_dependencies(made):
+            return tf.identity(d)
+
+
 def _forward(network, x, training, tape):
-    """-> (predictions, (layer, inputs h, linear part z) of each layer in `LAYER_TYPES`), every z watched.
+    """-> (predictions, a `_Part` for each layer in `LAYER_TYPES`), every z watched.
 
     Keras's own walk through the graph, but that those layers are taken apart. The layers stay as they
     are: two replicas may trace them at the same time, taking turns wherever a seed is assigned.
@@ -124,8 +151,8 @@ def _forward(network, x, training, tape):
         weights = [keras.ops.cast(weight, layer.compute_dtype) for weight in kind.weights(layer)]
         z = kind.linear(layer, h, *weights)
         tape.watch(z)
-        passed.append((layer, h, z))
-        return kind.activation(layer, z)
+        passed.append(_Part(layer, h, z))
+        return kind.activation(layer, passed[-1].passing_on())
 
     def called(operation):
         if type(operation) in LAYER_TYPES:
