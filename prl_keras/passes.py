@@ -160,7 +160,7 @@ class PerExamplePass(_Pass):
 
 
 def _once_known(values, weights):
-    """`weights`, by data that cannot be had before `values` (or None).
+    """`weights` in float32, by data that cannot be had before `values` (or None).
 
     The pass that scores must have read a network's weights before the optimizer moves them. Of two
     networks that exchange their choice, nothing but a control edge says so, and TensorFlow 2.21 loses it:
@@ -168,6 +168,7 @@ def _once_known(values, weights):
     gradients to the `IdentityN` in which Keras's optimizer joins the gradients of both, and a later
     optimizer takes the `IdentityN` apart. Then the scores are now and then of half-updated weights.
     """
+    weights = tf.cast(weights, tf.float32)
     if values is None:
         return weights
     never = tf.reduce_max(values) > math.inf

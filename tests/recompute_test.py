@@ -125,6 +125,7 @@ CASES = {  # name: (options of robust, network, arguments of fit)
     "keep_lowest": ({"rule": prl.KeepLowest(2)}, make_network, {}),
     "clip_norm": ({"rule": prl.ClipNorm(0.5)}, make_network, {}),
     "one_example_left": ({"rule": prl.Trim(0.9)}, make_network, {"batch_size": 7}),
+    "rule_of_integers": ({"rule": lambda s, *_: tf.cast(s < 0.9, "int32")}, make_network, {}),
     "no_score": ({"score": None}, make_network, {"sample_weight": ZEROS}),
     "weighted_metrics": ({"weighted_metrics": ["accuracy"]}, make_network, {"sample_weight": S}),
 }
