@@ -90,7 +90,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_table(tmp_
     runs = output / "cpu" / "runs"
     process = start(output, workers)
     deadline = time.monotonic() + 120
-    while not (list(runs.glob("*.json")) and list(runs.glob(".unfinished/*/checkpoints/*.h5"))):
+    while not (list(runs.glob("[!.]*.json")) and list(runs.glob(".unfinished/*/checkpoints/*.h5"))):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.002)
     children = children_of(process.pid)
@@ -99,7 +99,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_table(tmp_
     while any(map(is_alive, children)):  # the workers end by themselves
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    finished = {path: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    finished = {path: path.stat().st_mtime_ns for path in runs.glob("[!.]*.json")}
     assert 0 < len(finished) < 8
 
     again = start(output, workers)
