@@ -77,7 +77,7 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
 def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True, loss_scale=1.0):
     """The norms of `gradients` alone, float32 `[batch]`, at most `microbatch_size` examples at a time.
 
-    Where `layer_wise` applies, memory does not grow with the gradients and all go at a time.
+    Where `layer_wise` applies, what is held grows with the activations, not the gradients: all go at a time.
     """
     if _applies_layer_wise(network):
         return gradients(losses_of, network, x, y, training, loss_scale).norms

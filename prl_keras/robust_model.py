@@ -67,6 +67,8 @@ class RobustModel(WeightedModel):
         microbatch_size: For `score="gradient"`: hold at most so many per-example gradients at a time.
             Norms are then taken in pieces and a second, plain pass makes the step. A knob of memory
             alone: the result is the same, but that dropout draws its masks anew in the second pass.
+            Passed over where the norms are taken layer by layer (see `layer_wise`): nothing is held there
+            for each example and weight that outgrows the activations.
 
     Raises:
         ValueError: for an unknown score, a rule that is none, a network that is none; from `compile`
