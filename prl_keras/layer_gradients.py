@@ -148,26 +148,44 @@ def _group_normalized(layer, inputs):
     """What the layer gives without gamma and beta.
 
     Means are taken over the positions first, then over the channels of a group, as TensorFlow is slow to
-    reduce axes that are no neighbours, forward and backward.
+    reduce axes that are no neighbours.
     """
     groups = layer._reshape_into_groups(tf.cast(inputs, layer.compute_dtype))
-    x = tf.cast(groups, keras.backend.result_type(groups.dtype, "float32"))
-    rank = len(x.shape)
+    rank = len(groups.shape)
     channel = rank - 1 if layer.axis == -1 else layer.axis + 1
     positions = [axis for axis in range(1, rank) if axis not in (channel - 1, channel)]
 
     def group_mean(t):
-        by_channel = tf.reduce_mean(t, positions, keepdims=True)
-        return tf.broadcast_to(tf.reduce_mean(by_channel, channel, keepdims=True), tf.shape(by_channel))
+        return tf.reduce_mean(tf.reduce_mean(t, positions, keepdims=True), channel, keepdims=True)
 
-    mean = group_mean(x)
-    factor = tf.math.rsqrt(group_mean(tf.math.squared_difference(x, mean)) + layer.epsilon)
-    return tf.cast(tf.reshape(x * factor - mean * factor, tf.shape(inputs)), layer.compute_dtype)
+    return tf.reshape(_normalized(groups, group_mean, layer.epsilon), tf.shape(inputs))
 
 
 def _layer_normalized(layer, inputs):
-    inputs = tf.cast(inputs, layer.compute_dtype)
-    return tf.cast(keras.ops.layer_normalization(inputs, None, None, layer.axis, layer.epsilon), inputs.dtype)
+    def mean(t):
+        return tf.reduce_mean(t, layer.axis, keepdims=True)
+
+    return _normalized(tf.cast(inputs, layer.compute_dtype), mean, layer.epsilon)
+
+
+def _normalized(x, mean_of, epsilon):
+    """`(x - mean) / sqrt(variance + epsilon)`, which on the way back needs its result and nothing else as large."""
+    precision = keras.backend.result_type(x.dtype, "float32")
+
+    @tf.custom_gradient
+    def normalize(x):
+        centred = tf.cast(x, precision)
+        centred -= mean_of(centred)
+        factor = tf.math.rsqrt(mean_of(tf.square(centred)) + epsilon)
+        result = tf.cast(centred * factor, x.dtype)
+
+        def backward(upstream):
+            h, d = tf.cast(result, precision), tf.cast(upstream, precision)
+            return tf.cast(factor * (d - mean_of(d) - h * mean_of(h * d)), x.dtype)
+
+        return result, backward
+
+    return normalize(x)
 
 
 def _gamma_and_beta(layer):

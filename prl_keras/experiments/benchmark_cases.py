@@ -128,6 +128,15 @@ def suite_cases(suite, peers=False, authors=False):
     return sorted(dict.fromkeys(sessions + cases), key=lambda case: sessions.index(case.session))
 
 
+def profiled_cases():
+    """What is profiled: plain training, and PRL as it was first written and as it is."""
+    prl_g = functools.partial(Case, "prl_g", 0.45, norm="group")
+    return [
+        *(Case(), Case("prl_l", 0.45), Case("prl_l", 0.45, recompute=True)),
+        *(Case(norm="group"), prl_g(is_subclass=True), prl_g()),
+    ]
+
+
 def _step():
     return [
         Case("prl_l", 0.45),
