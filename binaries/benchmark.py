@@ -3,6 +3,7 @@
 python -m binaries.benchmark
 python -m binaries.benchmark --suite=step --peers --authors_dir=DIR
 python -m binaries.benchmark --suite=batch --suite=width --suite=mlp --suite=methods
+python -m binaries.benchmark --profile
 """
 
 import os
@@ -21,6 +22,7 @@ flags.DEFINE_bool("memory", True, "Measure peak memory too, each case in a proce
 flags.DEFINE_bool("peers", False, "Add PyTorch and Opacus; needs pip install -r requirements-peers.txt.")
 flags.DEFINE_string("authors_dir", None, "Checkout of github.com/illidanlab/PRL; adds the authors' PRL(L).")
 flags.DEFINE_string("output_dir", "results/benchmark", "Gets SUITE.json, SUITE.md and SUITE.png.")
+flags.DEFINE_bool("profile", False, "Write profile.md instead, where the time of a step goes.")
 flags.DEFINE_bool("report", False, "Measure nothing: write table and picture from SUITE.json.")
 
 

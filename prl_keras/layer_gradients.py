@@ -169,7 +169,7 @@ def _layer_normalized(layer, inputs):
 
 
 def _normalized(x, mean_of, epsilon):
-    """`(x - mean) / sqrt(variance + epsilon)`, which on the way back needs its result and nothing else as large."""
+    """`(x - mean) / sqrt(variance + epsilon)`; its gradient comes from the result, so that x is not held."""
     precision = keras.backend.result_type(x.dtype, "float32")
 
     @tf.custom_gradient

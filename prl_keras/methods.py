@@ -137,8 +137,8 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
         optimizer: A Keras optimizer or its name. Each call makes its own copy.
         metrics: Keras metrics.
         ramp_steps: If positive, epsilon rises linearly from 0 over so many steps (`linear_ramp`).
-        **options: The method's own (`METHODS[method].options`), `microbatch_size`, and
-            arguments of `compile` such as `jit_compile`.
+        **options: The method's own (`METHODS[method].options`), `recompute` and `microbatch_size` as in
+            `RobustModel`, and arguments of `compile` such as `jit_compile`.
 
     Returns:
         A `RobustModel`, a `CoTeachingModel`, or for methods without a score a plain `keras.Model`.

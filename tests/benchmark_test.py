@@ -10,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 import prl_keras as prl
 from prl_keras.experiments import benchmark, benchmark_keras
 from prl_keras.experiments.benchmark_cases import BATCH_SIZES, EPSILONS, SUITES, WIDTHS, Case, suite_cases
+from prl_keras.experiments.benchmark_profile import operation_seconds, write_profile
 from prl_keras.experiments.benchmark_report import case_table, paths_of, peer_table, write_report
 from prl_keras.experiments.benchmark_work import KILLED, in_child, peak_memory
 
@@ -267,6 +269,32 @@ class TestMeasuring:
         benchmark.measure("step", [too_large], tmp_path, rounds=1, memory=True)
         (found,) = json.loads((tmp_path / "step.json").read_text())["cases"]
         assert (found["memory"], found["seconds"]) == (KILLED, [])
+
+
+class TestProfile:
+    def test_a_small_one_for_real(self, tmp_path):
+        cases = [TINY, dataclasses.replace(TINY, method="prl_l", epsilon=0.45)]
+        path = write_profile(tmp_path / "out", cases, rounds=2)
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in path.read_text().splitlines()]
+        header, _, *lines = [row for row in rows if row]
+        assert header[1:] == ["Standard (mlp, batch 8)", "PRL(L), epsilon 0.45 (mlp, batch 8)"]
+        assert any("MatMul" in line[0] for line in lines) and [line[0] for line in lines[-2:]] == [
+            "all others", "all"
+        ]  # fmt: skip
+
+    def test_time_within_another_operation_is_counted_once(self):
+        space = xplane_pb2.XSpace()
+        plane = space.planes.add()
+        line = plane.lines.add()
+        # A call from 0 to 10 with two products in it, one of them after a pause, and one after the call.
+        for i, (name, start, duration) in enumerate([
+            ("f:PartitionedCall", 0, 10), ("a/MatMul:MatMul", 1, 3), ("ExecutorState::Process", 1, 9),
+            ("b/MatMul:MatMul", 6, 4), ("c/MatMul:_MklMatMul", 10, 5), ("EagerExecute: __inference_f", 0, 9),
+        ]):  # fmt: skip
+            plane.event_metadata[i].name = name
+            line.events.add(metadata_id=i, offset_ps=start, duration_ps=duration)
+        found = {kind: round(1e12 * seconds) for kind, seconds in operation_seconds(space).items()}
+        assert found == {"PartitionedCall": 3, "MatMul": 7, "_MklMatMul": 5}
 
 
 class TestProgram:

@@ -17,6 +17,7 @@ import tqdm
 from prl_keras.experiments import files
 from prl_keras.experiments.benchmark_cases import suite_cases
 from prl_keras.experiments.benchmark_keras import core_count, uses_xla
+from prl_keras.experiments.benchmark_profile import write_profile
 from prl_keras.experiments.benchmark_report import paths_of, write_report
 from prl_keras.experiments.benchmark_work import KILLED, make_work, peak_memory
 
@@ -31,6 +32,7 @@ def benchmark(
     peers=False,
     authors_dir=None,
     output_dir="results/benchmark",
+    profile=False,
     report=False,
 ):
     """Measures the suites, or with `report` only reads what was measured, and writes SUITE.json, .md, .png.
@@ -46,6 +48,7 @@ def benchmark(
         peers: Whether the suite "step" has the same work in PyTorch and Opacus.
         authors_dir: A checkout of github.com/illidanlab/PRL; adds the authors' own PRL(L).
         output_dir: Gets the files.
+        profile: Whether to profile a step instead (`benchmark_profile`); no suite is measured then.
         report: Whether to measure nothing.
 
     Returns:
@@ -56,6 +59,8 @@ def benchmark(
         ImportError: for peers without PyTorch and Opacus.
         OSError: for an `authors_dir` that is none, or no results to report.
     """
+    if profile:
+        return [write_profile(output_dir)]
     authors = authors_dir is not None
     if (peers or authors) and "step" not in suite:
         raise ValueError(f"suite={list(suite)} has no peers; they go with the suite 'step'.")
