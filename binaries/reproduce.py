@@ -13,6 +13,7 @@ from absl import app, flags
 
 from prl_keras.experiments import reproduce
 from prl_keras.experiments.protocol import SCALES
+from prl_keras.experiments.strategies import STRATEGIES
 
 flags.DEFINE_multi_enum("table", [], ["1", "2", "3", "4", "5", "6"], "Table of the paper; may be repeated.")
 flags.DEFINE_multi_enum("figure", [], ["1", "2", "3"], "Figure of the paper; 2 goes with table 1, 3 with 2.")
@@ -28,6 +29,9 @@ flags.DEFINE_list("methods", None, "Names of methods; all of the table if left o
 flags.DEFINE_list("seeds", None, "Seeds, such as 0,1,2; those of the protocol if left out.")
 flags.DEFINE_integer("workers", 1, "Processes on this machine.", lower_bound=1)
 flags.DEFINE_string("shard", "0/1", "i/n: of every n runs do the i-th, i from 0; for n machines.")
+flags.DEFINE_enum("strategy", "one", STRATEGIES, "What each run trains on; see experiments/strategies.py.")
+flags.DEFINE_integer("virtual_devices", None, "Split the CPU into so many, to try replicas.", lower_bound=1)
+flags.DEFINE_integer("cluster_timeout", 600, "Seconds in which all of TF_CONFIG must come.", lower_bound=1)
 flags.DEFINE_bool("dry_run", False, "List the runs that are missing, and do nothing else.")
 flags.DEFINE_bool("report", False, "Run nothing: write tables and figures from the result files.")
 

@@ -1,6 +1,7 @@
 """Trains one network (or pair) on corrupted targets and writes the run into a folder.
 
 python -m binaries.train --dataset=digits --method=prl_l --corruption=symmetric --epsilon=0.5
+python -m binaries.train --dataset=digits --method=prl_l --virtual_devices=2
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from prl_keras.experiments.config import CORRUPTIONS, RunConfig
 from prl_keras.experiments.datasets import DATASETS
 from prl_keras.experiments.networks import NETWORKS, NORMS
 from prl_keras.experiments.run import run
+from prl_keras.experiments.strategies import STRATEGIES, is_chief, make_strategy
 
 _DEFAULT = RunConfig()
 flags.DEFINE_enum("dataset", _DEFAULT.dataset, list(DATASETS), "Data set.")
@@ -24,7 +26,7 @@ flags.DEFINE_float("epsilon", _DEFAULT.epsilon, "Fraction of the training target
 flags.DEFINE_float("assumed_epsilon", None, "Fraction that the method is told; the true one if left out.")
 flags.DEFINE_integer("ramp_epochs", _DEFAULT.ramp_epochs, "Epochs over which dropping rises from 0.")
 flags.DEFINE_integer("epochs", _DEFAULT.epochs, "Passes over the training data.")
-flags.DEFINE_integer("batch_size", _DEFAULT.batch_size, "Examples per step.")
+flags.DEFINE_integer("batch_size", _DEFAULT.batch_size, "Examples per step, of all replicas together.")
 flags.DEFINE_float("learning_rate", _DEFAULT.learning_rate, "Learning rate of Adam.")
 flags.DEFINE_enum("network", _DEFAULT.network, ["auto", *NETWORKS], "Network; auto fits the data.")
 flags.DEFINE_enum("norm", _DEFAULT.norm, ["auto", *NORMS], "Normalization; auto fits the method.")
@@ -40,6 +42,17 @@ _DATA = {
     "download": flags.DEFINE_bool("download", False, "Let TensorFlow Datasets fetch what is missing."),
     "cache_dir": flags.DEFINE_string("cache_dir", None, "Where features are kept; else ~/.cache/prl_keras."),
 }
+_STRATEGY = {
+    "name": flags.DEFINE_enum(
+        "strategy", "auto", STRATEGIES, "Devices to train on; see experiments/strategies."
+    ),
+    "virtual_devices": flags.DEFINE_integer(
+        "virtual_devices", None, "Split the CPU into so many devices, to try replicas.", lower_bound=1
+    ),
+    "cluster_timeout": flags.DEFINE_integer(
+        "cluster_timeout", 600, "Seconds in which all machines of TF_CONFIG must come.", lower_bound=1
+    ),
+}
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in output_dir.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the run in output_dir.")
 
@@ -53,9 +66,19 @@ def main(argv):
         name = f"{config.dataset}-{config.method}-{config.corruption}-{config.epsilon:g}-seed{config.seed}"
         output_dir = _OUTPUT_DIR.value or os.path.join("runs", name)
         data_options = {name: flag.value for name, flag in _DATA.items()}
-        result = run(config, output_dir, _RESUME.value, _OVERWRITE.value, data_options=data_options)
+        strategy = make_strategy(**{name: flag.value for name, flag in _STRATEGY.items()})
+        result = run(
+            config,
+            output_dir,
+            _RESUME.value,
+            _OVERWRITE.value,
+            data_options=data_options,
+            strategy=strategy,
+        )
     except (ValueError, OSError, ImportError) as error:
         raise app.UsageError(str(error)) from error
+    if not is_chief(strategy):
+        return
     print(
         f"{config.method}: test {result['test_metric']} {result['test_mean']:.4f} over the last epochs, "
         f"{result['seconds_per_epoch']:.2f} s per epoch; {output_dir}"

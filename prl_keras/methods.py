@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
 from prl_keras import checks
 from prl_keras.co_teaching import CoTeachingModel
@@ -141,7 +142,9 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
             `RobustModel`, and arguments of `compile` such as `jit_compile`.
 
     Returns:
-        A `RobustModel`, a `CoTeachingModel`, or for methods without a score a plain `keras.Model`.
+        A `RobustModel`, a `CoTeachingModel`, or for methods without a score a plain `keras.Model`; in the
+        scope of a `tf.distribute` strategy, where Keras's own `fit` may fail (`distributed_fit`), a
+        `RobustModel` with `score=None`.
 
     Raises:
         ValueError: for an unknown method or option, or a loss that does not suit the method.
@@ -178,7 +181,7 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
         model = CoTeachingModel(
             make_network(), make_network(), row.score, rule, row.exchange, **model_options
         )
-    elif row.score is not None:
+    elif row.score is not None or tf.distribute.has_strategy():
         model = RobustModel(make_network(), row.score, rule, **model_options)
     else:
         model = make_network()

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras import checks
+from prl_keras.distributed_fit import on_one_replica
 from prl_keras.robust_model import RobustModel
 from prl_keras.weighted_model import WeightedModel
 
@@ -33,9 +34,12 @@ def score_examples(model, dataset, batch_size=256):
         plain, model = model, RobustModel(model)
         model.compile(loss=plain.loss)
 
+    def mean_score(x, y):
+        return tf.add_n(model.example_scores(x, y)) / len(model.networks)
+
     @tf.function(reduce_retracing=True)
     def mean_scores(x, y):
-        return tf.add_n(model.example_scores(x, y)) / len(model.networks)
+        return on_one_replica(model.distribute_strategy, mean_score, x, y)
 
     parts = []
     for batch in _batches(dataset, batch_size):

@@ -1,16 +1,24 @@
 """The training step of all methods: score each example, weigh it, step on the weighted loss."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from prl_keras import checks, passes, replicas, scores
+from prl_keras.distributed_fit import (
+    DistributedFit,
+    gradients_for_optimizer,
+    logs_for_fit,
+    on_one_replica,
+)
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
 
 _RULES = (Trim, KeepLowest, ClipNorm)
 
 
-class WeightedModel(keras.Model):
+class WeightedModel(DistributedFit, keras.Model):
     """What `RobustModel` (one network) and `CoTeachingModel` (two) share.
 
     A subclass names its networks in `networks`, and may say more about how they are weighed.
@@ -70,18 +78,20 @@ class WeightedModel(keras.Model):
         checks.check_trainable(self)
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
         # First of all: a second pass replaces the losses that layers added in the first.
-        self._log("loss_all", [network_pass.loss_all for network_pass in started], x)
-        weights = self._select(started, sample_weight)
-        losses, steps = [], []
+        rows = tf.shape(keras.tree.flatten(x)[0])[0]
+        self._log("loss_all", [network_pass.loss_all for network_pass in started], rows)
+        weights, share = self._select(started, sample_weight)
+        losses, gradients, trained = [], [], []
         for network_pass, weight in zip(started, weights):
-            loss, gradients = network_pass.backward(weight)
+            loss, gradient = network_pass.backward(weight)
             losses.append(loss)
-            steps.extend(zip(gradients, network_pass.network.trainable_weights))
-        self._log("loss", losses, x)
-        self.optimizer.apply_gradients(steps)
+            gradients.extend(gradient)
+            trained.extend(network_pass.network.trainable_weights)
+        self._log("loss", losses, share)
+        self.optimizer.apply_gradients(zip(gradients_for_optimizer(gradients, self.optimizer), trained))
         for network_pass in started:
             logs = self.compute_metrics(x, y, network_pass.y_pred, sample_weight=sample_weight)
-        return logs
+        return logs_for_fit(logs)
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -91,11 +101,11 @@ class WeightedModel(keras.Model):
             self.network_loss(network, x, y, y_pred, sample_weight)
             for network, y_pred in zip(self.networks, predictions)
         ]
-        self._log("loss", losses, x)
+        self._log("loss", losses, tf.shape(keras.tree.flatten(x)[0])[0])
         for y_pred in predictions:
             logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         training_only = {metric.name for metric in self.selection_metrics}
-        return {name: value for name, value in logs.items() if name not in training_only}
+        return logs_for_fit({name: value for name, value in logs.items() if name not in training_only})
 
     def network_loss(self, network, x, y, y_pred, sample_weight):
         """The reduced Keras loss of one network, its regularizers included."""
@@ -129,7 +139,8 @@ class WeightedModel(keras.Model):
         """`example_weights` as a graph, traced once for all the fits between two calls of compile."""
         compiled, graph = self.__dict__.get("_weights_graph", (None, None))
         if graph is None or compiled is not self._compile_config:
-            graph = tf.function(self.example_weights, reduce_retracing=True)
+            run = functools.partial(on_one_replica, self.distribute_strategy, self.example_weights)
+            graph = tf.function(run, reduce_retracing=True)
             self.__dict__["_weights_graph"] = (self._compile_config, graph)
         return graph
 
@@ -173,7 +184,12 @@ class WeightedModel(keras.Model):
         return weights
 
     def _select(self, network_passes, sample_weight):
-        """This replica's weights for each network; logs what was kept of the global batch."""
+        """Logs what was kept of the global batch.
+
+        Returns:
+            This replica's weights for each network, and by how many examples its weighted losses count: as
+            the weights bring all the replicas to the same number, that is the batch shared out evenly.
+        """
         step = self.optimizer.iterations
         weights, all_weights, columns, is_ranked = replicas.weigh_global_batch(
             lambda columns, is_ranked: self._weigh(columns, is_ranked, step),
@@ -190,7 +206,8 @@ class WeightedModel(keras.Model):
                 highest = tf.reduce_max(tf.where(is_kept, columns[self._scorer_of(i)], -np.inf))
                 threshold = tf.where(tf.reduce_any(is_kept), highest, 0.0)
                 self._metric("score_threshold").update_state(threshold, sample_weight=count)
-        return [tf.stop_gradient(weight) for weight in weights]
+        share = tf.size(is_ranked) / tf.distribute.get_strategy().num_replicas_in_sync
+        return [tf.stop_gradient(weight) for weight in weights], share
 
     def _scorer_of(self, i):
         """Which network's scores stand behind the weights of network `i`."""
@@ -199,13 +216,12 @@ class WeightedModel(keras.Model):
     def _metric(self, name):
         return next(metric for metric in self.metrics if metric.name == name)
 
-    def _log(self, name, losses, x):
-        """Adds the mean over the networks, weighted by the batch size as Keras does."""
-        batch = tf.shape(keras.tree.flatten(x)[0])[0]
+    def _log(self, name, losses, rows):
+        """Adds the mean over the networks, of so many examples as Keras does."""
         # Keras divides a loss by the number of replicas; a metric counts each replica's own.
         replica_count = tf.distribute.get_strategy().num_replicas_in_sync
         for loss in losses:
-            self._metric(name).update_state(loss * replica_count, sample_weight=batch)
+            self._metric(name).update_state(loss * replica_count, sample_weight=rows)
 
 
 def _is_ranked(y_pred, sample_weight):

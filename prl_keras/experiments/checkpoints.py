@@ -13,7 +13,7 @@ import h5py
 import keras
 import numpy as np
 
-from prl_keras.experiments import files
+from prl_keras.experiments import strategies
 
 _PATTERN = "epoch-*.weights.h5"
 _KEPT = 2  # the newest, and one to fall back to
@@ -22,9 +22,12 @@ _KEPT = 2  # the newest, and one to fall back to
 class SaveCheckpoints(keras.callbacks.Callback):
     """Saves weights, optimizer and seed states after an epoch; the two newest files are kept.
 
+    Of several processes that train one model (`tf.distribute`) the chief alone writes.
+
     Args:
         directory: Where to; made if missing.
-        seconds: The least time between two checkpoints; with 0 every epoch is saved.
+        seconds: The least time between two checkpoints; with 0, and with several processes, every epoch is
+            saved.
         before: Function without arguments, called before a checkpoint is saved.
     """
 
@@ -37,18 +40,22 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self._last = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        if time.monotonic() - self._last < self.seconds:
+        strategy = self.model.distribute_strategy
+        is_early = time.monotonic() - self._last < self.seconds
+        if is_early and strategies.is_alone(strategy):  # other processes' clocks differ
             return
         self._last = time.monotonic()
         self.before()
         self.directory.mkdir(parents=True, exist_ok=True)
-        with files.replacing(self.directory / f"epoch-{epoch + 1:05d}.weights.h5") as temporary:
+        path = self.directory / f"epoch-{epoch + 1:05d}.weights.h5"
+        with strategies.written_by_chief(strategy, path) as temporary:
             self.model.save_weights(temporary)
             with h5py.File(temporary, "a") as file:
                 for i, state in enumerate(seed_states(self.model)):
                     file[f"seed_states/{i}"] = np.asarray(state)
-        for old in _newest_first(self.directory)[_KEPT:]:
-            old.unlink()
+        if strategies.is_chief(strategy):
+            for old in _newest_first(self.directory)[_KEPT:]:
+                old.unlink()
 
 
 def restore(model, directory):

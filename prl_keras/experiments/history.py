@@ -7,7 +7,7 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
-from prl_keras.experiments import files
+from prl_keras.experiments import files, strategies
 
 
 class WriteHistory(keras.callbacks.Callback):
@@ -55,7 +55,9 @@ class WriteHistory(keras.callbacks.Callback):
         self.write()
 
     def write(self):
-        """Writes the rows that there are."""
+        """Writes the rows that there are; of several processes that train one model the chief."""
+        if not strategies.is_chief(self.model.distribute_strategy):
+            return
         with files.replacing(self.path) as temporary:
             self.table.to_csv(temporary, index=False)
 

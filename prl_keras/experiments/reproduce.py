@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 
-from prl_keras.experiments import figure1, results, sweep
+from prl_keras.experiments import figure1, results, strategies, sweep
 from prl_keras.experiments import report as reports
 from prl_keras.experiments.tables import TABLES
 
@@ -13,7 +13,7 @@ _TABLES_OF_FIGURES = {"2": 1, "3": 2}
 
 def reproduce(
     table, figure, scale, output_dir, rows=None, methods=None, seeds=None, workers=1, shard="0/1",
-    dry_run=False, report=False, **data_options,
+    dry_run=False, report=False, strategy="one", virtual_devices=None, cluster_timeout=600, **data_options,
 ):  # fmt: skip
     """Runs what is missing for the tables and figures named, then writes them.
 
@@ -29,6 +29,7 @@ def reproduce(
         shard: "i/n", this machine's share of the runs.
         dry_run: Only list the runs that are missing.
         report: Only write tables and figures.
+        strategy, virtual_devices, cluster_timeout: What each run trains on: see `strategies.make_strategy`.
         **data_options: For `datasets.load`.
 
     Returns:
@@ -50,6 +51,10 @@ def reproduce(
         raise ValueError("No run of the table has these rows and methods together.")
     if TABLES.get(6) in chosen and workers > 1 and not (report or dry_run):
         raise ValueError("Table 6 measures time, and runs beside one another are slower: write --workers=1.")
+    if strategy == "multi_worker" and workers > 1:
+        raise ValueError("--strategy=multi_worker has its processes from TF_CONFIG: write --workers=1.")
+    strategy = "one" if strategy == "auto" and workers > 1 else strategy
+    trained_on = {"name": strategy, "virtual_devices": virtual_devices, "cluster_timeout": cluster_timeout}
     output_dir = pathlib.Path(output_dir)
     directory = output_dir / scale / "runs"
     failures = {}
@@ -61,7 +66,9 @@ def reproduce(
         if dry_run:
             print("\n".join(results.path_of(directory, config).stem for config in missing))
         else:
-            failures = sweep.sweep(missing, directory, scale, workers, data_options)
+            failures = sweep.sweep(missing, directory, scale, workers, data_options, trained_on)
+            if workers == 1 and not strategies.is_chief(strategies.make_strategy(**trained_on)):
+                return bool(failures)
     if dry_run:
         return False
     written, is_lacking = [], False

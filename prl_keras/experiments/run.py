@@ -12,13 +12,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras.experiments import curves, datasets, files
+from prl_keras.experiments import curves, datasets, files, strategies
 from prl_keras.experiments.training import CHECKPOINTS, Training, summarize
 
 _FILES = ("config.json", "history.csv", "result.json", "model.keras", "curves.png")
 
 
-def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callbacks=(), data_options=None):
+def run(
+    config, output_dir, resume=False, overwrite=False, verbose="auto", callbacks=(), data_options=None,
+    strategy=None,
+):  # fmt: skip
     """Trains as `config` says and writes everything about it into `output_dir`.
 
     | file | holds |
@@ -40,6 +43,9 @@ def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callb
             elsewhere.
         callbacks: Further Keras callbacks.
         data_options: For `datasets.load`: where the data lie, and whether to fetch them.
+        strategy: A `tf.distribute.Strategy` to train on, TensorFlow's default if None. Batches are global:
+            the result is that of one device, to rounding. Of several processes all call this, with the
+            same arguments and an output_dir that they share; the chief writes.
 
     Returns:
         dict: `test_metric` ("accuracy" or "r2_score"), `test_mean` and `test_std` over the last ten
@@ -51,34 +57,44 @@ def run(config, output_dir, resume=False, overwrite=False, verbose="auto", callb
         FileExistsError: if there is a run and neither `resume` nor `overwrite` is given.
     """
     output_dir = pathlib.Path(output_dir)
+    strategy = strategy or tf.distribute.get_strategy()
+    is_chief = strategies.is_chief(strategy)
     dataset = datasets.load(config.dataset, **(data_options or {}))
     config.check_task(dataset.task)
     _check_directory(output_dir, config, dataset.source, resume, overwrite)
+    present = sum((output_dir / name).exists() for name in _FILES)
+    strategies.check_same(strategy, present, f"how many of the run's files are in {output_dir}")
     if resume and not overwrite and all((output_dir / name).exists() for name in _FILES):
         return files.read_json(output_dir / "result.json")
 
-    training = Training(config, dataset)  # what can be refused is refused before a file is touched
-    if overwrite:
-        _remove(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    files.write_json(
-        output_dir / "config.json",
-        {
-            **dataclasses.asdict(config),
-            "corruption_rate": training.corruption_rate,
-            "source": dataset.source,
-            "versions": versions(),
-        },
-    )
+    with strategy.scope():
+        training = Training(config, dataset)  # what can be refused is refused before a file is touched
+    if is_chief:
+        if overwrite:
+            _remove(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        files.write_json(
+            output_dir / "config.json",
+            {
+                **dataclasses.asdict(config),
+                "corruption_rate": training.corruption_rate,
+                "source": dataset.source,
+                "versions": versions(),
+                "strategy": type(strategy).__name__,
+                "replicas": strategy.num_replicas_in_sync,
+            },
+        )
+    strategies.wait_for_all(strategy)  # what was to be removed is
     verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
-    table = training.fit(output_dir, verbose=verbose, callbacks=callbacks)
+    table = training.fit(output_dir, verbose=verbose if is_chief else 0, callbacks=callbacks)
     result = summarize(table, dataset.task)
-    with files.replacing(output_dir / "model.keras") as temporary:
+    with strategies.written_by_chief(strategy, output_dir / "model.keras") as temporary:
         training.model.save(temporary)
-    with files.replacing(output_dir / "curves.png") as temporary:
-        curves.plot_run(table, result, config, temporary)
-    files.write_json(output_dir / "result.json", result)
-    shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
+    if is_chief:
+        with files.replacing(output_dir / "curves.png") as temporary:
+            curves.plot_run(table, result, config, temporary)
+        files.write_json(output_dir / "result.json", result)
+        shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
     return result
 
 

@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from prl_keras.experiments import datasets, results
+from prl_keras.experiments import datasets, results, strategies
 from prl_keras.experiments.run import versions
 from prl_keras.experiments.training import CHECKPOINTS, Training, trace_key
 
@@ -56,7 +56,7 @@ def pending(configs, directory, scale, shard=(0, 1)):
     return missing, problems
 
 
-def sweep(configs, directory, scale, workers=1, data_options=None):
+def sweep(configs, directory, scale, workers=1, data_options=None, strategy=None):
     """Runs every config and writes `results.path_of(directory, config)`, with a progress bar.
 
     A run that was killed goes on from its last checkpoint, at most a minute older, in the folder
@@ -68,6 +68,8 @@ def sweep(configs, directory, scale, workers=1, data_options=None):
         scale: "paper" or "cpu".
         workers: Processes, at least 1; the processor's cores are shared out among them.
         data_options: For `datasets.load`.
+        strategy: Arguments of `strategies.make_strategy`, a dict; each worker makes its own. The processes
+            of a multi_worker cluster all call this alike, with a directory they share; the chief writes.
 
     Returns:
         Failures, a dict from the config to the message.
@@ -78,12 +80,18 @@ def sweep(configs, directory, scale, workers=1, data_options=None):
         RuntimeError: if a worker process died.
     """
     directory = pathlib.Path(directory)
+    strategy = tuple((strategy or {"name": "one"}).items())
+    if workers == 1:
+        # The chief writes while others may still look at what is there.
+        strategies.check_same(_strategy(strategy), len(configs), "how many runs are missing")
     directory.mkdir(parents=True, exist_ok=True)
     for left in (directory / ".unfinished").glob("*"):  # killed after the result was written
         with contextlib.suppress(ValueError):
             results.read(directory / f"{left.name}.json", scale=scale)
             shutil.rmtree(left, ignore_errors=True)
-    job = functools.partial(_run_group, directory=directory, scale=scale, data_options=data_options or {})
+    job = functools.partial(
+        _run_group, directory=directory, scale=scale, data_options=data_options or {}, strategy=strategy
+    )
     groups = _groups(configs)
     total = sum(config.epochs for config in configs)
     is_terminal = sys.stderr.isatty()
@@ -112,12 +120,14 @@ def _merge(failures):
     return {config: message for part in failures for config, message in part.items()}
 
 
-def _run_group(group, directory, scale, data_options, tell):
+def _run_group(group, directory, scale, data_options, strategy, tell):
     failures = {}
     for config in group:
         try:
-            _run_one(config, directory, scale, data_options, tell)
+            _run_one(config, directory, scale, data_options, _strategy(strategy), tell)
         except Exception as error:  # the other runs go on
+            if not strategies.is_alone(_strategy(strategy)):
+                raise  # the other processes may be in the midst of this one
             failures[config] = f"{type(error).__name__}: {error}"
             tqdm.write(
                 f"{results.path_of(directory, config).stem} failed: {failures[config]}", file=sys.stderr
@@ -125,7 +135,7 @@ def _run_group(group, directory, scale, data_options, tell):
     return failures
 
 
-def _run_one(config, directory, scale, data_options, tell):
+def _run_one(config, directory, scale, data_options, strategy, tell):
     path = results.path_of(directory, config)
     unfinished = directory / ".unfinished" / path.stem
     dataset = _load(config.dataset, tuple(data_options.items()))
@@ -135,13 +145,14 @@ def _run_one(config, directory, scale, data_options, tell):
     left = (unfinished / CHECKPOINTS).exists()
 
     def train():
-        training = Training(config, dataset, _MODELS)
+        with strategy.scope():
+            training = Training(config, dataset, _MODELS)
         return training, training.fit(unfinished, _CHECKPOINT_SECONDS, callbacks=[progress])
 
     try:
         training, table = train()
     except ValueError as error:
-        if not left:
+        if not left or not strategies.is_alone(strategy):
             raise
         tqdm.write(f"{path.stem} starts anew: {error}", file=sys.stderr)
         shutil.rmtree(unfinished)
@@ -150,11 +161,13 @@ def _run_one(config, directory, scale, data_options, tell):
         "source": dataset.source,
         "corruption_rate": training.corruption_rate,
         "run_seconds": round(time.perf_counter() - start, 3),
-        "device": _device(),
+        "device": _device(strategy.num_replicas_in_sync),
         "versions": versions(),
     }
-    results.write(path, config, scale, table, about)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if strategies.is_chief(strategy):
+        results.write(path, config, scale, table, about)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    strategies.wait_for_all(strategy)
     tell(config.epochs - progress.epochs)  # those before a resume
 
 
@@ -177,8 +190,16 @@ def _load(name, data_options):
     return datasets.load(name, **dict(data_options))
 
 
+def _strategy(arguments):
+    return strategies.make_strategy(**dict(arguments))
+
+
 @functools.cache
-def _device():
+def _device(replicas):
+    return f"{replicas} replicas, " * (replicas > 1) + _one_device()
+
+
+def _one_device():
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import prl_keras as prl
-from prl_keras.experiments import checkpoints, history
+from prl_keras.experiments import checkpoints, history, strategies
 from prl_keras.experiments.batches import batches, shuffled_batches
 from prl_keras.experiments.networks import make_network
 
@@ -23,6 +23,8 @@ _STEPS_IN_ONE_CALL = 16  # epochs so short go to TensorFlow whole, without Pytho
 
 class Training:
     """A run that can start: everything that can be refused is refused when this is made.
+
+    Made in the scope of a `tf.distribute` strategy it trains on that.
 
     Attributes:
         config: The `RunConfig`.
@@ -70,7 +72,9 @@ class Training:
         """
         directory, config, data = pathlib.Path(directory), self.config, self.dataset
         directory.mkdir(parents=True, exist_ok=True)
+        strategy = self.model.distribute_strategy
         finished = checkpoints.restore(self.model, directory / CHECKPOINTS)
+        strategies.check_same(strategy, finished, "how many epochs are finished")
         record = history.WriteHistory(directory / "history.csv", finished, not checkpoint_seconds)
         saver = checkpoints.SaveCheckpoints(directory / CHECKPOINTS, checkpoint_seconds, record.write)
         train, steps = shuffled_batches(
@@ -83,11 +87,11 @@ class Training:
                 data.train_x[probe], self.targets[probe], self.is_corrupted[probe], config.batch_size
             ))  # fmt: skip
         self.model.fit(
-            train,
+            strategies.sharded_by_data(train),
             epochs=config.epochs,
             initial_epoch=finished,
             steps_per_epoch=steps,
-            validation_data=batches(data.test_x, data.test_y, _TEST_BATCH),
+            validation_data=strategies.sharded_by_data(batches(data.test_x, data.test_y, _TEST_BATCH)),
             callbacks=callbacks,
             shuffle=False,  # the data are shuffled, by seed and epoch
             verbose=verbose,
@@ -169,6 +173,7 @@ def _build(config, dataset):
     else:
         loss, metric = keras.losses.MeanSquaredError(), keras.metrics.R2Score()
     steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
+    is_alone = not tf.distribute.has_strategy()
     return prl.build(
         config.method,
         lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
@@ -177,7 +182,7 @@ def _build(config, dataset):
         loss=loss,
         optimizer=keras.optimizers.Adam(config.learning_rate),
         metrics=[metric],
-        steps_per_execution=steps_per_epoch if steps_per_epoch <= _STEPS_IN_ONE_CALL else 1,
-        # On a CPU, XLA is no faster here and takes twice the time to compile.
-        jit_compile=bool(tf.config.list_physical_devices("GPU")),
+        steps_per_execution=steps_per_epoch if steps_per_epoch <= _STEPS_IN_ONE_CALL and is_alone else 1,
+        # On a CPU, XLA is no faster here and takes twice the time to compile; among replicas Keras has none.
+        jit_compile=bool(tf.config.list_physical_devices("GPU")) and is_alone,
     )

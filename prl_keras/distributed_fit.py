@@ -1,0 +1,76 @@
+"""What Keras's `fit` lacks where a strategy of `tf.distribute` has several replicas (keras#20585).
+
+Keras 3.15 stops, or is wrong, in four places:
+
+1. Before the first step it builds the model from a batch, and takes the mean of that batch over the
+   replicas: their shares must be of one size, and on several machines it fails even so.
+2. On several machines it takes the mean of the logs over the replicas along their axis 0; they are scalars.
+3. Where the logs of a step lack one of the model's metrics (in `evaluate`, those of training) it shows the
+   mean of the replicas' own logs, which may be of different numbers of examples, not the metrics' results.
+
+4. Optimizers clip the gradient of each replica, and look for infinities in it, before they add them up.
+
+`tests/multi_worker_test.py` has a test that fails as soon as a plain `keras.Model` no longer stops at 1 and
+2: then those can go.
+"""
+
+import keras
+import tensorflow as tf
+
+
+class DistributedFit:
+    """Mixin for a `keras.Model` with a `train_step` of its own: `fit` and `evaluate` under any strategy."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self._distribute_strategy is not None:
+            # The share of one replica: its sizes and types are all that is needed.
+            shares = self._distribute_strategy.experimental_local_results
+            batches = next(iter(iterator))[2]
+            data_batch = keras.tree.map_structure(lambda t: shares(t)[0], next(batches))
+        super()._maybe_symbolic_build(data_batch=data_batch)
+
+    def _get_metrics_result_or_logs(self, logs):
+        results = self.get_metrics_result()
+        return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
+
+
+def logs_for_fit(logs):
+    """The logs of a step `{name: scalar}` as Keras's `fit` can take their mean over the replicas."""
+    strategy = tf.distribute.get_strategy()
+    is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if not (is_multi_worker and strategy.extended._in_multi_worker_mode()):  # what Keras asks, too
+        return logs
+    return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+
+
+def gradients_for_optimizer(gradients, optimizer):
+    """A replica's gradients as the optimizer may take them: where it looks at their size, the whole batch's.
+
+    The first replica gets the sum over the replicas, the others zeros (or NaN, if it is not finite), which
+    the optimizer adds up to the same sum after it has looked at them.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1 or not _looks_at_size(optimizer):
+        return gradients
+    given = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients[i] for i in given])
+    is_first = tf.equal(context.replica_id_in_sync_group, 0)
+    result = list(gradients)
+    for i, total in zip(given, sums):
+        result[i] = tf.math.scalar_mul(tf.cast(is_first, total.dtype), total)
+    return result
+
+
+def _looks_at_size(optimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return True
+    return any((optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue))
+
+
+def on_one_replica(strategy, function, *args):
+    """What `function(*args)` gives on a replica: in between, a tape does not see the weights.
+
+    All replicas compute it, as TensorFlow runs none alone.
+    """
+    results = strategy.run(function, args)
+    return keras.tree.map_structure(lambda t: strategy.experimental_local_results(t)[0], results)
