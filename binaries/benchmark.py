@@ -24,6 +24,7 @@ flags.DEFINE_string("authors_dir", None, "Checkout of github.com/illidanlab/PRL;
 flags.DEFINE_string("output_dir", "results/benchmark", "Gets SUITE.json, SUITE.md and SUITE.png.")
 flags.DEFINE_bool("profile", False, "Write profile.md instead, where the time of a step goes.")
 flags.DEFINE_bool("report", False, "Measure nothing: write table and picture from SUITE.json.")
+flags.DEFINE_integer("virtual_devices", None, "Share the batches out to so many CPU devices.", lower_bound=1)
 
 
 def main(argv):

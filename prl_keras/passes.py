@@ -98,7 +98,7 @@ class TapePass(_Pass):
         super().__init__(*batch)
         self.tape = tf.GradientTape()
         with self.tape:
-            self.y_pred = self.network(self.x, training=True)
+            self.y_pred = _forward(self.network, self.x)
         checks.check_shapes(self.y, self.y_pred, self.loss)
 
     def backward(self, weights):
@@ -115,7 +115,7 @@ class RecomputePass(_Pass):
     def __init__(self, *batch):
         super().__init__(*batch)
         with _state_unchanged(self.network):
-            self.y_pred = self.network(self.x, training=True)
+            self.y_pred = _forward(self.network, self.x)
         checks.check_shapes(self.y, self.y_pred, self.loss)
 
     def backward(self, weights):
@@ -157,6 +157,19 @@ class PerExamplePass(_Pass):
             extra = self.model.optimizer.scale_loss(extra)
         regularization = tape.gradient(extra, [weight.value for weight in self.network.trainable_weights])
         return self.loss_with(weights), [_sum(*both) for both in zip(data, regularization)]
+
+
+def _forward(network, x):
+    """Predictions in training mode; of a replica without examples none, and no statistics of nothing."""
+    inputs = keras.tree.flatten(x)
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
+        return network(x, training=True)
+    y_pred = network(per_example.filled_up(x, 1), training=True)
+    return per_example.first_rows(y_pred, tf.shape(inputs[0])[0])
+
+
+def _is_dense(tensor):
+    return isinstance(tensor, tf.Tensor)
 
 
 def _once_known(values, weights):

@@ -114,6 +114,24 @@ def can_be_vectorized(network):
     return not any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in layers)
 
 
+def filled_up(examples, rows):
+    """A structure of tensors `[batch, ...]`, with rows of zeros to at least so many."""
+    missing = tf.maximum(rows - _batch_size(examples), 0)
+    return keras.tree.map_structure(
+        lambda t: tf.pad(t, [[0, missing]] + [[0, 0]] * (len(t.shape) - 1)), examples
+    )
+
+
+def first_rows(y_pred, batch):
+    """`y_pred[:batch]`, with what Keras's losses look for on it: hidden logits and a mask."""
+    first = y_pred[:batch]
+    for name in ("_keras_logits", "_keras_mask"):
+        value = getattr(y_pred, name, None)
+        if value is not None:
+            setattr(first, name, value[:batch])
+    return first
+
+
 def _applies_layer_wise(network):
     """`layer_wise.applies`; says once for each network why not."""
     obstacle = layer_wise.obstacle(network)
@@ -129,14 +147,11 @@ def _applies_layer_wise(network):
 
 def _gradients_layer_wise(losses_of, network, x, y, training, loss_scale):
     batch = _batch_size(x)
-    x, y = _filled_up((x, y), 1)  # TensorFlow's convolutions give an empty batch the shape of their inputs
+    x, y = filled_up((x, y), 1)  # TensorFlow's convolutions give an empty batch the shape of their inputs
     rows = _batch_size(x)
     output_gradients = functools.partial(_output_gradients, losses_of, y, loss_scale)
     y_pred, norms, sum_of_rows = layer_wise.gradients(output_gradients, network, x, training, loss_scale)
-    logits = getattr(y_pred, "_keras_logits", None)
-    y_pred = y_pred[:batch]
-    if logits is not None:
-        y_pred._keras_logits = logits[:batch]
+    y_pred = first_rows(y_pred, batch)
 
     def weighted_sum(weights):
         return sum_of_rows(tf.pad(weights, [[0, rows - batch]]))
@@ -202,16 +217,8 @@ def _map(one_example, examples):
     takes a batch of 1 for one more axis to drop.
     """
     batch = _batch_size(examples)
-    mapped = tf.vectorized_map(one_example, _filled_up(examples, 2))
+    mapped = tf.vectorized_map(one_example, filled_up(examples, 2))
     return keras.tree.map_structure(lambda t: None if t is None else t[:batch], mapped)
-
-
-def _filled_up(examples, rows):
-    """With rows of zeros to at least so many."""
-    missing = tf.maximum(rows - _batch_size(examples), 0)
-    return keras.tree.map_structure(
-        lambda t: tf.pad(t, [[0, missing]] + [[0, 0]] * (len(t.shape) - 1)), examples
-    )
 
 
 def _examples(network, x, y, training):

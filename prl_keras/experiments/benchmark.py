@@ -20,6 +20,7 @@ from prl_keras.experiments.benchmark_keras import core_count, uses_xla
 from prl_keras.experiments.benchmark_profile import write_profile
 from prl_keras.experiments.benchmark_report import paths_of, write_report
 from prl_keras.experiments.benchmark_work import KILLED, make_work, peak_memory
+from prl_keras.experiments.strategies import make_strategy
 
 _LEAST_SECONDS = 1.0  # that the baseline trains for in a round
 _PACKAGES = ("tensorflow", "keras", "torch", "opacus")
@@ -34,6 +35,7 @@ def benchmark(
     output_dir="results/benchmark",
     profile=False,
     report=False,
+    virtual_devices=None,
 ):
     """Measures the suites, or with `report` only reads what was measured, and writes SUITE.json, .md, .png.
 
@@ -50,6 +52,8 @@ def benchmark(
         output_dir: Gets the files.
         profile: Whether to profile a step instead (`benchmark_profile`); no suite is measured then.
         report: Whether to measure nothing.
+        virtual_devices: Split the CPU into so many devices and share every batch out to them, to see what the
+            replicas' exchange of scores takes. For suites through `fit`.
 
     Returns:
         The paths of the Markdown files.
@@ -68,13 +72,17 @@ def benchmark(
         name: suite_cases(name, peers and name == "step", authors and name == "step")
         for name in dict.fromkeys(suite)
     }
+    if virtual_devices and not all(case.through_fit for cases in suites.values() for case in cases):
+        raise ValueError("Virtual devices go with suites through fit: write --suite=mlp.")
     if not report:
+        strategy = make_strategy("auto" if virtual_devices else "one", virtual_devices)
         _prepare(peers, authors_dir)
         pathlib.Path(output_dir).mkdir(parents=True, exist_ok=True)
     paths = []
     for name, cases in suites.items():
         if not report:
-            measure(name, cases, output_dir, rounds, memory, authors_dir)
+            with strategy.scope():
+                measure(name, cases, output_dir, rounds, memory and not virtual_devices, authors_dir)
         paths.append(write_report(name, output_dir))
     return paths
 
@@ -158,6 +166,7 @@ def _about(cases):
     return {
         "date": datetime.date.today().isoformat(),
         "device": ", ".join(details) or "CPU",
+        "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
         "cores": core_count(),
         "processor": _processor(),
         "versions": {name: importlib.metadata.version(name) for name in needed},

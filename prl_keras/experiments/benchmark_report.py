@@ -56,6 +56,8 @@ def write_report(suite, output_dir):
         raise ValueError(f"{source} is damaged ({error!r}); measure anew: {command}") from error
     peers = {case.implementation for case in cases["case"]}
     command += " --peers" * ("opacus" in peers) + " --authors_dir=DIR" * ("authors" in peers)
+    replicas = content.get("replicas", 1)
+    command += f" --virtual_devices={replicas}" * (replicas > 1 and content["device"] == "CPU")
     how = f"Made by `{command}`." + " It has not come to its end." * (source == path.unfinished)
     parts = [f"# Benchmark: {suite}", about, how, _case_section(cases)]
     if len(comparisons):
@@ -155,6 +157,8 @@ def _about(content):
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     where = content["processor"] if content["device"] == "CPU" else content["device"]
     rounds = max(len(fields["seconds"]) for fields in content["cases"])
+    replicas = content.get("replicas", 1)
+    where += f", as {replicas} replicas" * (replicas > 1)
     return (
         f"Measured {content['date']} on {where}, {content['cores']} cores; {versions}; "
         f"{'XLA where the step allows it' if content['xla'] else 'no XLA'}. Medians of {rounds} rounds, in "
