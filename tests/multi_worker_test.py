@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prl_keras.experiments.strategies import is_chief, make_strategy
-
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS = 240  # for any step of a test, on a busy machine
 METHODS = ("prl_l", "co_prl_l", "prl_g", "normclip")
@@ -190,21 +188,3 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
-
-
-@pytest.mark.parametrize("config", ["{", "[]", '{"task": {}}', '{"cluster": {"worker": ["a:1"]}}', '"x"'])
-def test_a_config_that_is_none_is_shown(monkeypatch, config):
-    monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(ValueError, match=r"TF_CONFIG is not as TensorFlow wants it.*It looks like"):
-        make_strategy("auto")
-
-
-def test_what_does_not_go_together_is_refused(monkeypatch):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    with pytest.raises(ValueError, match=r"strategy='multi_worker' needs the environment variable TF_CONFIG"):
-        make_strategy("multi_worker")
-    with pytest.raises(ValueError, match=r"strategy='two' is unknown; write one of auto, one, mirrored"):
-        make_strategy("two")
-    with pytest.raises(ValueError, match="Virtual devices are of one machine"):
-        make_strategy("multi_worker", virtual_devices=2)
-    assert is_chief(make_strategy("one"))

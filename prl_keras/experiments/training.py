@@ -73,7 +73,8 @@ class Training:
         directory, config, data = pathlib.Path(directory), self.config, self.dataset
         directory.mkdir(parents=True, exist_ok=True)
         strategy = self.model.distribute_strategy
-        finished = checkpoints.restore(self.model, directory / CHECKPOINTS)
+        with strategy.scope():
+            finished = checkpoints.restore(self.model, directory / CHECKPOINTS)
         strategies.check_same(strategy, finished, "how many epochs are finished")
         record = history.WriteHistory(directory / "history.csv", finished, not checkpoint_seconds)
         saver = checkpoints.SaveCheckpoints(directory / CHECKPOINTS, checkpoint_seconds, record.write)
