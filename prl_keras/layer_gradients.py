@@ -103,7 +103,7 @@ def _dense_contributions(layer, h, d):
     positions = math.prod(h.shape[1:-1])
     h, d = tf.reshape(h, [-1, positions, p]), tf.reshape(d, [-1, positions, q])
     if positions == 1:
-        kernel = Contribution(tf.norm(h[:, 0], axis=1) * row_norms(d[:, 0]))
+        kernel = Contribution(row_norms(h[:, 0]) * row_norms(d[:, 0]))
     elif direct_is_small(p * q, positions * (p + q), 2 * positions**2):
         kernel = direct([tf.matmul(h, d, transpose_a=True)])
     else:

@@ -98,12 +98,12 @@ def gradients(output_gradients, network, x, training, loss_scale):
 def _brought_to_1(upstream, loss_scale):
     """-> (upstream gradients, each example's divided by its size, sizes float32 `[batch]`).
 
-    The size is the largest entry without `loss_scale`, or 1 if that is larger: targets of 1e30 have
-    gradients whose squares are beyond float32.
+    The size is the largest entry without `loss_scale`: of gradients of 1e30, or 1e-25, the squares are
+    beyond float32.
     """
     rows = [tf.reshape(tf.cast(t, tf.float32), [tf.shape(t)[0], math.prod(t.shape[1:])]) for t in upstream]
     largest = tf.reduce_max(tf.abs(tf.concat(rows, axis=1)), axis=1) / tf.cast(loss_scale, tf.float32)
-    size = tf.maximum(largest, 1.0)
+    size = tf.where(largest > 0, largest, 1.0)
     return [t / tf.reshape(tf.cast(size, t.dtype), [-1] + [1] * (len(t.shape) - 1)) for t in upstream], size
 
 

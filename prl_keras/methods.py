@@ -139,7 +139,8 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
         metrics: Keras metrics.
         ramp_steps: If positive, epsilon rises linearly from 0 over so many steps (`linear_ramp`).
         **options: The method's own (`METHODS[method].options`), `recompute` and `microbatch_size` as in
-            `RobustModel`, and arguments of `compile` such as `jit_compile`.
+            `RobustModel` (methods without a score have no use for them), and arguments of `compile` such
+            as `jit_compile`.
 
     Returns:
         A `RobustModel`, a `CoTeachingModel`, or for methods without a score a plain `keras.Model`; in the

@@ -33,10 +33,12 @@ def start(model, network, x, y, sample_weight):
     norms = None
     if model.score == "gradient":
         fits_memory = model.microbatch_size is None or layer_wise.applies(network)
-        if not model.recompute and fits_memory and _can_be_one_pass(model, network, sample_weight):
+        if not model.recompute and fits_memory and _can_be_one_pass(*batch):
+            before = _state(network)
             in_one = PerExamplePass(*batch)
             if in_one.is_whole:
                 return in_one
+            _put_back(before)
         with _state_unchanged(network):
             norms = per_example.gradient_norms(
                 _losses_of(model), network, x, y, model.microbatch_size, loss_scale=_share(model, x)
@@ -195,13 +197,22 @@ def _state_unchanged(network):
     `keras.StatelessScope` would lose the moves of a layer whose `call` is a `tf.function`: traced in the
     scope, without them, it is not traced again outside.
     """
+    before = _state(network)
+    yield
+    _put_back(before)
+
+
+def _state(network):
+    """-> (variable, its value) of all that moves in a forward pass."""
     layers = network._flatten_layers()
     seeds = [generator.state for layer in layers for generator in layer._seed_generators]
     # Not the frozen weights: a mean over replicas would round them.
     state = [*seeds, *(variable for layer in layers for variable in layer._non_trainable_variables)]
-    before = [tf.identity(variable.value) for variable in state]
-    yield
-    for variable, value in zip(state, before):
+    return [(variable, tf.identity(variable.value)) for variable in state]
+
+
+def _put_back(state):
+    for variable, value in state:
         variable.assign(value)
 
 
@@ -251,13 +262,21 @@ def _share(model, x):
     return model.optimizer.scale_loss(tf.ones(())) / tf.cast(batch, tf.float32)
 
 
-def _can_be_one_pass(model, network, sample_weight):
-    """Whether the data's loss is a mean over the batch with weights `[batch]`, of a network that maps."""
-    reduction = getattr(keras.losses.get(model.loss), "reduction", "sum_over_batch_size")
+def _can_be_one_pass(model, network, x, y, sample_weight):
+    """Whether the data's loss is a mean over the batch with weights `[batch]`, of a network that maps.
+
+    And that moves nothing of its own (statistics) in the map, where nothing stays moved.
+    """
+    loss = keras.losses.get(model.loss)
+    reduction = getattr(loss, "reduction", "sum_over_batch_size")
     shape = () if sample_weight is None else sample_weight.shape
-    return (
-        per_example.can_be_vectorized(network)
-        and reduction in ("sum_over_batch_size", "mean")
+    is_mean = (
+        reduction in ("sum_over_batch_size", "mean")
+        and getattr(loss, "ignore_class", None) is None  # then over those that count
         and not model._compile_config.config.get("loss_weights")
         and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))
     )
+    if not is_mean or layer_wise.applies(network):
+        return is_mean
+    moves = any(layer._non_trainable_variables for layer in network._flatten_layers())
+    return not moves and per_example.can_be_vectorized(_losses_of(model), network, x, y)

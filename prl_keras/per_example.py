@@ -18,6 +18,8 @@ import tensorflow as tf
 from prl_keras import checks, layer_wise
 
 _SAID = weakref.WeakSet()  # the networks of which it was said that they are mapped
+_VECTORIZED = weakref.WeakKeyDictionary()  # network -> {training: `can_be_vectorized`}
+_BRANCHES = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
 
 
 class Gradients(typing.NamedTuple):
@@ -86,10 +88,11 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
         return _one_gradient(losses_of, network, example, training, loss_scale)[2]
 
     examples = _examples(network, x, y, training)
-    if not can_be_vectorized(network):
+    if not can_be_vectorized(losses_of, network, x, y, training):
         warnings.warn(
-            "The loop of a recurrent layer cannot be vectorized over the batch: the gradient norms are "
-            "taken one example after the other, which is slow. Build the layer with unroll=True.",
+            f"{network.name!r} cannot be vectorized over the batch (recurrent layers can with unroll=True; "
+            "EinsumDense and attention can on a GPU): the gradient norms are taken one example after the "
+            "other, which is slow.",
             stacklevel=2,
         )
         return tf.map_fn(one_example, examples, fn_output_signature=tf.float32)
@@ -108,10 +111,41 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
     return tf.reshape(norms, [-1])[:batch]
 
 
-def can_be_vectorized(network):
-    """False with a recurrent layer that loops over its steps."""
-    layers = network._flatten_layers()
-    return not any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in layers)
+def can_be_vectorized(losses_of, network, x, y, training=True):
+    """Whether `tf.vectorized_map` takes the network, and gives the right numbers.
+
+    It turns no loops of recurrent layers and no branches of `tf.cond`. And on a CPU TensorFlow 2.21 has
+    wrong numbers, or writes over its memory, where the map makes of the product of `[1, steps, p]` with a
+    matrix one of `[batch, 1, steps, p]`: EinsumDense, attention (tensorflow#117700).
+    """
+    known = _VECTORIZED.setdefault(network, {})
+    if training not in known:
+        operations = _operations_of_one(losses_of, network, x, y, training)
+        on_cpu = not tf.config.list_physical_devices("GPU")
+        known[training] = not any(
+            operation.type in _BRANCHES or (on_cpu and _is_uneven_product(operation))
+            for operation in operations
+        )
+    return known[training]
+
+
+def _operations_of_one(losses_of, network, x, y, training):
+    """The operations of one example's gradient."""
+    seeds = [tf.TensorSpec([2], tf.int32) for _ in _seed_generators(network)] if training else []
+    examples = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), [x, y])
+
+    @functools.partial(tf.function, autograph=False)
+    def norm(x, y, seeds):
+        return _one_gradient(losses_of, network, (x, y, seeds), training, 1.0)[2]
+
+    return norm.get_concrete_function(*examples, seeds).graph.get_operations()
+
+
+def _is_uneven_product(operation):
+    if operation.type not in ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
+        return operation.type == "Einsum"
+    ranks = {t.shape.rank for t in operation.inputs}
+    return len(ranks) > 1 or None in ranks
 
 
 def filled_up(examples, rows):

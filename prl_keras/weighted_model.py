@@ -1,6 +1,7 @@
 """The training step of all methods: score each example, weigh it, step on the weighted loss."""
 
 import functools
+import numbers
 
 import keras
 import numpy as np
@@ -249,7 +250,10 @@ def _check_configuration(networks, score, rule, recompute, microbatch_size):
             f"rule={rule!r} must be a rule such as prl_keras.Trim(0.3), or a function of "
             "(scores, is_ranked, step) that gives one weight per example."
         )
-    if microbatch_size is not None and (microbatch_size != int(microbatch_size) or microbatch_size < 1):
+    if not isinstance(recompute, bool):
+        raise ValueError(f"recompute={recompute!r} must be True or False.")
+    is_count = isinstance(microbatch_size, numbers.Real) and not isinstance(microbatch_size, bool)
+    if microbatch_size is not None and not (is_count and microbatch_size >= 1 and microbatch_size % 1 == 0):
         raise ValueError(f"microbatch_size={microbatch_size!r} must be a whole number >= 1, or None.")
     if score == "gradient":
         for network in networks:

@@ -108,6 +108,9 @@ def test_several_outputs_are_refused():
         ({"rule": 0.3}, r"rule=0.3 must be a rule such as prl_keras.Trim\(0.3\)"),
         ({"rule": None}, r"rule=None"),
         ({"microbatch_size": 0}, r"microbatch_size=0"),
+        ({"microbatch_size": "a"}, r"microbatch_size='a' must be a whole number"),
+        ({"microbatch_size": True}, r"microbatch_size=True"),
+        ({"recompute": "False"}, r"recompute='False' must be True or False"),
         ({"microbatch_size": 2.5}, r"microbatch_size=2.5"),
     ],
 )

@@ -1,13 +1,13 @@
 """One device, all devices of a machine, or several machines: `tf.distribute` strategies by name."""
 
 import contextlib
+import faulthandler
 import functools
 import json
 import os
 import pathlib
 import sys
 import tempfile
-import threading
 
 import tensorflow as tf
 from tensorflow.python.distribute import multi_worker_util
@@ -31,7 +31,7 @@ def make_strategy(name="auto", virtual_devices=None, cluster_timeout=600):
                           devices, else one
         virtual_devices: Split the CPU into so many logical devices, to try replicas without GPUs.
         cluster_timeout: Seconds in which all processes of the cluster must have come; else this one ends,
-            with a message and exit status 1.
+            with a traceback and exit status 1.
 
     Returns:
         A `tf.distribute.Strategy`.
@@ -136,20 +136,14 @@ def _multi_worker(timeout):
             "index of each process its own."
         )
     count = sum(len(config["cluster"].get(job, ())) for job in ("chief", "worker"))
-    message = f"Not all of the {count} processes of TF_CONFIG came within {timeout} seconds; this one ends."
-    # TensorFlow waits for the others for ever, out of Python's reach.
-    end = threading.Timer(timeout, _end, [message])
-    end.daemon = True
-    end.start()
+    waiting = f"Waiting at most {timeout} seconds for the {count} processes of TF_CONFIG."
+    print(waiting, file=sys.stderr, flush=True)
+    # TensorFlow waits for ever and lets no Python run meanwhile, neither threads nor signal handlers.
+    faulthandler.dump_traceback_later(timeout, exit=True)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
-        end.cancel()
-
-
-def _end(message):
-    print(message, file=sys.stderr, flush=True)
-    os._exit(1)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _split_cpu(count):
