@@ -90,12 +90,14 @@ def run(program, *arguments):
     assert done.stdout.split()[-1] == "equal"
 
 
-SINGLE = [name for name, row in prl.METHODS.items() if row.score]
+SCORED = [name for name, row in prl.METHODS.items() if row.score]
 
 
-@pytest.mark.parametrize("replicas", ["2", "3"])
-@pytest.mark.parametrize("mode, methods", [("masked", list(prl.METHODS)), ("recompute", SINGLE)])
-def test_replicas_learn_what_one_device_learns(mode, methods, replicas):
+@pytest.mark.parametrize(
+    "replicas, mode, methods",
+    [("2", "masked", list(prl.METHODS)), ("3", "masked", list(prl.METHODS)), ("3", "recompute", SCORED)],
+)
+def test_replicas_learn_what_one_device_learns(replicas, mode, methods):
     run(SETUP + EVERY_METHOD, replicas, mode, *methods)
 
 
