@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import prl_keras as prl
+
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS = 240  # for any step of a test, on a busy machine
 METHODS = ("prl_l", "co_prl_l", "prl_g", "normclip")
@@ -167,6 +169,7 @@ def test_a_killed_process_and_all_resumed_end_as_if_undisturbed(tmp_path):
         for member in members:
             member.succeed()
     models = [keras.saving.load_model(tmp_path / name / "model.keras") for name in ("whole", "killed")]
+    assert all(isinstance(model, prl.RobustModel) for model in models)
     for a, b in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
     whole, killed = (

@@ -63,7 +63,8 @@ class WriteHistory(keras.callbacks.Callback):
 
     def _stop_clock(self):
         if self._seconds is None:
-            tf.test.experimental.sync_devices()  # a GPU may still be at work
+            if strategies.is_alone(self.model.distribute_strategy):  # TensorFlow has no more for clusters
+                tf.test.experimental.sync_devices()  # a GPU may still be at work
             self._seconds = time.perf_counter() - self._start
 
 

@@ -136,6 +136,7 @@ def _multi_worker(timeout):
             "index of each process its own."
         )
     count = sum(len(config["cluster"].get(job, ())) for job in ("chief", "worker"))
+    tf.get_logger().setLevel("WARNING")  # else a line for every reduction that it traces
     waiting = f"Waiting at most {timeout} seconds for the {count} processes of TF_CONFIG."
     print(waiting, file=sys.stderr, flush=True)
     # TensorFlow waits for ever and lets no Python run meanwhile, neither threads nor signal handlers.
