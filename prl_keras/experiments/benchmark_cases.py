@@ -132,8 +132,12 @@ def profiled_cases():
     """What is profiled: plain training, and PRL as it was first written and as it is."""
     prl_g = functools.partial(Case, "prl_g", 0.45, norm="group")
     return [
-        *(Case(), Case("prl_l", 0.45), Case("prl_l", 0.45, recompute=True)),
-        *(Case(norm="group"), prl_g(is_subclass=True), prl_g()),
+        Case(),
+        Case("prl_l", 0.45),
+        Case("prl_l", 0.45, recompute=True),
+        Case(norm="group"),
+        prl_g(is_subclass=True),
+        prl_g(),
     ]
 
 
