@@ -47,7 +47,7 @@ class Training:
         config.check_task(dataset.task)
         self.config = config
         self.dataset = dataset.subset(config.train_size, config.test_size)
-        self.targets, self.is_corrupted = _corrupt(config, self.dataset)
+        self.targets, self.is_corrupted = corrupt(config, self.dataset)
         self.model = _model(config, self.dataset, models)
 
     @property
@@ -120,14 +120,8 @@ def summarize(table, task):
     }
 
 
-def trace_key(config):
-    """What runs must have in common to share a traced model: all but the corruption and the seeds."""
-    return dataclasses.replace(
-        config, corruption="none", epsilon=0, assumed_epsilon=config.told_epsilon, seed=0, noise_seed=0
-    )
-
-
-def _corrupt(config, dataset):
+def corrupt(config, dataset):
+    """The training targets as `config` corrupts them, and which of them are corrupted."""
     if config.corruption == "none":
         return dataset.train_y, np.zeros(len(dataset.train_y), bool)
     num_classes = dataset.num_outputs if dataset.task == "classification" else None
@@ -138,6 +132,13 @@ def _corrupt(config, dataset):
         np.random.default_rng(config.noise_seed),
         features=dataset.train_x,
         num_classes=num_classes,
+    )
+
+
+def trace_key(config):
+    """What runs must have in common to share a traced model: all but the corruption and the seeds."""
+    return dataclasses.replace(
+        config, corruption="none", epsilon=0, assumed_epsilon=config.told_epsilon, seed=0, noise_seed=0
     )
 
 

@@ -1,0 +1,147 @@
+"""`prl_keras.build` as a search space for keras-tuner."""
+
+import math
+import numbers
+
+import keras
+import keras_tuner
+
+import prl_keras as prl
+from prl_keras import METHODS
+
+
+class RobustHyperModel(keras_tuner.HyperModel):
+    """`prl_keras.build` as a search space for keras-tuner.
+
+    Each of the five hyperparameters is a value, which fixes it, a list of choices, or `(low, high)`, which is
+    searched in between (learning_rate in its logarithm). Those that are searched have these names in trials.
+
+    Args:
+        make_network: Function without arguments that gives a fresh Keras model.
+        loss: The task's loss, as in `prl_keras.build`.
+        metrics: Names of Keras metrics, or functions; not `keras.Metric` objects, which count on.
+        method: A name in `METHODS`, or a list; epsilon is searched for those that drop a fraction.
+        epsilon: In `[0, 1)`.
+        ramp_epochs: Over which epsilon rises from 0; whole numbers >= 0.
+        learning_rate: Positive.
+        batch_size: Whole numbers >= 1; of a range, powers of two.
+        train_size: How many examples are trained on; needed where ramp_epochs is not 0.
+        optimizer: Function of the learning rate that gives a Keras optimizer.
+        **options: Further arguments of `prl_keras.build`.
+
+    Raises:
+        ValueError: naming the hyperparameter, for a value or range outside of the above.
+    """
+
+    def __init__(
+        self, make_network, *, loss, metrics=(), method="prl_l", epsilon=(0.0, 0.6), ramp_epochs=0,
+        learning_rate=0.001, batch_size=128, train_size=None, optimizer=keras.optimizers.Adam, **options,
+    ):  # fmt: skip
+        super().__init__()
+        if not callable(make_network) or isinstance(make_network, keras.Model):
+            raise ValueError(
+                f"make_network={make_network!r} must be a function that gives a fresh Keras model."
+            )
+        if any(isinstance(metric, keras.Metric) for metric in metrics):
+            raise ValueError(
+                "metrics holds a Metric object, which trials would share; write its name or class."
+            )
+        self.make_network, self.loss, self.metrics = make_network, keras.losses.get(loss), metrics
+        self.optimizer, self.options, self.train_size = optimizer, options, train_size
+        self.space = {
+            "method": _checked(
+                "method", method, lambda value: value in METHODS, f"one of {', '.join(METHODS)}"
+            ),
+            "epsilon": _checked("epsilon", epsilon, _is_fraction, "a number in [0, 1)"),
+            "ramp_epochs": _checked("ramp_epochs", ramp_epochs, _is_whole(0), "a whole number >= 0"),
+            "learning_rate": _checked("learning_rate", learning_rate, _is_positive, "a positive number"),
+            "batch_size": _checked("batch_size", batch_size, _is_whole(1), "a whole number >= 1"),
+        }
+        if isinstance(method, tuple):
+            raise ValueError(f"method={method!r} has no values in between; write a list of names.")
+        if ramp_epochs != 0 and train_size is None:
+            raise ValueError("ramp_epochs needs train_size, the number of examples that are trained on.")
+
+    def declare_hyperparameters(self, hp):
+        self.values(hp)
+
+    def values(self, hp):
+        """The five hyperparameters as a dict; epsilon and ramp_epochs are 0 for methods that do not drop."""
+        chosen = {"method": _ask(hp, "method", self.space["method"])}
+        for name in ("learning_rate", "batch_size"):
+            chosen[name] = _ask(hp, name, self.space[name])
+        methods = self.space["method"] if isinstance(self.space["method"], list) else [self.space["method"]]
+        dropping = [name for name in methods if drops_a_fraction(name)]
+        chosen |= {"epsilon": 0.0, "ramp_epochs": 0}
+        if dropping == methods:
+            chosen |= {name: _ask(hp, name, self.space[name]) for name in ("epsilon", "ramp_epochs")}
+        elif dropping:
+            with hp.conditional_scope("method", dropping):
+                asked = {name: _ask(hp, name, self.space[name]) for name in ("epsilon", "ramp_epochs")}
+            if chosen["method"] in dropping:
+                chosen |= asked
+        return chosen
+
+    def build(self, hp):
+        """A compiled model: `prl_keras.build` with the trial's values."""
+        chosen = self.values(hp)
+        ramp_steps = 0
+        if chosen["ramp_epochs"]:
+            ramp_steps = chosen["ramp_epochs"] * math.ceil(self.train_size / chosen["batch_size"])
+        return prl.build(
+            chosen["method"],
+            self.make_network,
+            epsilon=chosen["epsilon"],
+            ramp_steps=ramp_steps,
+            loss=self.loss,
+            optimizer=self.optimizer(chosen["learning_rate"]),
+            metrics=self.metrics,
+            **self.options,
+        )
+
+    def fit(self, hp, model, x, y, **options):
+        """`model.fit` with the trial's batch size."""
+        return model.fit(x, y, batch_size=self.values(hp)["batch_size"], **options)
+
+
+def drops_a_fraction(method):
+    """Whether epsilon means anything to the method of that name."""
+    rule = METHODS[method].rule
+    return rule is not None and isinstance(rule(0.1), prl.Trim)
+
+
+def _checked(name, value, is_good, what):
+    """`value`, each of its choices, or both of its ends."""
+    several = value if isinstance(value, (list, tuple)) else [value]
+    if not several or not all(is_good(item) for item in several):
+        raise ValueError(f"{name}={value!r} must be {what}, a list of such, or a range (low, high).")
+    if isinstance(value, tuple) and (len(value) != 2 or not value[0] < value[1]):
+        raise ValueError(f"{name}={value!r} must be a range (low, high) with low < high.")
+    return value
+
+
+def _ask(hp, name, space):
+    if isinstance(space, list):
+        return hp.Choice(name, space)
+    if not isinstance(space, tuple):
+        return hp.Fixed(name, space)
+    low, high = space
+    if name == "batch_size":
+        return hp.Choice(name, [2**i for i in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)])
+    if name == "ramp_epochs":
+        return hp.Int(name, low, high)
+    return hp.Float(name, low, high, sampling="log" if name == "learning_rate" else "linear")
+
+
+def _is_fraction(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _is_positive(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_whole(smallest):
+    return lambda value: (
+        isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= smallest
+    )

@@ -1,0 +1,74 @@
+"""What a search maximizes or minimizes when the validation labels are as wrong as the training labels.
+
+| objective | of the validation examples, labels as given | better |
+|---|---|---|
+| `val_loss`, `val_accuracy`, `val_r2_score`, ... | Keras's `evaluate`, nothing trimmed | by the metric |
+| `val_trimmed_loss` | mean loss of the half with the lowest loss, of each given class | lower |
+
+The trimmed loss drops the same half whatever epsilon a trial trained with. Dropping each trial's own epsilon
+would reward those that drop most: the mean over fewer of the lowest losses is lower, whatever the network.
+With half, what remains is the objective of least trimmed squares, whose breakdown point is 1/2 (Rousseeuw,
+"Least median of squares regression", JASA 1984): as long as fewer than half of the examples are wrong, those
+that remain can all be right. Of each given class, since a network that has given up a class would otherwise
+have all of it among the dropped.
+"""
+
+import keras
+import numpy as np
+
+TRIMMED_LOSS = "val_trimmed_loss"
+_KEPT = 0.5  # of the examples; fewer than half are wrong
+
+
+def trimmed_loss(losses, labels=None):
+    """Mean over the lower half of the losses, of each class, then over the classes by their size.
+
+    Args:
+        losses: float `[n]`, n >= 1.
+        labels: integers `[n]`, the given classes; None for regression, all in one.
+
+    Returns:
+        float; NaN if a loss among the kept is.
+    """
+    losses = np.asarray(losses, np.float64)
+    classes = np.zeros(len(losses), int) if labels is None else np.asarray(labels)
+    total = kept = 0
+    for label in np.unique(classes):
+        lowest = np.sort(losses[classes == label])  # NaN last
+        lowest = lowest[: max(1, int(_KEPT * len(lowest)))]
+        total, kept = total + lowest.sum(), kept + len(lowest)
+    return float(total / kept)
+
+
+def validation_metrics(model, loss, x, y, batch_size=1024):
+    """`{"val_" + name: value}` of a trained model: all of `evaluate`, and `val_trimmed_loss`.
+
+    Args:
+        model: Compiled; a pair's losses are the mean over its networks.
+        loss: The task's `keras.losses.Loss`, whatever the model was trained on.
+        x, y: Arrays `[n, ...]`, the validation data.
+        batch_size: At most so many examples at a time.
+    """
+    logs = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
+    networks = getattr(model, "networks", [model])
+    predictions = [network.predict(x, batch_size=batch_size, verbose=0) for network in networks]
+    losses = np.mean([per_example(loss, y, predicted) for predicted in predictions], axis=0)
+    return {
+        **{f"val_{name}": float(value) for name, value in logs.items()},
+        TRIMMED_LOSS: trimmed_loss(losses, class_labels(y)),
+    }
+
+
+def per_example(loss, y, predicted):
+    """The loss of each example, float `[n]`."""
+    losses = keras.ops.convert_to_numpy(loss.call(y, keras.ops.convert_to_tensor(predicted)))
+    return losses.reshape(len(losses), -1).mean(axis=1)
+
+
+def class_labels(y):
+    """The given class of each example, `[n]`; None if y is no class labels."""
+    y = np.asarray(y)
+    if np.issubdtype(y.dtype, np.integer) and y.size == len(y):
+        return y.reshape(-1)
+    is_one_hot = y.ndim == 2 and y.shape[1] > 1 and np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1)
+    return y.argmax(axis=1) if is_one_hot else None

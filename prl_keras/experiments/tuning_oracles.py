@@ -1,0 +1,128 @@
+"""keras-tuner's oracles, made to outlive `kill -9` of the chief, of a worker, or of a search in one process.
+
+What keras-tuner 1.4.8 lacks for that, each line with the test that needs it in tests/tuning_faults_test.py:
+
+| keras-tuner | here |
+|---|---|
+| oracle.json and trial.json are written one after the other, in place | one file, replaced atomically |
+| a chief that restarts hands a worker's running trial to the next worker too | it stays with its worker |
+| a call that the chief's death cuts off fails the trial, or the worker | the worker waits and calls again |
+| a call repeated so ends a trial twice | the second end is passed over |
+| three failed trials in a row raise in the chief, whose lock stays shut | they are recorded |
+"""
+
+import time
+
+import grpc
+import keras_tuner
+from keras_tuner.src.distribute import utils as distribution
+from keras_tuner.src.distribute.oracle_client import OracleClient
+from keras_tuner.src.engine.trial import Trial, TrialStatus
+
+from prl_keras.experiments import files
+
+_WAIT_SECONDS = 1
+
+
+def make_oracle(kind, objective, max_trials, epochs, seed):
+    """The oracle of that kind.
+
+    Args:
+        kind: "random", "bayesian", "hyperband" or "grid".
+        objective: A `keras_tuner.Objective`.
+        max_trials: Trials at most; None for as many as there are (grid, hyperband).
+        epochs: Of a trial; for hyperband of the longest.
+        seed: An integer >= 0.
+    """
+    options = {"objective": objective, "seed": seed + 1}  # 0 would be a random one
+    if kind == "hyperband":
+        options["max_epochs"] = epochs
+    else:
+        options["max_trials"] = max_trials
+    oracle = _ORACLES[kind](**options)
+    oracle.max_trials = max_trials  # hyperband takes it, but not as an argument
+    return oracle
+
+
+def wait_for_chief(tuner):
+    """Lets a worker wait for a chief that is down and call again, instead of failing. No-op elsewhere."""
+    if isinstance(tuner.oracle, OracleClient):
+        tuner.oracle.stub = _PatientStub(tuner.oracle.stub)
+
+
+def is_worker():
+    """Whether this process is a worker of a search on several machines (KERASTUNER_TUNER_ID)."""
+    return distribution.has_chief_oracle() and not distribution.is_chief_oracle()
+
+
+class _Lasting:
+    """Before an oracle class: the table above."""
+
+    def get_state(self):
+        trials = {name: trial.get_state() for name, trial in self.trials.items()}
+        return {**super().get_state(), "trials": trials, "tuner_ids": sorted(self.tuner_ids)}
+
+    def set_state(self, state):
+        self.trials = {name: Trial.from_state(trial) for name, trial in state["trials"].items()}
+        running = {
+            tuner: name
+            for tuner, name in state["ongoing_trials"].items()
+            if self.trials[name].status == TrialStatus.RUNNING
+        }
+        super().set_state({**state, "ongoing_trials": running})
+        self.tuner_ids = set(state["tuner_ids"])
+
+    def save(self):
+        files.write_json(self._get_oracle_fname(), self.get_state())
+
+    def reload(self):
+        super().reload()  # all running trials are in the queue now, for whoever asks first
+        if not distribution.is_chief_oracle():
+            return
+        for tuner, name in files.read_json(self._get_oracle_fname())["ongoing_trials"].items():
+            if name in self._retry_queue and tuner in self.tuner_ids and tuner != _TUNER_ALONE:
+                self._retry_queue.remove(name)
+                self.ongoing_trials[tuner] = self.trials[name]
+                self._display.on_trial_begin(self.trials[name])
+
+    @keras_tuner.synchronized
+    def end_trial(self, trial):
+        if trial.trial_id in [running.trial_id for running in self.ongoing_trials.values()]:
+            super().end_trial(trial)
+
+    def _check_consecutive_failures(self):
+        """A failed trial is a result: no number of them ends the search."""
+
+
+_TUNER_ALONE = "tuner0"  # the worker of a search in one process
+_ORACLES = {
+    name: type(f"Lasting{oracle.__name__}", (_Lasting, oracle), {})
+    for name, oracle in {
+        "random": keras_tuner.oracles.RandomSearchOracle,
+        "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
+        "hyperband": keras_tuner.oracles.HyperbandOracle,
+        "grid": keras_tuner.oracles.GridSearchOracle,
+    }.items()
+}
+TUNERS = tuple(_ORACLES)
+
+
+class _PatientStub:
+    """The chief's functions, each repeated for as long as the chief does not answer."""
+
+    def __init__(self, stub):
+        self._stub = stub
+
+    def __getattr__(self, name):
+        call = getattr(self._stub, name)
+
+        def call_until_answered(*arguments, **options):
+            while True:
+                try:
+                    return call(*arguments, **options)
+                except grpc.RpcError as error:
+                    if error.code() != grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    time.sleep(_WAIT_SECONDS)
+
+        return call_until_answered

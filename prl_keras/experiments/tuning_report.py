@@ -1,0 +1,114 @@
+"""What a search found: a table, and pictures of metrics against epsilon, from the files of its executions."""
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from prl_keras.experiments import files
+
+SEARCHED = ("method", "epsilon", "ramp_epochs", "learning_rate", "batch_size", "epochs")
+
+
+def executions(output_dir):
+    """A DataFrame with a row per execution that has ended: the searched values, metrics, seconds, failure.
+
+    Args:
+        output_dir: The folder of a search.
+
+    Raises:
+        ValueError: if no execution has ended there.
+    """
+    paths = sorted(pathlib.Path(output_dir).glob("trial_*/execution_*.json"))
+    if not paths:
+        raise ValueError(f"{output_dir} holds no execution that has ended.")
+    records = [files.read_json(path) for path in paths]
+    return pd.DataFrame([{**record, **record.pop("metrics", {})} for record in records]).drop(
+        columns="metrics", errors="ignore"
+    )
+
+
+def trials(table, objective):
+    """A DataFrame with a row per trial, the best first, failed ones last.
+
+    Args:
+        table: From `executions`.
+        objective: The `keras_tuner.Objective`.
+
+    Returns:
+        Columns: trial, the searched values, the means of the metrics over the executions, `spread`
+        (standard deviation of the objective), executions, seconds (their sum), failure.
+    """
+    if "failure" not in table:
+        table = table.assign(failure=None)
+    metrics = [name for name in table if name.startswith(("val_", "test_"))]
+    columns = {name: (name, "mean") for name in metrics}
+    columns |= {name: (name, "first") for name in (*SEARCHED, "failure") if name in table}
+    if objective.name in table:
+        columns["spread"] = (objective.name, "std")
+    grouped = table.groupby("trial").agg(
+        **columns, executions=("execution", "count"), seconds=("seconds", "sum")
+    )
+    grouped.loc[grouped["failure"].notna(), metrics] = float("nan")
+    ascending = objective.direction == "min"
+    if objective.name in grouped:
+        grouped = grouped.sort_values(objective.name, ascending=ascending, na_position="last", kind="stable")
+    order = [
+        name
+        for name in (*SEARCHED, *metrics, "spread", "executions", "seconds", "failure")
+        if name in grouped
+    ]
+    return grouped[order].reset_index()
+
+
+def plot_epsilon(table, objective, path, true_epsilon=None):
+    """Each reported metric against the epsilon that the trials were told, a panel each, as a PNG.
+
+    A dot is an execution, a line the mean of each trial; of the trial with the best objective a ring. With
+    test data there is `test_...`, the paper's table 3.
+
+    Args:
+        table: From `executions`.
+        objective: The `keras_tuner.Objective`.
+        path: Where to.
+        true_epsilon: Drawn as a vertical line.
+    """
+    best = trials(table, objective).iloc[0]
+    metrics = [objective.name]
+    metrics += [name for name in table if name.startswith(("val_", "test_")) and _is_shown(name, objective)]
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(4.2 * len(metrics), 3.4), squeeze=False, layout="constrained"
+    )
+    for axis, metric in zip(axes.flat, metrics):
+        for method, part in table.dropna(subset=[metric]).groupby("method"):
+            mean = part.groupby("trial").agg(epsilon=("epsilon", "first"), value=(metric, "mean"))
+            mean = mean.sort_values("epsilon")
+            (line,) = axis.plot(mean["epsilon"], mean["value"], marker="_", markersize=9, label=method)
+            axis.plot(part["epsilon"], part[metric], ".", color=line.get_color(), alpha=0.5)
+        axis.plot(best["epsilon"], best[metric], "o", markersize=13, fillstyle="none", color="black")
+        if true_epsilon is not None:
+            axis.axvline(true_epsilon, color="#777777", linestyle="--", linewidth=1)
+        axis.set(xlabel="epsilon that the trial was told", title=metric)
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=8)
+    note = "dots: executions; ring: the trial with the best " + objective.name
+    figure.supxlabel(note + "; dashed: the true epsilon" * (true_epsilon is not None), fontsize=8)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def in_markdown(table):
+    """The table of `trials` as Markdown, messages shortened."""
+    shown = table.dropna(axis=1, how="all").copy()
+    if "failure" in shown:
+        shown["failure"] = shown["failure"].fillna("").str.slice(0, 60)
+    return shown.to_markdown(index=False, floatfmt=".4g")
+
+
+def _is_shown(metric, objective):
+    is_loss = metric.endswith("loss")
+    return metric != objective.name and (not is_loss or metric == "val_trimmed_loss") and "_all" not in metric

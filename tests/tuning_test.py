@@ -1,0 +1,310 @@
+"""A search: its space, its objectives, its trials, and what it does with those that fail."""
+
+import keras
+import keras_tuner
+import numpy as np
+import pandas as pd
+import pytest
+
+import prl_keras as prl
+from prl_keras.experiments import files, tuning_report
+from prl_keras.experiments.hypermodel import RobustHyperModel
+from prl_keras.experiments.tuning import make_tuner
+from prl_keras.experiments.tuning_objectives import class_labels, per_example, trimmed_loss
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def make_network():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+
+def hypermodel(**space):
+    return RobustHyperModel(make_network, loss=LOSS, metrics=["accuracy"], **space)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype("float32")
+    return x, np.argmax(x[:, :3], axis=1)
+
+
+def search(
+    directory, data, space=None, kind="random", objective="val_trimmed_loss", test_data=None, **options
+):
+    options = {"epochs": 2, "max_trials": 3, **options}
+    tuner = make_tuner(kind, hypermodel(**(space or {})), objective, directory / "search", **options)
+    tuner.search(*data, verbose=0, test_data=test_data)
+    return tuner
+
+
+class TestSpace:
+    def test_what_is_not_a_value_is_searched_by_its_name(self):
+        hp = keras_tuner.HyperParameters()
+        model = hypermodel(
+            epsilon=(0.1, 0.5), learning_rate=(1e-4, 1e-2), batch_size=(10, 300), method=["prl_l", "spl"]
+        )
+        model.build(hp)
+        found = {parameter.name: parameter for parameter in hp.space}
+        assert (found["epsilon"].min_value, found["epsilon"].max_value) == (0.1, 0.5)
+        assert found["learning_rate"].sampling == "log"
+        assert list(found["batch_size"].values) == [16, 32, 64, 128, 256]
+        assert list(found["method"].values) == ["prl_l", "spl"]
+        assert isinstance(found["ramp_epochs"], keras_tuner.engine.hyperparameters.Fixed)
+
+    def test_the_model_is_that_of_build(self):
+        hp = keras_tuner.HyperParameters()
+        space = hypermodel(epsilon=0.25, ramp_epochs=2, batch_size=10, train_size=45, learning_rate=0.02)
+        model = space.build(hp)
+        assert isinstance(model, prl.RobustModel) and float(model.optimizer.learning_rate) == pytest.approx(
+            0.02
+        )
+        steps = 2 * 5  # batches of 10 in 45 examples
+        assert [float(model.rule.epsilon(step)) for step in (0, steps // 2, steps)] == pytest.approx(
+            [0, 0.125, 0.25]
+        )
+
+    def test_epsilon_is_searched_for_methods_that_drop_a_fraction_alone(self):
+        hp = keras_tuner.HyperParameters()
+        space = hypermodel(method=["standard", "prl_l", "ignormclip"])
+        assert space.values(hp)["epsilon"] == 0  # of the first
+        hp.values["method"] = "prl_l"
+        hp.values["epsilon"] = 0.4
+        assert space.values(hp)["epsilon"] == 0.4
+        assert hypermodel(method="standard").values(keras_tuner.HyperParameters())["epsilon"] == 0
+
+    @pytest.mark.parametrize(
+        "space, words",
+        [
+            ({"epsilon": (0.0, 1.0)}, r"epsilon=\(0.0, 1.0\).*in \[0, 1\)"),
+            ({"epsilon": (0.5, 0.1)}, "low < high"),
+            ({"epsilon": "0.3"}, "epsilon='0.3'"),
+            ({"epsilon": []}, r"epsilon=\[\]"),
+            ({"learning_rate": 0}, "learning_rate=0.*positive"),
+            ({"batch_size": [32, 0]}, "batch_size.*>= 1"),
+            ({"method": "prl"}, "method='prl'.*prl_l"),
+            ({"method": ("prl_l", "spl")}, "no values in between"),
+            ({"ramp_epochs": 3}, "train_size"),
+            ({"metrics": [keras.metrics.SparseCategoricalAccuracy()]}, "trials would share"),
+        ],
+    )
+    def test_a_space_out_of_range_is_refused(self, space, words):
+        with pytest.raises(ValueError, match=words):
+            RobustHyperModel(make_network, loss=LOSS, **space)
+
+    def test_a_model_is_no_function_that_makes_one(self):
+        with pytest.raises(ValueError, match="fresh Keras model"):
+            RobustHyperModel(make_network(), loss=LOSS)
+
+
+class TestObjectives:
+    def test_the_trimmed_loss_is_the_mean_of_each_class_lower_half(self):
+        rng = np.random.default_rng(1)
+        losses, labels = rng.random(101), rng.integers(0, 3, 101)
+        kept = [sorted(losses[labels == label]) for label in range(3)]
+        kept = [value for part in kept for value in part[: len(part) // 2]]
+        assert trimmed_loss(losses, labels) == pytest.approx(np.mean(kept))
+        assert trimmed_loss(losses) == pytest.approx(np.mean(sorted(losses)[:50]))
+
+    def test_fewer_than_half_wrong_examples_cannot_move_it_beyond_the_clean_ones(self):
+        losses = np.linspace(0.0, 1.0, 100)
+        losses[51:] = 1e9
+        assert trimmed_loss(losses) < 0.5
+
+    def test_a_class_that_is_given_up_counts(self):
+        labels = np.repeat([0, 1, 2, 3], 25)
+        given_up = np.where(labels == 0, 9.0, 0.01)
+        assert trimmed_loss(given_up) < 0.02 < 2 < trimmed_loss(given_up, labels)
+
+    def test_one_example_of_a_class_and_nan(self):
+        assert trimmed_loss([3.0], [1]) == 3.0
+        assert np.isnan(trimmed_loss([np.nan, np.nan, 1.0, np.nan]))
+
+    def test_labels_are_integers_or_one_hot(self):
+        assert class_labels(np.array([[2], [0]])).tolist() == [2, 0]
+        assert class_labels(np.eye(3)[[2, 0]]).tolist() == [2, 0]
+        assert class_labels(np.array([0.5, 1.0])) is None
+        assert class_labels(np.ones((4, 2), "float32")) is None
+
+    @pytest.mark.parametrize("loss, shape", [(keras.losses.MeanSquaredError(), (5, 3)), (LOSS, (5,))])
+    def test_the_loss_of_each_example(self, loss, shape):
+        rng = np.random.default_rng(2)
+        y = rng.integers(0, 3, shape) if loss is LOSS else rng.random(shape).astype("float32")
+        predicted = rng.random((5, 3)).astype("float32")
+        expected = [float(loss(y[i : i + 1], predicted[i : i + 1])) for i in range(5)]
+        np.testing.assert_allclose(per_example(loss, y, predicted), expected, rtol=1e-5)
+
+
+class TestSearch:
+    @pytest.fixture(scope="class")
+    def searched(self, data, tmp_path_factory):
+        directory = tmp_path_factory.mktemp("searched")
+        options = {"executions_per_trial": 2, "max_trials": 3}
+        return search(
+            directory, data, {"epsilon": (0.0, 0.5)}, test_data=data, **options
+        ), directory / "search"
+
+    def test_each_execution_is_a_file_with_what_was_searched_and_measured(self, searched):
+        table = tuning_report.executions(searched[1])
+        assert len(table) == 6 and table["epsilon"].nunique() == 3
+        assert {"val_accuracy", "val_loss", "val_trimmed_loss", "test_accuracy", "seconds"} <= set(table)
+        assert (table["epochs"] == 2).all() and table[
+            "failure" if "failure" in table else "seed"
+        ].notna().all()
+
+    def test_the_score_of_a_trial_is_the_mean_over_its_executions(self, searched):
+        tuner, directory = searched
+        table = tuning_report.trials(tuning_report.executions(directory), tuner.oracle.objective)
+        assert table["val_trimmed_loss"].is_monotonic_increasing and (table["executions"] == 2).all()
+        best = tuner.oracle.get_best_trials()[0]
+        assert best.trial_id == table["trial"][0]
+        assert best.score == pytest.approx(table["val_trimmed_loss"][0])
+
+    def test_the_best_model_is_that_of_the_best_execution(self, searched, data):
+        tuner, directory = searched
+        table = tuning_report.executions(directory)
+        best = table.loc[table["trial"] == tuner.oracle.get_best_trials()[0].trial_id]
+        record = best.loc[best["val_trimmed_loss"].idxmin()]
+        logs = tuner.get_best_models()[0].evaluate(*data, verbose=0, return_dict=True)
+        assert logs["accuracy"] == pytest.approx(record["test_accuracy"])
+
+    def test_executions_hold_out_parts_that_do_not_overlap(self, searched, data):
+        x, y = data
+        tuner, _ = searched
+        held_out = [tuner._parts(i, x, y, None, 0.25)[1][0] for i in range(4)]
+        trained = tuner._parts(1, x, y, None, 0.25)[0][0]
+        assert sorted(map(tuple, np.concatenate(held_out))) == sorted(map(tuple, x))
+        assert sorted(map(tuple, np.concatenate([trained, held_out[1]]))) == sorted(map(tuple, x))
+
+    def test_started_again_it_has_nothing_to_do(self, searched, data):
+        _, directory = searched
+        before = tuning_report.executions(directory)
+        search(directory.parent, data, {"epsilon": (0.0, 0.5)}, test_data=data, executions_per_trial=2)
+        pd.testing.assert_frame_equal(tuning_report.executions(directory), before)
+
+    def test_more_trials_go_on_with_it(self, data, tmp_path):
+        search(tmp_path, data, max_trials=1)
+        first = tuning_report.executions(tmp_path / "search")
+        search(tmp_path, data, max_trials=2)
+        both = tuning_report.executions(tmp_path / "search")
+        assert len(both) == 2 and both["seconds"][0] == first["seconds"][0]
+
+    def test_another_search_in_the_folder_is_refused(self, searched, data):
+        _, directory = searched
+        with pytest.raises(ValueError, match=r"epochs was 2, is now 3.*overwrite=True"):
+            search(directory.parent, data, {"epsilon": (0.0, 0.5)}, epochs=3, executions_per_trial=2)
+
+    def test_a_trial_is_a_function_of_the_seed(self, data, tmp_path):
+        for name in ("one", "two"):
+            search(tmp_path / name, data, max_trials=2, seed=3)
+        tables = [tuning_report.executions(tmp_path / name / "search") for name in ("one", "two")]
+        pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
+
+    @pytest.mark.parametrize("kind", ["bayesian", "grid", "hyperband"])
+    def test_every_tuner_searches(self, kind, data, tmp_path):
+        space = {"epsilon": [0.0, 0.2, 0.4]}
+        tuner = search(tmp_path, data, space, kind, epochs=3, max_trials=3)
+        table = tuning_report.executions(tmp_path / "search")
+        assert len(table) == 3 and table["val_trimmed_loss"].notna().all()
+        assert kind != "grid" or sorted(table["epsilon"]) == [0.0, 0.2, 0.4]
+        assert kind != "hyperband" or table["epochs"].max() <= 3
+        assert len(tuner.get_best_models()) == 1
+
+    def test_pairs_and_plain_models_are_searched_alike(self, data, tmp_path):
+        space = {"method": ["co_prl_l", "standard"], "epsilon": 0.2}
+        search(tmp_path, data, space, "grid", max_trials=None)
+        table = tuning_report.executions(tmp_path / "search")
+        assert dict(zip(table["method"], table["epsilon"])) == {"co_prl_l": 0.2, "standard": 0.0}
+
+    def test_own_validation_data_are_used_as_they_are(self, data, tmp_path):
+        tuner = make_tuner(
+            "random", hypermodel(), "val_accuracy", tmp_path / "search", epochs=1, max_trials=1
+        )
+        tuner.search(*data, validation_data=data, test_data=data, verbose=0)
+        record = tuning_report.executions(tmp_path / "search").iloc[0]
+        assert record["val_accuracy"] == record["test_accuracy"]
+
+
+class TestFailures:
+    def test_a_trial_that_goes_nan_is_recorded_and_the_search_goes_on(self, data, tmp_path):
+        space = {"learning_rate": [1e30, 0.01], "optimizer": keras.optimizers.SGD}
+        tuner = search(tmp_path, data, space, "grid", max_trials=None)
+        table = tuning_report.trials(tuning_report.executions(tmp_path / "search"), tuner.oracle.objective)
+        assert table["learning_rate"].tolist() == [0.01, 1e30]
+        assert pd.isna(table["failure"][0]) and "val_trimmed_loss is nan" in table["failure"][1]
+        assert sorted(trial.status for trial in tuner.oracle.trials.values()) == ["COMPLETED", "FAILED"]
+
+    def test_a_trial_out_of_range_is_recorded_and_the_search_goes_on(self, data, tmp_path):
+        model = hypermodel()
+        model.space["epsilon"] = [1.5, 0.2]  # as if a user's own values(hp) went too far
+        tuner = make_tuner("grid", model, "val_accuracy", tmp_path / "search", epochs=1)
+        with pytest.raises(ValueError, match="epsilon"):
+            tuner.search(*data, verbose=0)  # the first is what the check before the search builds
+        model.space["epsilon"] = [0.2, 1.5]
+        tuner = make_tuner("grid", model, "val_accuracy", tmp_path / "search", epochs=1, overwrite=True)
+        tuner.search(*data, verbose=0)
+        table = tuning_report.trials(tuning_report.executions(tmp_path / "search"), tuner.oracle.objective)
+        assert table["executions"].tolist() == [1, 1] and "epsilon" in table["failure"][1]
+
+    def test_no_number_of_failures_in_a_row_ends_the_search(self, data, tmp_path):
+        rates = [0.01, 1e29, 1e30, 1e31, 1e32, 0.02]
+        search(
+            tmp_path,
+            data,
+            {"learning_rate": rates, "optimizer": keras.optimizers.SGD},
+            "grid",
+            max_trials=None,
+        )
+        assert len(tuning_report.executions(tmp_path / "search")) == 6
+
+    @pytest.mark.parametrize("name", ["val_acuracy", "val_r2_score"])
+    def test_a_misspelt_objective_is_refused_before_the_first_trial(self, name, data, tmp_path):
+        objective = keras_tuner.Objective(name, "max")
+        with pytest.raises(ValueError, match=f"{name}.*val_accuracy, .*val_trimmed_loss"):
+            search(tmp_path, data, objective=objective)
+        assert not list((tmp_path / "search").glob("trial_*"))
+
+    @pytest.mark.parametrize("objective", ["accuracy", None, "val_auc", 3])
+    def test_an_objective_without_direction_or_of_the_training_data_is_refused(
+        self, objective, data, tmp_path
+    ):
+        with pytest.raises(ValueError, match="objective="):
+            search(tmp_path, data, objective=objective)
+
+    def test_bad_arguments_are_refused(self, data, tmp_path):
+        for options, words in (
+            ({"kind": "randm"}, "tuner='randm'"), ({"epochs": 0}, "epochs=0"), ({"seed": -1}, "seed=-1"),
+            ({"executions_per_trial": 0}, "executions_per_trial=0"), ({"max_trials": None}, "max_trials=None"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=words):
+                search(tmp_path, data, **options)
+        tuner = make_tuner("random", hypermodel(), "val_loss", tmp_path / "search", epochs=1, max_trials=1)
+        x, y = data
+        for arguments, options, words in (
+            ((x, y[:-1]), {}, "x and y must be"), ((x, None), {}, "x and y must be"),
+            ((x, y), {"validation_split": 0.7}, "validation_split=0.7"),
+            ((x, y), {"validation_data": (x, y[1:])}, "validation_data must be"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=words):
+                tuner.search(*arguments, verbose=0, **options)
+
+    def test_an_execution_that_ended_is_not_repeated_after_an_interruption(self, data, tmp_path):
+        class Stop(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                raise KeyboardInterrupt
+
+        whole = search(tmp_path / "whole", data, max_trials=2, executions_per_trial=2)
+        arguments = {"epochs": 2, "max_trials": 2, "executions_per_trial": 2}
+        directory = tmp_path / "cut" / "search"
+        tuner = make_tuner("random", hypermodel(), "val_trimmed_loss", directory, **arguments)
+        with pytest.raises(KeyboardInterrupt):
+            tuner.search(*data, verbose=0, callbacks=[Stop()])
+        path = next((tmp_path / "whole").glob("search/trial_*0/execution_0.json"))
+        record = {**files.read_json(path), "seconds": -1.0}
+        files.write_json(directory / path.parent.name / path.name, record)  # as if it had ended just then
+        search(tmp_path / "cut", data, **arguments)
+        tables = [tuning_report.executions(tmp_path / name / "search") for name in ("whole", "cut")]
+        assert tables[1]["seconds"][0] == -1.0
+        pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
+        assert len(whole.oracle.trials) == 2
