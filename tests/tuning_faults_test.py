@@ -34,8 +34,9 @@ class Search:
             }
         command = [
             sys.executable, "-m", "binaries.tune", "--dataset=teacher", "--corruption=signflip",
-            "--epsilon=0.3", "--objective=val_trimmed_loss", "--epochs=3", f"--max_trials={TRIALS}", "--train_size=200",
-            f"--executions_per_trial={EXECUTIONS}", f"--output_dir={self.directory / 'search'}",
+            "--epsilon=0.3", "--objective=val_trimmed_loss", "--epochs=3", "--train_size=200",
+            f"--max_trials={TRIALS}", f"--executions_per_trial={EXECUTIONS}",
+            f"--output_dir={self.directory / 'search'}",
         ]  # fmt: skip
         with open(self.directory / f"{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(

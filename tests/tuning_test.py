@@ -275,7 +275,8 @@ class TestFailures:
     def test_bad_arguments_are_refused(self, data, tmp_path):
         for options, words in (
             ({"kind": "randm"}, "tuner='randm'"), ({"epochs": 0}, "epochs=0"), ({"seed": -1}, "seed=-1"),
-            ({"executions_per_trial": 0}, "executions_per_trial=0"), ({"max_trials": None}, "max_trials=None"),
+            ({"executions_per_trial": 0}, "executions_per_trial=0"),
+            ({"max_trials": None}, "max_trials=None"),
         ):  # fmt: skip
             with pytest.raises(ValueError, match=words):
                 search(tmp_path, data, **options)
