@@ -10,6 +10,7 @@ worker0, worker1, ..., and KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT of th
 """
 
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -22,86 +23,45 @@ from prl_keras.experiments.tune import tune
 from prl_keras.experiments.tuning_oracles import TUNERS
 
 _DEFAULT = RunConfig()
-_CONFIG = {
-    "dataset": flags.DEFINE_enum("dataset", _DEFAULT.dataset, list(DATASETS), "Data set."),
-    "corruption": flags.DEFINE_enum(
-        "corruption", _DEFAULT.corruption, CORRUPTIONS, "Of training and validation targets."
-    ),
-    "epsilon": flags.DEFINE_float(
-        "epsilon", _DEFAULT.epsilon, "Fraction of the targets to corrupt, in [0, 1)."
-    ),
-    "epochs": flags.DEFINE_integer("epochs", _DEFAULT.epochs, "Of a trial; of hyperband's longest."),
-    "network": flags.DEFINE_enum(
-        "network", _DEFAULT.network, ["auto", *NETWORKS], "Network; auto fits the data."
-    ),
-    "norm": flags.DEFINE_enum(
-        "norm", _DEFAULT.norm, ["auto", *NORMS], "Normalization; auto fits the method."
-    ),
-    "train_size": flags.DEFINE_integer("train_size", None, "So many examples, a fixed random choice."),
-    "test_size": flags.DEFINE_integer("test_size", None, "Report on so many test examples."),
-    "seed": flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of the search, the weights and the batches."),
-    "noise_seed": flags.DEFINE_integer("noise_seed", _DEFAULT.noise_seed, "Seed of the corruption."),
-}
-_SPACE = {
-    "method": (str, flags.DEFINE_string("method", "prl_l", "Training methods, separated by commas.")),
-    "epsilon": (float, flags.DEFINE_string("assumed_epsilon", "0:0.6", "Fraction that a method is told.")),
-    "ramp_epochs": (int, flags.DEFINE_string("ramp_epochs", "0", "Epochs over which dropping rises from 0.")),
-    "learning_rate": (
-        float,
-        flags.DEFINE_string("learning_rate", "0.001", "Of Adam; a range in logarithms."),
-    ),
-    "batch_size": (
-        int,
-        flags.DEFINE_string("batch_size", "128", "Examples per step; of a range powers of 2."),
-    ),
-}
-_SEARCH = {
-    "tuner": flags.DEFINE_enum("tuner", "random", TUNERS, "How trials are chosen."),
-    "objective": flags.DEFINE_string("objective", None, "val_trimmed_loss, val_accuracy, ...", required=True),
-    "max_trials": flags.DEFINE_integer("max_trials", 15, "Trials at most.", lower_bound=1),
-    "executions_per_trial": flags.DEFINE_integer("executions_per_trial", 1, "Trainings each.", lower_bound=1),
-    "validation_split": flags.DEFINE_float("validation_split", 0.2, "Held out of the training data."),
-    "overwrite": flags.DEFINE_bool("overwrite", False, "Replace the search in output_dir."),
-}
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Folder of the search; by default runs/tune-DATASET-...."
+flags.DEFINE_enum("dataset", _DEFAULT.dataset, list(DATASETS), "Data set.")
+flags.DEFINE_enum("corruption", _DEFAULT.corruption, CORRUPTIONS, "Of training and validation targets.")
+flags.DEFINE_float("epsilon", _DEFAULT.epsilon, "Fraction of the targets to corrupt, in [0, 1).")
+flags.DEFINE_integer("noise_seed", _DEFAULT.noise_seed, "Seed of the corruption.")
+flags.DEFINE_integer("epochs", _DEFAULT.epochs, "Epochs of a trial; of hyperband's longest.")
+flags.DEFINE_enum("network", _DEFAULT.network, ["auto", *NETWORKS], "Network; auto fits the data.")
+flags.DEFINE_enum("norm", _DEFAULT.norm, ["auto", *NORMS], "Normalization; auto fits the methods.")
+flags.DEFINE_integer("train_size", None, "Search on so many examples, a fixed random choice.")
+flags.DEFINE_integer("test_size", None, "Report on so many test examples.")
+flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of the search, the weights and the batches.")
+
+flags.DEFINE_string("method", _DEFAULT.method, "Searched: training methods.")
+flags.DEFINE_string("assumed_epsilon", "0:0.6", "Searched: the fraction that a method is told.")
+flags.DEFINE_string("ramp_epochs", "0", "Searched: epochs over which dropping rises from 0.")
+flags.DEFINE_string("learning_rate", "0.001", "Searched: learning rate of Adam; a range in its logarithm.")
+flags.DEFINE_string("batch_size", "128", "Searched: examples per step; of a range its powers of 2.")
+
+flags.DEFINE_enum("tuner", "random", TUNERS, "How trials are chosen.")
+flags.DEFINE_string("objective", None, "What the best trial has the best of: val_...", required=True)
+flags.DEFINE_integer("max_trials", 15, "Trials at most.", lower_bound=1)
+flags.DEFINE_integer(
+    "executions_per_trial", 1, "Trainings of a trial, of which the mean counts.", lower_bound=1
 )
-_DATA = {
-    "data_dir": flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; else their default."),
-    "download": flags.DEFINE_bool("download", False, "Let TensorFlow Datasets fetch what is missing."),
-    "cache_dir": flags.DEFINE_string("cache_dir", None, "Where features are kept; else ~/.cache/prl_keras."),
-}
+flags.DEFINE_float("validation_split", 0.2, "Held out of the training data, in (0, 0.5].")
+flags.DEFINE_string("output_dir", None, "Folder of the search; by default runs/tune-DATASET-....")
+flags.DEFINE_bool("overwrite", False, "Replace the search in output_dir.")
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; their own default if left out.")
+flags.DEFINE_bool("download", False, "Let TensorFlow Datasets fetch what is missing.")
+flags.DEFINE_string("cache_dir", None, "Where features are kept; ~/.cache/prl_keras if left out.")
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like --tuner=random.")
+    own_flags = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
     try:
-        config = RunConfig(**{name: flag.value for name, flag in _CONFIG.items()})
-        name = f"tune-{config.dataset}-{config.corruption}-{config.epsilon:g}-seed{config.seed}"
-        tune(
-            config,
-            {name: _values(flag, kind) for name, (kind, flag) in _SPACE.items()},
-            output_dir=_OUTPUT_DIR.value or os.path.join("runs", name),
-            data_options={name: flag.value for name, flag in _DATA.items()},
-            **{name: flag.value for name, flag in _SEARCH.items()},
-        )
+        tune(**{flag.name: flag.value for flag in own_flags})
     except (ValueError, OSError, ImportError) as error:
         raise app.UsageError(str(error)) from error
-
-
-def _values(flag, kind):
-    """(low, high) of "low:high", a list of "a,b,c", else the value itself."""
-    text = flag.value
-    try:
-        if ":" in text:
-            return tuple(kind(part) for part in text.split(":"))
-        values = [kind(part.strip()) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--{flag.name}={text} must be a value, low:high, or values separated by commas."
-        ) from None
-    return values if len(values) > 1 else values[0]
 
 
 if __name__ == "__main__":

@@ -9,29 +9,41 @@ import numpy as np
 
 from prl_keras import METHODS
 from prl_keras.experiments import datasets, files, tuning_report
+from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.hypermodel import RobustHyperModel
 from prl_keras.experiments.networks import make_network
 from prl_keras.experiments.training import corrupt
 from prl_keras.experiments.tuning import make_tuner
 from prl_keras.experiments.tuning_oracles import is_worker
 
+_SEARCHED = {
+    "method": str,
+    "assumed_epsilon": float,
+    "ramp_epochs": int,
+    "learning_rate": float,
+    "batch_size": int,
+}
+
 
 def tune(
-    config, space, tuner, objective, output_dir, *, max_trials=None, executions_per_trial=1,
-    validation_split=0.2, overwrite=False, data_options=None,
+    *, tuner, objective, output_dir=None, max_trials=15, executions_per_trial=1, validation_split=0.2,
+    overwrite=False, data_dir=None, download=False, cache_dir=None,
+    method="prl_l", assumed_epsilon="0:0.6", ramp_epochs="0", learning_rate="0.001", batch_size="128",
+    **config,
 ):  # fmt: skip
-    """Searches, writes trials.csv, trials.md, epsilon.png and best.json into `output_dir`, prints them.
+    """Searches, prints what was found and writes trials.csv, trials.md, epsilon.png and best.json.
 
-    Training and validation labels are corrupted alike, as `config` says; the test labels are clean, and
-    reported alone. Started again it goes on where it was.
+    Training and validation labels are corrupted alike; the test labels are clean, and reported alone. Started
+    again it goes on where it was.
 
     Args:
-        config: A `RunConfig`: the data, their corruption, and what is not searched.
-        space: The searched hyperparameters of `RobustHyperModel`, a dict.
         tuner, objective, max_trials, executions_per_trial, overwrite: As in `make_tuner`.
         output_dir: Made if missing.
         validation_split: As in `RobustTuner.search`.
-        data_options: For `datasets.load`.
+        data_dir, download, cache_dir: For `datasets.load`.
+        method, assumed_epsilon, ramp_epochs, learning_rate, batch_size: As text: a value, which is fixed,
+            "a,b,c" for choices, or "low:high"; of `RobustHyperModel`.
+        **config: Further fields of `RunConfig`: the data, their corruption, and what is not searched.
 
     Returns:
         The command line of binaries/train.py that trains the best trial on all the data; None for a worker of
@@ -40,24 +52,23 @@ def tune(
     Raises:
         ValueError: for an argument that does not suit, before the first trial; if all trials failed.
     """
-    output_dir = pathlib.Path(output_dir)
-    dataset = datasets.load(config.dataset, **(data_options or {}))
-    space = {
-        "method": config.method,
-        "learning_rate": config.learning_rate,
-        "batch_size": config.batch_size,
-        **space,
-    }
+    texts = (method, assumed_epsilon, ramp_epochs, learning_rate, batch_size)
+    space = {name: _values(name, text, kind) for (name, kind), text in zip(_SEARCHED.items(), texts)}
+    space["epsilon"] = space.pop("assumed_epsilon")
     methods = space["method"] if isinstance(space["method"], list) else [space["method"]]
-    for method in methods:
-        if method in METHODS:  # else RobustHyperModel says so
-            dataclasses.replace(config, method=method).check_task(dataset.task)
+    config = RunConfig(**config, method=methods[0])
+    if output_dir is None:
+        name = f"tune-{config.dataset}-{config.corruption}-{config.epsilon:g}-seed{config.seed}"
+        output_dir = pathlib.Path("runs") / name
+    output_dir = pathlib.Path(output_dir)
+    dataset = datasets.load(config.dataset, data_dir=data_dir, download=download, cache_dir=cache_dir)
+    for name in methods:
+        dataclasses.replace(config, method=name).check_task(dataset.task)
     dataset = dataset.subset(config.train_size, config.test_size)
     targets, _ = corrupt(config, dataset)
-    hypermodel = _hypermodel(config, dataset, space, methods, validation_split)
     search = make_tuner(
         tuner,
-        hypermodel,
+        _hypermodel(config, dataset, space, methods, validation_split),
         objective,
         output_dir,
         epochs=config.epochs,
@@ -66,24 +77,45 @@ def tune(
         seed=config.seed,
         overwrite=overwrite,
     )
-    search.search(
-        dataset.train_x,
-        targets,
-        validation_split=validation_split,
-        test_data=(dataset.test_x, dataset.test_y),
-    )
-    if is_worker():
-        return None
-    return _report(output_dir, search.oracle.objective, config)
+    test_data = (dataset.test_x, dataset.test_y)
+    search.search(dataset.train_x, targets, validation_split=validation_split, test_data=test_data)
+    return None if is_worker() else _report(output_dir, search.oracle.objective, config)
+
+
+def train_command(config, best):
+    """The command line of binaries/train.py for the values of a row of the table of trials."""
+    values = {
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+        "method": best["method"],
+        "assumed_epsilon": round(float(best["epsilon"]), 4),
+        "ramp_epochs": int(best["ramp_epochs"]),
+        "learning_rate": float(f"{best['learning_rate']:.4g}"),
+        "batch_size": int(best["batch_size"]),
+        "epochs": int(best["epochs"]),
+    }
+    shown = [f"--{name}={shlex.quote(str(value))}" for name, value in values.items() if value is not None]
+    return f"python -m binaries.train {' '.join(shown)}"
+
+
+def _values(name, text, kind):
+    """(low, high) of "low:high", a list of "a,b,c", else the value itself."""
+    try:
+        if ":" in text:
+            return tuple(kind(part) for part in text.split(":"))
+        values = [kind(part.strip()) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{name}={text!r} must be a value, low:high, or values separated by commas."
+        ) from None
+    return values if len(values) > 1 else values[0]
 
 
 def _hypermodel(config, dataset, space, methods, validation_split):
     input_shape = dataset.train_x.shape[1:]
     # One network for all the methods: with group norm if one of them needs each example's own gradient.
-    needy = [name for name in methods if name in METHODS and METHODS[name].score == "gradient"]
-    network, norm = dataclasses.replace(config, method=(needy or [config.method])[0]).network_and_norm(
-        input_shape
-    )
+    needy = [name for name in methods if METHODS[name].score == "gradient"]
+    strictest = dataclasses.replace(config, method=[*needy, *methods][0])
+    network, norm = strictest.network_and_norm(input_shape)
     if dataset.task == "classification":
         loss, metrics = keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
     else:
@@ -110,24 +142,10 @@ def _report(output_dir, objective, config):
         raise ValueError(f"All trials failed, the first with {table['failure'].iloc[0]}")
     tuning_report.plot_epsilon(executions, objective, output_dir / "epsilon.png", config.epsilon)
     command = train_command(config, table.iloc[0])
-    best = {
-        name: getattr(value, "item", lambda value=value: value)() for name, value in table.iloc[0].items()
+    values = table.iloc[0].to_dict()
+    values = {
+        name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()
     }
-    files.write_json(output_dir / "best.json", {"command": command, "values": best})
+    files.write_json(output_dir / "best.json", {"command": command, "values": values})
     print(f"Table and picture: {output_dir}\nThe best trial, on all the data:\n{command}")
     return command
-
-
-def train_command(config, best):
-    """The command line of binaries/train.py for the values of a row of the table of trials."""
-    values = {
-        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
-        "method": best["method"],
-        "assumed_epsilon": round(float(best["epsilon"]), 4),
-        "ramp_epochs": int(best["ramp_epochs"]),
-        "learning_rate": float(f"{best['learning_rate']:.4g}"),
-        "batch_size": int(best["batch_size"]),
-        "epochs": int(best["epochs"]),
-    }
-    shown = [f"--{name}={shlex.quote(str(value))}" for name, value in values.items() if value is not None]
-    return f"python -m binaries.train {' '.join(shown)}"

@@ -20,6 +20,7 @@ from prl_keras.experiments import files, tuning_objectives, tuning_oracles
 from prl_keras.experiments.batches import check_integer
 
 _FAILED = "failure"
+_SETTINGS = "search.json"
 
 
 class RobustTuner(keras_tuner.Tuner):
@@ -71,7 +72,9 @@ class RobustTuner(keras_tuner.Tuner):
             _check_pair(name, pair)
         data = {"x": x, "y": y, "validation_data": validation_data, "validation_split": validation_split}
         held_out = self._parts(0, x, y, validation_data, validation_split)[1]
-        self._check_objective(*(part[:2] for part in held_out))
+        self._check_objective(*held_out)
+        files.write_json(pathlib.Path(self.project_dir) / _SETTINGS, self.settings)
+        self.save()  # else keras-tuner would not know after a kill in the first trial that there is a search
         super().search(verbose=verbose, test_data=test_data, callbacks=list(callbacks), **data)
 
     def run_trial(self, trial, *, verbose, **data):
@@ -104,6 +107,12 @@ class RobustTuner(keras_tuner.Tuner):
         except Exception as error:
             record |= {_FAILED: f"{type(error).__name__}: {error}"}
         return {**record, "seconds": time.monotonic() - start}
+
+    def save(self):
+        """Atomically, as keras-tuner does not."""
+        if not tuning_oracles.is_worker():
+            self.oracle.save()
+        files.write_json(self._get_tuner_fname(), self.get_state())
 
     def _in_words(self, record):
         objective = self.oracle.objective.name
@@ -208,7 +217,7 @@ def make_tuner(
         "executions_per_trial": executions_per_trial, "seed": seed,
         **{name: repr(value) for name, value in hypermodel.space.items()},
     }  # fmt: skip
-    _check_settings(output_dir / "search.json", settings, overwrite)
+    _check_settings(output_dir / _SETTINGS, settings, overwrite)
     tuner = RobustTuner(
         tuning_oracles.make_oracle(kind, objective, max_trials, epochs, seed),
         hypermodel,
@@ -217,9 +226,8 @@ def make_tuner(
         overwrite=overwrite,
         executions_per_trial=executions_per_trial,
     )
-    tuner.epochs, tuner.seed = epochs, seed
+    tuner.epochs, tuner.seed, tuner.settings = epochs, seed, settings
     tuning_oracles.wait_for_chief(tuner)
-    files.write_json(output_dir / "search.json", settings)
     return tuner
 
 
