@@ -10,7 +10,7 @@ import prl_keras as prl
 from prl_keras.experiments import files, tuning_report
 from prl_keras.experiments.hypermodel import RobustHyperModel
 from prl_keras.experiments.tuning import make_tuner
-from prl_keras.experiments.tuning_objectives import class_labels, per_example, trimmed_loss
+from prl_keras.experiments.tuning_objectives import class_labels, trimmed_loss
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -126,14 +126,6 @@ class TestObjectives:
         assert class_labels(np.eye(3)[[2, 0]]).tolist() == [2, 0]
         assert class_labels(np.array([0.5, 1.0])) is None
         assert class_labels(np.ones((4, 2), "float32")) is None
-
-    @pytest.mark.parametrize("loss, shape", [(keras.losses.MeanSquaredError(), (5, 3)), (LOSS, (5,))])
-    def test_the_loss_of_each_example(self, loss, shape):
-        rng = np.random.default_rng(2)
-        y = rng.integers(0, 3, shape) if loss is LOSS else rng.random(shape).astype("float32")
-        predicted = rng.random((5, 3)).astype("float32")
-        expected = [float(loss(y[i : i + 1], predicted[i : i + 1])) for i in range(5)]
-        np.testing.assert_allclose(per_example(loss, y, predicted), expected, rtol=1e-5)
 
 
 class TestSearch:

@@ -13,8 +13,9 @@ that remain can all be right. Of each given class, since a network that has give
 have all of it among the dropped.
 """
 
-import keras
 import numpy as np
+
+from prl_keras import scores
 
 TRIMMED_LOSS = "val_trimmed_loss"
 _KEPT = 0.5  # of the examples; fewer than half are wrong
@@ -52,17 +53,11 @@ def validation_metrics(model, loss, x, y, batch_size=1024):
     logs = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
     networks = getattr(model, "networks", [model])
     predictions = [network.predict(x, batch_size=batch_size, verbose=0) for network in networks]
-    losses = np.mean([per_example(loss, y, predicted) for predicted in predictions], axis=0)
+    losses = np.mean([scores.per_example_loss(y, predicted, loss) for predicted in predictions], axis=0)
     return {
         **{f"val_{name}": float(value) for name, value in logs.items()},
         TRIMMED_LOSS: trimmed_loss(losses, class_labels(y)),
     }
-
-
-def per_example(loss, y, predicted):
-    """The loss of each example, float `[n]`."""
-    losses = keras.ops.convert_to_numpy(loss.call(y, keras.ops.convert_to_tensor(predicted)))
-    return losses.reshape(len(losses), -1).mean(axis=1)
 
 
 def class_labels(y):
