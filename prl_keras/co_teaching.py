@@ -70,7 +70,7 @@ class CoTeachingModel(WeightedModel):
         # compute_loss adds the regularizers of both networks; each has its own alone.
         other = self.network_b if network is self.network_a else self.network_a
         loss = super().network_loss(network, x, y, y_pred, sample_weight)
-        return loss - sum((tf.reduce_sum(extra) for extra in other.losses), start=tf.zeros(()))
+        return loss - sum((self._aggregate_additional_loss(extra) for extra in other.losses), start=0.0)
 
     def get_config(self):
         return {

@@ -1,6 +1,6 @@
 """What Keras's `fit` lacks where a strategy of `tf.distribute` has several replicas (keras#20585).
 
-Keras 3.15 stops, or is wrong, in four places:
+Keras 3.15 stops, or is wrong, in five places:
 
 1. Before the first step it builds the model from a batch, and takes the mean of that batch over the
    replicas: their shares must be of one size, and on several machines it fails even so.
@@ -9,6 +9,7 @@ Keras 3.15 stops, or is wrong, in four places:
    mean of the replicas' own logs, which may be of different numbers of examples, not the metrics' results.
 
 4. Optimizers clip the gradient of each replica, and look for infinities in it, before they add them up.
+5. Each replica keeps moving statistics of its own share, evaluates with them, and saves those of the first.
 
 `tests/multi_worker_test.py` has a test that fails as soon as a plain `keras.Model` no longer stops at 1 and
 2: then those can go.
@@ -34,13 +35,35 @@ class DistributedFit:
         return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
 
 
+def share_statistics(strategy, variables):
+    """Gives all the replicas the mean of each variable over them.
+
+    Args:
+        strategy: Whose replicas; nothing is done for a single one.
+        variables: Keras variables, such as the moving statistics of batch normalization; those that are not
+            floats stay.
+    """
+    variables = [variable for variable in variables if variable.dtype.startswith(("float", "bfloat"))]
+    if strategy.num_replicas_in_sync == 1 or not variables:
+        return
+
+    @tf.function
+    def share():
+        values = [variable.value for variable in variables]
+        means = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
+        for variable, mean in zip(variables, means):
+            variable.assign(mean)
+
+    strategy.run(share)
+
+
 def logs_for_fit(logs):
     """The logs of a step `{name: scalar}` as Keras's `fit` can take their mean over the replicas."""
     strategy = tf.distribute.get_strategy()
     is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     if not (is_multi_worker and strategy.extended._in_multi_worker_mode()):  # what Keras asks, too
         return logs
-    return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+    return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
 
 
 def gradients_for_optimizer(gradients, optimizer):
@@ -64,7 +87,8 @@ def gradients_for_optimizer(gradients, optimizer):
 def _looks_at_size(optimizer):
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return True
-    return any((optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue))
+    parts = [optimizer, *getattr(optimizer, "optimizers", ())]  # of a MultiOptimizer
+    return any(part.clipnorm or part.global_clipnorm or part.clipvalue for part in parts)
 
 
 def on_one_replica(strategy, function, *args):

@@ -100,7 +100,7 @@ class TapePass(_Pass):
         super().__init__(*batch)
         self.tape = tf.GradientTape()
         with self.tape:
-            self.y_pred = _forward(self.network, self.x)
+            self.y_pred = forward(self.network, self.x)
         checks.check_shapes(self.y, self.y_pred, self.loss)
 
     def backward(self, weights):
@@ -117,7 +117,7 @@ class RecomputePass(_Pass):
     def __init__(self, *batch):
         super().__init__(*batch)
         with _state_unchanged(self.network):
-            self.y_pred = _forward(self.network, self.x)
+            self.y_pred = forward(self.network, self.x)
         checks.check_shapes(self.y, self.y_pred, self.loss)
 
     def backward(self, weights):
@@ -133,10 +133,7 @@ class RecomputePass(_Pass):
         if reduction not in ("sum", "none", None):
             # Keras takes the mean over the kept; "mean_with_sample_weight" divides the factor out again.
             weights *= tf.math.divide_no_nan(kept.counted_losses, self.counted_losses)
-        loss, gradients = kept.backward(weights)
-        if reduction in ("none", None):  # the log takes the mean of them, which is that of the whole batch
-            loss *= tf.cast(tf.size(rows) / tf.size(counts), loss.dtype)
-        return loss, gradients
+        return kept.backward(weights)
 
 
 class PerExamplePass(_Pass):
@@ -156,18 +153,34 @@ class PerExamplePass(_Pass):
         data = self.weighted_sum(combined)
         with tf.GradientTape() as tape:
             extra = sum((tf.reduce_sum(loss) for loss in self.network.losses), start=tf.zeros(()))
+            extra /= tf.distribute.get_strategy().num_replicas_in_sync  # whose gradients add up
             extra = self.model.optimizer.scale_loss(extra)
         regularization = tape.gradient(extra, [weight.value for weight in self.network.trainable_weights])
         return self.loss_with(weights), [_sum(*both) for both in zip(data, regularization)]
 
 
-def _forward(network, x):
-    """Predictions in training mode; of a replica without examples none, and no statistics of nothing."""
+def forward(network, x, training=True):
+    """Predictions; of a replica without examples none, and moving statistics that stay where they are.
+
+    Not every layer takes an empty batch, hence a row of zeros then.
+    """
     inputs = keras.tree.flatten(x)
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
-        return network(x, training=True)
-    y_pred = network(per_example.filled_up(x, 1), training=True)
-    return per_example.first_rows(y_pred, tf.shape(inputs[0])[0])
+        return network(x, training=training)
+    rows = tf.shape(inputs[0])[0]
+    before = [(variable, tf.identity(variable.value)) for variable in statistics(network)]
+    y_pred = network(per_example.filled_up(x, 1), training=training)
+    for variable, value in before:
+        variable.assign(tf.where(rows > 0, variable.value, value))
+    return per_example.first_rows(y_pred, rows)
+
+
+def statistics(network):
+    """The variables that move in a forward pass and are no seeds: a layer's own, moving means and the like.
+
+    Not the weights of frozen layers.
+    """
+    return [variable for layer in network._flatten_layers() for variable in layer._non_trainable_variables]
 
 
 def _is_dense(tensor):
@@ -206,9 +219,7 @@ def _state(network):
     """-> (variable, its value) of all that moves in a forward pass."""
     layers = network._flatten_layers()
     seeds = [generator.state for layer in layers for generator in layer._seed_generators]
-    # Not the frozen weights: a mean over replicas would round them.
-    state = [*seeds, *(variable for layer in layers for variable in layer._non_trainable_variables)]
-    return [(variable, tf.identity(variable.value)) for variable in state]
+    return [(variable, tf.identity(variable.value)) for variable in (*seeds, *statistics(network))]
 
 
 def _put_back(state):
@@ -278,5 +289,4 @@ def _can_be_one_pass(model, network, x, y, sample_weight):
     )
     if not is_mean or layer_wise.applies(network):
         return is_mean
-    moves = any(layer._non_trainable_variables for layer in network._flatten_layers())
-    return not moves and per_example.can_be_vectorized(_losses_of(model), network, x, y)
+    return not statistics(network) and per_example.can_be_vectorized(_losses_of(model), network, x, y)

@@ -99,7 +99,8 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
     if microbatch_size is None:
         return _map(one_example, examples)
 
-    batch = _batch_size(x)
+    given, examples = _batch_size(x), filled_up(examples, 1)  # map_fn makes no turn of nothing
+    batch = _batch_size(examples)
     pieces = -(-batch // microbatch_size)
     # Static shapes for XLA: the last piece is filled up by repeating the last example.
     places = tf.reshape(tf.minimum(tf.range(pieces * microbatch_size), batch - 1), [-1, microbatch_size])
@@ -108,7 +109,7 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
         return _map(one_example, keras.tree.map_structure(lambda t: tf.gather(t, places), examples))
 
     norms = tf.map_fn(one_piece, places, parallel_iterations=1, fn_output_signature=tf.float32)
-    return tf.reshape(norms, [-1])[:batch]
+    return tf.reshape(norms, [-1])[:given]
 
 
 def can_be_vectorized(losses_of, network, x, y, training=True):

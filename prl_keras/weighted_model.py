@@ -13,6 +13,7 @@ from prl_keras.distributed_fit import (
     gradients_for_optimizer,
     logs_for_fit,
     on_one_replica,
+    share_statistics,
 )
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
 
@@ -48,6 +49,11 @@ class WeightedModel(DistributedFit, keras.Model):
 
     @jit_compile.setter
     def jit_compile(self, value):
+        if value and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise ValueError(
+                "jit_compile=True does not go with several replicas: their shares of a batch differ in size, "
+                "and XLA needs static shapes. Leave jit_compile='auto'."
+            )
         if value and self.recompute:
             raise ValueError(
                 "jit_compile=True does not go with recompute=True: XLA needs static shapes, and the number "
@@ -69,7 +75,14 @@ class WeightedModel(DistributedFit, keras.Model):
         """
         checks.check_compiled(self)
         checks.check_data(self, x, y)
-        return super().fit(x, y, *args, **kwargs)
+        history = super().fit(x, y, *args, **kwargs)
+        self._share_statistics()
+        return history
+
+    def evaluate(self, *args, **kwargs):
+        """`keras.Model.evaluate`, of the moving statistics that `save` writes: the mean over the replicas."""
+        self._share_statistics()
+        return super().evaluate(*args, **kwargs)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -79,9 +92,11 @@ class WeightedModel(DistributedFit, keras.Model):
         checks.check_trainable(self)
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
         # First of all: a second pass replaces the losses that layers added in the first.
-        rows = tf.shape(keras.tree.flatten(x)[0])[0]
-        self._log("loss_all", [network_pass.loss_all for network_pass in started], rows)
+        losses_all = [network_pass.loss_all for network_pass in started]
         weights, share = self._select(started, sample_weight)
+        # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
+        is_mean = replicas.is_mean(self.loss)
+        self._log("loss_all", losses_all, tf.shape(keras.tree.flatten(x)[0])[0] if is_mean else share)
         losses, gradients, trained = [], [], []
         for network_pass, weight in zip(started, weights):
             loss, gradient = network_pass.backward(weight)
@@ -97,7 +112,7 @@ class WeightedModel(DistributedFit, keras.Model):
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_for(x)
-        predictions = [network(x, training=False) for network in self.networks]
+        predictions = [passes.forward(network, x, training=False) for network in self.networks]
         losses = [
             self.network_loss(network, x, y, y_pred, sample_weight)
             for network, y_pred in zip(self.networks, predictions)
@@ -196,6 +211,7 @@ class WeightedModel(DistributedFit, keras.Model):
             lambda columns, is_ranked: self._weigh(columns, is_ranked, step),
             self._columns(network_passes),
             _is_ranked(network_passes[0].y_pred, sample_weight),
+            lambda: [p.counted_losses if replicas.is_mean(self.loss) else None for p in network_passes],
         )
         count = tf.reduce_sum(tf.cast(is_ranked, tf.float32))
         for i, weight in enumerate(all_weights):
@@ -214,6 +230,10 @@ class WeightedModel(DistributedFit, keras.Model):
         """Which network's scores stand behind the weights of network `i`."""
         return i
 
+    def _share_statistics(self):
+        variables = [variable for network in self.networks for variable in passes.statistics(network)]
+        share_statistics(self.distribute_strategy, variables)
+
     def _metric(self, name):
         return next(metric for metric in self.metrics if metric.name == name)
 
@@ -222,7 +242,11 @@ class WeightedModel(DistributedFit, keras.Model):
         # Keras divides a loss by the number of replicas; a metric counts each replica's own.
         replica_count = tf.distribute.get_strategy().num_replicas_in_sync
         for loss in losses:
-            self._metric(name).update_state(loss * replica_count, sample_weight=rows)
+            if len(loss.shape):  # of no reduction: the mean over the global batch
+                loss = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(rows, loss.dtype))
+            else:
+                loss *= replica_count
+            self._metric(name).update_state(loss, sample_weight=rows)
 
 
 def _is_ranked(y_pred, sample_weight):

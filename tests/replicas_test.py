@@ -80,6 +80,10 @@ assert_equal(make, "nothing kept", y=halves)
 normalized = lambda: make(keras.layers.Dropout(0.2), keras.layers.BatchNormalization())
 weights, _ = train(normalized, mirrored, y=halves)
 assert all(np.isfinite(w).all() for w in weights)
+
+sizes, alone = [1, 8], lambda: make(keras.layers.BatchNormalization())  # first a share without an example
+weights, logs = train(alone, mirrored, y=halves)
+assert all(np.isfinite(w).all() for w in weights) and np.isfinite(logs["val_loss"]).all()
 print("equal")
 """
 

@@ -46,7 +46,8 @@ class SaveCheckpoints(keras.callbacks.Callback):
             return
         self._last = time.monotonic()
         self.before()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if strategies.is_chief(strategy):
+            self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"epoch-{epoch + 1:05d}.weights.h5"
         with strategies.written_by_chief(strategy, path) as temporary:
             self.model.save_weights(temporary)

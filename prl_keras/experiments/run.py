@@ -53,11 +53,18 @@ def run(
         None for methods that drop nothing), `seconds_per_epoch` (median), `epochs`.
 
     Raises:
-        ValueError: for a config that does not fit the data, or a run of another config to resume.
+        ValueError: for a config that does not fit the data, or a run of another config to resume. Of several
+            processes, one that has an error says so and ends, and the others end with it.
         FileExistsError: if there is a run and neither `resume` nor `overwrite` is given.
     """
-    output_dir = pathlib.Path(output_dir)
     strategy = strategy or tf.distribute.get_strategy()
+    with strategies.failing_together(strategy):
+        return _run(
+            config, pathlib.Path(output_dir), resume, overwrite, verbose, callbacks, data_options, strategy
+        )
+
+
+def _run(config, output_dir, resume, overwrite, verbose, callbacks, data_options, strategy):
     is_chief = strategies.is_chief(strategy)
     dataset = datasets.load(config.dataset, **(data_options or {}))
     config.check_task(dataset.task)
@@ -65,6 +72,8 @@ def run(
     present = sum((output_dir / name).exists() for name in _FILES)
     strategies.check_same(strategy, present, f"how many of the run's files are in {output_dir}")
     if resume and not overwrite and all((output_dir / name).exists() for name in _FILES):
+        if is_chief:  # killed after the result was written
+            shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
         return files.read_json(output_dir / "result.json")
 
     with strategy.scope():
@@ -94,6 +103,8 @@ def run(
         with files.replacing(output_dir / "curves.png") as temporary:
             curves.plot_run(table, result, config, temporary)
         files.write_json(output_dir / "result.json", result)
+    strategies.wait_for_all(strategy)
+    if is_chief:
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
     return result
 

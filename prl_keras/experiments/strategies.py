@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import traceback
 
 import tensorflow as tf
 from tensorflow.python.distribute import multi_worker_util
@@ -45,6 +46,10 @@ def make_strategy(name="auto", virtual_devices=None, cluster_timeout=600):
         if virtual_devices:
             raise ValueError("Virtual devices are of one machine: leave them out with multi_worker.")
         return _multi_worker(cluster_timeout)
+    if name == "one" and virtual_devices:
+        raise ValueError(
+            "strategy='one' trains on one device: write --strategy=mirrored for virtual devices."
+        )
     cpus = _split_cpu(virtual_devices) if virtual_devices else None
     count = virtual_devices or len(tf.config.list_physical_devices("GPU"))
     if name == "mirrored" or (name == "auto" and count > 1):
@@ -88,7 +93,25 @@ def check_same(strategy, number, what):
 
 def wait_for_all(strategy):
     """Returns when all the processes have come here."""
-    check_same(strategy, 0, "nothing")
+    check_same(strategy, 0, "where they are")  # a collective: each waits for the others
+
+
+@contextlib.contextmanager
+def failing_together(strategy):
+    """In a cluster an error in the block ends this process at once, with its message and exit status 1.
+
+    The other processes wait for this one at the next collective. That it is gone they see by its missing
+    heartbeats; of a process that left in good order TensorFlow may tell them nothing.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_alone(strategy):
+            raise
+        if not isinstance(error, (ValueError, OSError, ImportError)):
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 @contextlib.contextmanager
@@ -120,6 +143,10 @@ def _tf_config():
             raise TypeError("not an object")
         if config and not (isinstance(config["cluster"], dict) and isinstance(config["task"], dict)):
             raise TypeError("cluster or task is no object")
+        if config and not (
+            config["task"].get("type") in ("chief", "worker") and isinstance(config["task"].get("index"), int)
+        ):
+            raise TypeError("a task has the type 'chief' or 'worker' and a whole number as its index")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"The environment variable TF_CONFIG is not as TensorFlow wants it ({error!r}): {text!r}. It "

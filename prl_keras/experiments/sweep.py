@@ -60,7 +60,7 @@ def sweep(configs, directory, scale, workers=1, data_options=None, strategy=None
     """Runs every config and writes `results.path_of(directory, config)`, with a progress bar.
 
     A run that was killed goes on from its last checkpoint, at most a minute older, in the folder
-    `.unfinished`. What a run raises stops that run alone.
+    `.unfinished`. What a run raises stops that run alone, and in a multi_worker cluster the sweep.
 
     Args:
         configs: A list of `RunConfig`; existing results are replaced (`pending` says what is missing).
@@ -104,7 +104,8 @@ def sweep(configs, directory, scale, workers=1, data_options=None, strategy=None
                     f"{source!r}. Give another --output_dir, or remove those results."
                 )
         if workers == 1:
-            return _merge(job(group, tell=bar.update) for group in groups)
+            with strategies.failing_together(_strategy(strategy)):
+                return _merge(job(group, tell=bar.update) for group in groups)
         return _merge(_in_processes(job, groups, workers, bar))
 
 

@@ -82,7 +82,8 @@ class Training:
             data.train_x, self.targets, config.batch_size, config.seed, first_epoch=finished
         )
         callbacks = [record, saver, *callbacks]
-        if hasattr(self.model, "example_weights"):
+        method = prl.METHODS[config.method]
+        if method.score or method.exchange:
             probe = slice(0, _PROBE_SIZE)
             callbacks.insert(0, prl.SelectionQuality(
                 data.train_x[probe], self.targets[probe], self.is_corrupted[probe], config.batch_size
@@ -175,7 +176,7 @@ def _build(config, dataset):
     else:
         loss, metric = keras.losses.MeanSquaredError(), keras.metrics.R2Score()
     steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
-    is_alone = not tf.distribute.has_strategy()
+    on_one_device = not tf.distribute.has_strategy()
     return prl.build(
         config.method,
         lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
@@ -184,7 +185,7 @@ def _build(config, dataset):
         loss=loss,
         optimizer=keras.optimizers.Adam(config.learning_rate),
         metrics=[metric],
-        steps_per_execution=steps_per_epoch if steps_per_epoch <= _STEPS_IN_ONE_CALL and is_alone else 1,
+        steps_per_execution=steps_per_epoch if steps_per_epoch <= _STEPS_IN_ONE_CALL and on_one_device else 1,
         # On a CPU, XLA is no faster here and takes twice the time to compile; among replicas Keras has none.
-        jit_compile=bool(tf.config.list_physical_devices("GPU")) and is_alone,
+        jit_compile=bool(tf.config.list_physical_devices("GPU")) and on_one_device,
     )
