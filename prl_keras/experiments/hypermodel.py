@@ -46,19 +46,19 @@ class RobustHyperModel(keras_tuner.HyperModel):
             raise ValueError(
                 "metrics holds a Metric object, which trials would share; write its name or class."
             )
+        if isinstance(method, tuple):
+            raise ValueError(f"method={method!r} has no values in between; write a list of names.")
         self.make_network, self.loss, self.metrics = make_network, keras.losses.get(loss), metrics
         self.optimizer, self.options, self.train_size = optimizer, options, train_size
         self.space = {
-            "method": _checked(
-                "method", method, lambda value: value in METHODS, f"one of {', '.join(METHODS)}"
-            ),
-            "epsilon": _checked("epsilon", epsilon, _is_fraction, "a number in [0, 1)"),
-            "ramp_epochs": _checked("ramp_epochs", ramp_epochs, _is_whole(0), "a whole number >= 0"),
-            "learning_rate": _checked("learning_rate", learning_rate, _is_positive, "a positive number"),
-            "batch_size": _checked("batch_size", batch_size, _is_whole(1), "a whole number >= 1"),
+            "method": _checked("method", method, str, METHODS.__contains__, f"one of {', '.join(METHODS)}"),
+            "epsilon": _checked("epsilon", epsilon, float, lambda value: 0 <= value < 1, "a number in [0, 1)"),
+            "ramp_epochs": _checked("ramp_epochs", ramp_epochs, int, lambda value: value >= 0, "a whole number >= 0"),
+            "learning_rate": _checked("learning_rate", learning_rate, float, _is_positive, "a positive number"),
+            "batch_size": _checked("batch_size", batch_size, int, lambda value: value >= 1, "a whole number >= 1"),
         }
-        if isinstance(method, tuple):
-            raise ValueError(f"method={method!r} has no values in between; write a list of names.")
+        if isinstance(batch_size, tuple) and not _powers_of_two(*batch_size):
+            raise ValueError(f"batch_size={batch_size!r} has no power of 2 in it; write a list of sizes.")
         if ramp_epochs != 0 and train_size is None:
             raise ValueError("ramp_epochs needs train_size, the number of examples that are trained on.")
 
@@ -110,38 +110,35 @@ def drops_a_fraction(method):
     return rule is not None and isinstance(rule(0.1), prl.Trim)
 
 
-def _checked(name, value, is_good, what):
-    """`value`, each of its choices, or both of its ends."""
+def _checked(name, value, kind, is_good, what):
+    """`value` with each of its choices, or both of its ends, as Python's own numbers."""
     several = value if isinstance(value, (list, tuple)) else [value]
-    if not several or not all(is_good(item) for item in several):
+    number = {int: numbers.Integral, float: numbers.Real, str: str}[kind]
+    is_right = [isinstance(item, number) and not isinstance(item, bool) and is_good(item) for item in several]
+    if not several or not all(is_right):
         raise ValueError(f"{name}={value!r} must be {what}, a list of such, or a range (low, high).")
     if isinstance(value, tuple) and (len(value) != 2 or not value[0] < value[1]):
         raise ValueError(f"{name}={value!r} must be a range (low, high) with low < high.")
-    return value
+    converted = [kind(item) for item in several]
+    return type(value)(converted) if isinstance(value, (list, tuple)) else converted[0]
 
 
 def _ask(hp, name, space):
+    """The trial's value. A fixed one is not told to keras-tuner, which would count it as a dimension."""
     if isinstance(space, list):
         return hp.Choice(name, space)
     if not isinstance(space, tuple):
-        return hp.Fixed(name, space)
-    low, high = space
+        return space
     if name == "batch_size":
-        return hp.Choice(name, [2**i for i in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)])
+        return hp.Choice(name, _powers_of_two(*space))
     if name == "ramp_epochs":
-        return hp.Int(name, low, high)
-    return hp.Float(name, low, high, sampling="log" if name == "learning_rate" else "linear")
+        return hp.Int(name, *space)
+    return hp.Float(name, *space, sampling="log" if name == "learning_rate" else "linear")
 
 
-def _is_fraction(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < 1
+def _powers_of_two(low, high):
+    return [2**i for i in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
 
 
 def _is_positive(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _is_whole(smallest):
-    return lambda value: (
-        isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= smallest
-    )
+    return 0 < value < math.inf

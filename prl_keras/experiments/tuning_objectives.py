@@ -2,7 +2,8 @@
 
 | objective | of the validation examples, labels as given | better |
 |---|---|---|
-| `val_loss`, `val_accuracy`, `val_r2_score`, ... | Keras's `evaluate`, nothing trimmed | by the metric |
+| `val_loss` | mean of the task's loss, whatever loss the method trains on | lower |
+| `val_accuracy`, `val_r2_score`, ... | Keras's `evaluate` | higher |
 | `val_trimmed_loss` | mean loss of the half with the lowest loss, of each given class | lower |
 
 The trimmed loss drops the same half whatever epsilon a trial trained with. Dropping each trial's own epsilon
@@ -15,7 +16,7 @@ have all of it among the dropped.
 
 import numpy as np
 
-from prl_keras import scores
+from prl_keras import checks, scores
 
 TRIMMED_LOSS = "val_trimmed_loss"
 _KEPT = 0.5  # of the examples; fewer than half are wrong
@@ -42,7 +43,7 @@ def trimmed_loss(losses, labels=None):
 
 
 def validation_metrics(model, loss, x, y, batch_size=1024):
-    """`{"val_" + name: value}` of a trained model: all of `evaluate`, and `val_trimmed_loss`.
+    """`{"val_" + name: value}` of a trained model: the metrics of `evaluate`, and the two losses above.
 
     Args:
         model: Compiled; a pair's losses are the mean over its networks.
@@ -56,7 +57,8 @@ def validation_metrics(model, loss, x, y, batch_size=1024):
     losses = np.mean([scores.per_example_loss(y, predicted, loss) for predicted in predictions], axis=0)
     return {
         **{f"val_{name}": float(value) for name, value in logs.items()},
-        TRIMMED_LOSS: trimmed_loss(losses, class_labels(y)),
+        "val_loss": float(np.mean(losses)),
+        TRIMMED_LOSS: trimmed_loss(losses, None if checks.is_regression(loss) else class_labels(y)),
     }
 
 

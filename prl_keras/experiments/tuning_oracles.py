@@ -8,6 +8,8 @@ What keras-tuner 1.4.8 lacks for that, each line with the test that needs it in 
 | a chief that restarts hands a worker's running trial to the next worker too | it stays with its worker |
 | a call that the chief's death cuts off fails the trial, or the worker | the worker waits and calls again |
 | a call repeated so ends a trial twice | the second end is passed over |
+| grid search forgets its order | it is in the file |
+| Bayesian search proposes again what failed, or what has been tried | it does not |
 | three failed trials in a row raise in the chief, whose lock stays shut | they are recorded |
 """
 
@@ -70,40 +72,96 @@ class _Lasting:
             if self.trials[name].status == TrialStatus.RUNNING
         }
         super().set_state({**state, "ongoing_trials": running})
-        self.tuner_ids = set(state["tuner_ids"])
+        self.tuner_ids = set(state["tuner_ids"]) - {_TUNER_ALONE}
 
     def save(self):
         files.write_json(self._get_oracle_fname(), self.get_state())
+
+    def _save_trial(self, trial):
+        """`save` has all the trials."""
 
     def reload(self):
         super().reload()  # all running trials are in the queue now, for whoever asks first
         if not distribution.is_chief_oracle():
             return
         for tuner, name in files.read_json(self._get_oracle_fname())["ongoing_trials"].items():
-            if name in self._retry_queue and tuner in self.tuner_ids and tuner != _TUNER_ALONE:
+            if name in self._retry_queue and tuner in self.tuner_ids:
                 self._retry_queue.remove(name)
                 self.ongoing_trials[tuner] = self.trials[name]
                 self._display.on_trial_begin(self.trials[name])
 
     @keras_tuner.synchronized
+    def create_trial(self, tuner_id):
+        trial = super().create_trial(tuner_id)
+        if trial.status == TrialStatus.STOPPED:  # this worker need not be waited for any more
+            self.save()
+        return trial
+
+    @keras_tuner.synchronized
+    def update_trial(self, trial_id, metrics, step=0):
+        trial = super().update_trial(trial_id, metrics, step)
+        self.save()
+        return trial
+
+    @keras_tuner.synchronized
     def end_trial(self, trial):
         if trial.trial_id in [running.trial_id for running in self.ongoing_trials.values()]:
             super().end_trial(trial)
+            self.save()
 
     def _check_consecutive_failures(self):
         """A failed trial is a result: no number of them ends the search."""
 
 
+class _Random(_Lasting, keras_tuner.oracles.RandomSearchOracle):
+    pass
+
+
+class _Hyperband(_Lasting, keras_tuner.oracles.HyperbandOracle):
+    pass
+
+
+class _Bayesian(_Lasting, keras_tuner.oracles.BayesianOptimizationOracle):
+    """A trial that failed counts as the worst, so that it is not proposed again; nor is any other."""
+
+    def populate_space(self, trial_id):
+        proposed = super().populate_space(trial_id)
+        if proposed["values"] is not None and self._duplicate(proposed["values"]):
+            return self._random_populate_space()
+        return proposed
+
+    def _vectorize_trials(self):
+        completed = [trial.score for trial in self.trials.values() if trial.status == TrialStatus.COMPLETED]
+        failed = [trial for trial in self.trials.values() if trial.status == TrialStatus.FAILED]
+        worst = min(completed) if self.objective.direction == "max" else max(completed)
+        for trial in failed:
+            trial.status, trial.score = TrialStatus.COMPLETED, worst
+        try:
+            return super()._vectorize_trials()
+        finally:
+            for trial in failed:
+                trial.status, trial.score = TrialStatus.FAILED, None
+
+
+class _Grid(_Lasting, keras_tuner.oracles.GridSearchOracle):
+    """Knows after a restart in which order the trials lie on the grid."""
+
+    def get_state(self):
+        first = self.start_order[:1]
+        ordered = list(first)
+        while ordered and (following := self._ordered_ids.next(ordered[-1])) is not None:
+            ordered.append(following)
+        return {**super().get_state(), "ordered_ids": ordered}
+
+    def set_state(self, state):
+        super().set_state(state)
+        for name in state["ordered_ids"]:
+            self._ordered_ids.insert(name)
+        self._populate_next = list(self.start_order)  # those whose next is there are passed over
+
+
 _TUNER_ALONE = "tuner0"  # the worker of a search in one process
-_ORACLES = {
-    name: type(f"Lasting{oracle.__name__}", (_Lasting, oracle), {})
-    for name, oracle in {
-        "random": keras_tuner.oracles.RandomSearchOracle,
-        "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
-        "hyperband": keras_tuner.oracles.HyperbandOracle,
-        "grid": keras_tuner.oracles.GridSearchOracle,
-    }.items()
-}
+_ORACLES = {"random": _Random, "bayesian": _Bayesian, "hyperband": _Hyperband, "grid": _Grid}
 TUNERS = tuple(_ORACLES)
 
 
