@@ -42,7 +42,7 @@ flags.DEFINE_string("batch_size", "128", "Searched: examples per step; of a rang
 
 flags.DEFINE_enum("tuner", "random", TUNERS, "How trials are chosen.")
 flags.DEFINE_string("objective", None, "What the best trial has the best of: val_...", required=True)
-flags.DEFINE_integer("max_trials", 15, "Trials at most.", lower_bound=1)
+flags.DEFINE_integer("max_trials", None, "At most; 15 for random and bayesian, else all.", lower_bound=1)
 flags.DEFINE_integer(
     "executions_per_trial", 1, "Trainings of a trial, of which the mean counts.", lower_bound=1
 )

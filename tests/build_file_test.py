@@ -14,6 +14,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
     "keras_tuner": "keras-tuner",
+    "grpc": "grpcio",
 }
 
 

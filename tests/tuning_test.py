@@ -39,6 +39,9 @@ def search(
     return tuner
 
 
+TOO_HIGH = 1e39  # a learning rate that is infinite in float32
+
+
 class TestSpace:
     def test_what_is_not_a_value_is_searched_by_its_name(self):
         hp = keras_tuner.HyperParameters()
@@ -51,7 +54,7 @@ class TestSpace:
         assert found["learning_rate"].sampling == "log"
         assert list(found["batch_size"].values) == [16, 32, 64, 128, 256]
         assert list(found["method"].values) == ["prl_l", "spl"]
-        assert isinstance(found["ramp_epochs"], keras_tuner.engine.hyperparameters.Fixed)
+        assert "ramp_epochs" not in found  # what is fixed is no dimension of the search
 
     def test_the_model_is_that_of_build(self):
         hp = keras_tuner.HyperParameters()
@@ -69,8 +72,7 @@ class TestSpace:
         hp = keras_tuner.HyperParameters()
         space = hypermodel(method=["standard", "prl_l", "ignormclip"])
         assert space.values(hp)["epsilon"] == 0  # of the first
-        hp.values["method"] = "prl_l"
-        hp.values["epsilon"] = 0.4
+        hp.values |= {"method": "prl_l", "epsilon": 0.4}
         assert space.values(hp)["epsilon"] == 0.4
         assert hypermodel(method="standard").values(keras_tuner.HyperParameters())["epsilon"] == 0
 
@@ -81,6 +83,7 @@ class TestSpace:
             ({"epsilon": (0.5, 0.1)}, "low < high"),
             ({"epsilon": "0.3"}, "epsilon='0.3'"),
             ({"epsilon": []}, r"epsilon=\[\]"),
+            ({"batch_size": (33, 60)}, "no power of 2"),
             ({"learning_rate": 0}, "learning_rate=0.*positive"),
             ({"batch_size": [32, 0]}, "batch_size.*>= 1"),
             ({"method": "prl"}, "method='prl'.*prl_l"),
@@ -141,9 +144,7 @@ class TestSearch:
         table = tuning_report.executions(searched[1])
         assert len(table) == 6 and table["epsilon"].nunique() == 3
         assert {"val_accuracy", "val_loss", "val_trimmed_loss", "test_accuracy", "seconds"} <= set(table)
-        assert (table["epochs"] == 2).all() and table[
-            "failure" if "failure" in table else "seed"
-        ].notna().all()
+        assert (table["epochs"] == 2).all() and "failure" not in table
 
     def test_the_score_of_a_trial_is_the_mean_over_its_executions(self, searched):
         tuner, directory = searched
@@ -175,12 +176,14 @@ class TestSearch:
         search(directory.parent, data, {"epsilon": (0.0, 0.5)}, test_data=data, executions_per_trial=2)
         pd.testing.assert_frame_equal(tuning_report.executions(directory), before)
 
-    def test_more_trials_go_on_with_it(self, data, tmp_path):
-        search(tmp_path, data, max_trials=1)
+    @pytest.mark.parametrize("kind", ["random", "bayesian", "grid", "hyperband"])
+    def test_more_trials_go_on_with_it(self, kind, data, tmp_path):
+        space = {"epsilon": [0.0, 0.1, 0.2, 0.3, 0.4]}
+        search(tmp_path, data, space, kind, max_trials=2)
         first = tuning_report.executions(tmp_path / "search")
-        search(tmp_path, data, max_trials=2)
+        search(tmp_path, data, space, kind, max_trials=4)
         both = tuning_report.executions(tmp_path / "search")
-        assert len(both) == 2 and both["seconds"][0] == first["seconds"][0]
+        assert both["epsilon"].nunique() == 4 and both["seconds"][:2].tolist() == first["seconds"].tolist()
 
     def test_another_search_in_the_folder_is_refused(self, searched, data):
         _, directory = searched
@@ -209,6 +212,38 @@ class TestSearch:
         table = tuning_report.executions(tmp_path / "search")
         assert dict(zip(table["method"], table["epsilon"])) == {"co_prl_l": 0.2, "standard": 0.0}
 
+    def test_other_data_in_the_folder_are_refused(self, searched, data):
+        _, directory = searched
+        x, y = data
+        for changed in ((x, 2 - y), (x[:50], y[:50])):
+            with pytest.raises(ValueError, match=r"data was '60 examples.*is now"):
+                search(directory.parent, changed, {"epsilon": (0.0, 0.5)}, executions_per_trial=2)
+
+    def test_tables_of_pandas_are_taken_by_their_order(self, data, tmp_path):
+        x, y = data
+        shuffled = pd.Series(y, index=np.random.default_rng(0).permutation(len(y)))
+        for name, labels in (("arrays", y), ("tables", shuffled)):
+            search(tmp_path / name, (pd.DataFrame(x) if name == "tables" else x, labels), max_trials=1)
+        tables = [tuning_report.executions(tmp_path / name / "search") for name in ("arrays", "tables")]
+        pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
+
+    def test_a_network_that_is_built_when_called(self, data, tmp_path):
+        @keras.saving.register_keras_serializable(package="tuning_test")
+        class Lazy(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.dense = keras.layers.Dense(3)
+
+            def call(self, x):
+                return self.dense(x)
+
+        model = RobustHyperModel(Lazy, loss=LOSS, metrics=["accuracy"], epsilon=0.2)
+        tuner = make_tuner("grid", model, "val_accuracy", tmp_path / "search", epochs=1)
+        tuner.search(*data, test_data=data, verbose=0)
+        record = tuning_report.executions(tmp_path / "search").iloc[0]
+        logs = tuner.get_best_models()[0].evaluate(*data, verbose=0, return_dict=True)
+        assert logs["accuracy"] == pytest.approx(record["test_accuracy"])
+
     def test_own_validation_data_are_used_as_they_are(self, data, tmp_path):
         tuner = make_tuner(
             "random", hypermodel(), "val_accuracy", tmp_path / "search", epochs=1, max_trials=1
@@ -220,19 +255,18 @@ class TestSearch:
 
 class TestFailures:
     def test_a_trial_that_goes_nan_is_recorded_and_the_search_goes_on(self, data, tmp_path):
-        space = {"learning_rate": [1e30, 0.01], "optimizer": keras.optimizers.SGD}
+        space = {"learning_rate": [TOO_HIGH, 0.01], "optimizer": keras.optimizers.SGD, "epsilon": 0.2}
         tuner = search(tmp_path, data, space, "grid", max_trials=None)
         table = tuning_report.trials(tuning_report.executions(tmp_path / "search"), tuner.oracle.objective)
-        assert table["learning_rate"].tolist() == [0.01, 1e30]
+        assert table["learning_rate"].tolist() == [0.01, TOO_HIGH]
         assert pd.isna(table["failure"][0]) and "val_trimmed_loss is nan" in table["failure"][1]
         assert sorted(trial.status for trial in tuner.oracle.trials.values()) == ["COMPLETED", "FAILED"]
 
     def test_a_trial_out_of_range_is_recorded_and_the_search_goes_on(self, data, tmp_path):
         model = hypermodel()
         model.space["epsilon"] = [1.5, 0.2]  # as if a user's own values(hp) went too far
-        tuner = make_tuner("grid", model, "val_accuracy", tmp_path / "search", epochs=1)
-        with pytest.raises(ValueError, match="epsilon"):
-            tuner.search(*data, verbose=0)  # the first is what the check before the search builds
+        with pytest.raises(ValueError, match="epsilon"):  # keras-tuner builds a model with the first of each
+            make_tuner("grid", model, "val_accuracy", tmp_path / "search", epochs=1)
         model.space["epsilon"] = [0.2, 1.5]
         tuner = make_tuner("grid", model, "val_accuracy", tmp_path / "search", epochs=1, overwrite=True)
         tuner.search(*data, verbose=0)
@@ -240,15 +274,29 @@ class TestFailures:
         assert table["executions"].tolist() == [1, 1] and "epsilon" in table["failure"][1]
 
     def test_no_number_of_failures_in_a_row_ends_the_search(self, data, tmp_path):
-        rates = [0.01, 1e29, 1e30, 1e31, 1e32, 0.02]
-        search(
-            tmp_path,
-            data,
-            {"learning_rate": rates, "optimizer": keras.optimizers.SGD},
-            "grid",
-            max_trials=None,
+        space = {"learning_rate": [0.01, *(i * TOO_HIGH for i in range(1, 6)), 0.02], "epsilon": 0.2}
+        search(tmp_path, data, {**space, "optimizer": keras.optimizers.SGD}, "grid", max_trials=None)
+        table = tuning_report.executions(tmp_path / "search")
+        assert table["failure"].notna().tolist() == [False, *[True] * 5, False]
+
+    def test_bayesian_search_does_not_propose_what_failed_or_was_tried(self, data, tmp_path):
+        space = {"learning_rate": [0.01, 0.02, 0.03, TOO_HIGH, 2 * TOO_HIGH], "epsilon": 0.2}
+        search(tmp_path, data, {**space, "optimizer": keras.optimizers.SGD}, "bayesian", max_trials=5)
+        assert (
+            sorted(tuning_report.executions(tmp_path / "search")["learning_rate"]) == space["learning_rate"]
         )
-        assert len(tuning_report.executions(tmp_path / "search")) == 6
+
+    def test_a_metric_that_is_not_finite_beside_a_finite_objective(self, data, tmp_path):
+        x, y = data
+        targets = np.where(np.arange(60) % 10 == 0, 1e30, y)[:, None].astype(
+            "float32"
+        )  # the square is infinite
+        network = lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])  # noqa: E731
+        model = RobustHyperModel(network, loss="mse", epsilon=0.3)
+        tuner = make_tuner("grid", model, "val_trimmed_loss", tmp_path / "search", epochs=1)
+        tuner.search(x, targets, verbose=0)
+        assert [trial.status for trial in tuner.oracle.trials.values()] == ["COMPLETED"]
+        assert len(tuner.get_best_models()) == 1
 
     @pytest.mark.parametrize("name", ["val_acuracy", "val_r2_score"])
     def test_a_misspelt_objective_is_refused_before_the_first_trial(self, name, data, tmp_path):

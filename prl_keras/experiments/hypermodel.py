@@ -52,10 +52,18 @@ class RobustHyperModel(keras_tuner.HyperModel):
         self.optimizer, self.options, self.train_size = optimizer, options, train_size
         self.space = {
             "method": _checked("method", method, str, METHODS.__contains__, f"one of {', '.join(METHODS)}"),
-            "epsilon": _checked("epsilon", epsilon, float, lambda value: 0 <= value < 1, "a number in [0, 1)"),
-            "ramp_epochs": _checked("ramp_epochs", ramp_epochs, int, lambda value: value >= 0, "a whole number >= 0"),
-            "learning_rate": _checked("learning_rate", learning_rate, float, _is_positive, "a positive number"),
-            "batch_size": _checked("batch_size", batch_size, int, lambda value: value >= 1, "a whole number >= 1"),
+            "epsilon": _checked(
+                "epsilon", epsilon, float, lambda value: 0 <= value < 1, "a number in [0, 1)"
+            ),
+            "ramp_epochs": _checked(
+                "ramp_epochs", ramp_epochs, int, lambda value: value >= 0, "a whole number >= 0"
+            ),
+            "learning_rate": _checked(
+                "learning_rate", learning_rate, float, _is_positive, "a positive number"
+            ),
+            "batch_size": _checked(
+                "batch_size", batch_size, int, lambda value: value >= 1, "a whole number >= 1"
+            ),
         }
         if isinstance(batch_size, tuple) and not _powers_of_two(*batch_size):
             raise ValueError(f"batch_size={batch_size!r} has no power of 2 in it; write a list of sizes.")

@@ -16,6 +16,7 @@ from prl_keras.experiments.training import corrupt
 from prl_keras.experiments.tuning import make_tuner
 from prl_keras.experiments.tuning_oracles import is_worker
 
+_TRIALS = 15
 _SEARCHED = {
     "method": str,
     "assumed_epsilon": float,
@@ -26,7 +27,7 @@ _SEARCHED = {
 
 
 def tune(
-    *, tuner, objective, output_dir=None, max_trials=15, executions_per_trial=1, validation_split=0.2,
+    *, tuner, objective, output_dir=None, max_trials=None, executions_per_trial=1, validation_split=0.2,
     overwrite=False, data_dir=None, download=False, cache_dir=None,
     method="prl_l", assumed_epsilon="0:0.6", ramp_epochs="0", learning_rate="0.001", batch_size="128",
     **config,
@@ -37,7 +38,8 @@ def tune(
     again it goes on where it was.
 
     Args:
-        tuner, objective, max_trials, executions_per_trial, overwrite: As in `make_tuner`.
+        tuner, objective, executions_per_trial, overwrite: As in `make_tuner`.
+        max_trials: Trials at most; None is 15 for random and bayesian, and all of the others.
         output_dir: Made if missing.
         validation_split: As in `RobustTuner.search`.
         data_dir, download, cache_dir: For `datasets.load`.
@@ -66,9 +68,16 @@ def tune(
         dataclasses.replace(config, method=name).check_task(dataset.task)
     dataset = dataset.subset(config.train_size, config.test_size)
     targets, _ = corrupt(config, dataset)
+    # One network for all the methods: with group norm if one of them needs each example's own gradient.
+    needy = [name for name in methods if METHODS[name].score == "gradient"]
+    strictest = dataclasses.replace(config, method=[*needy, *methods][0])
+    network, norm = strictest.network_and_norm(dataset.train_x.shape[1:])
+    config = dataclasses.replace(config, network=network, norm=norm)
+    if max_trials is None and tuner in ("random", "bayesian"):
+        max_trials = _TRIALS
     search = make_tuner(
         tuner,
-        _hypermodel(config, dataset, space, methods, validation_split),
+        _hypermodel(config, dataset, space, validation_split),
         objective,
         output_dir,
         epochs=config.epochs,
@@ -110,19 +119,20 @@ def _values(name, text, kind):
     return values if len(values) > 1 else values[0]
 
 
-def _hypermodel(config, dataset, space, methods, validation_split):
-    input_shape = dataset.train_x.shape[1:]
-    # One network for all the methods: with group norm if one of them needs each example's own gradient.
-    needy = [name for name in methods if METHODS[name].score == "gradient"]
-    strictest = dataclasses.replace(config, method=[*needy, *methods][0])
-    network, norm = strictest.network_and_norm(input_shape)
+def _hypermodel(config, dataset, space, validation_split):
     if dataset.task == "classification":
         loss, metrics = keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
     else:
         loss, metrics = keras.losses.MeanSquaredError(), ["r2_score"]
     return RobustHyperModel(
         # The seed is that of the execution, through NumPy's global one.
-        lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=np.random.randint(2**31)),
+        lambda: make_network(
+            config.network,
+            dataset.train_x.shape[1:],
+            dataset.num_outputs,
+            config.norm,
+            seed=np.random.randint(2**31),
+        ),
         loss=loss,
         metrics=metrics,
         train_size=round((1 - validation_split) * len(dataset.train_x)),

@@ -6,7 +6,6 @@ tuner.search(x, noisy_y)  # holds out a fifth, with the labels it has; started a
 model = tuner.get_best_models()[0]
 """
 
-import gc
 import math
 import numbers
 import pathlib
@@ -16,11 +15,12 @@ import keras
 import keras_tuner
 import numpy as np
 
-from prl_keras.experiments import files, tuning_objectives, tuning_oracles
+from prl_keras.experiments import files, tuning_checks, tuning_objectives, tuning_oracles
 from prl_keras.experiments.batches import check_integer
 
 _FAILED = "failure"
 _SETTINGS = "search.json"
+_IDLE_SECONDS = 1
 
 
 class RobustTuner(keras_tuner.Tuner):
@@ -31,10 +31,13 @@ class RobustTuner(keras_tuner.Tuner):
         * Each execution of a trial is a file, `trial_*/execution_*.json`, written when it has ended. A search
           that was killed and is started again takes up what was running and repeats no execution that ended.
         * An execution whose objective is not finite, or that raises, makes its trial a failed one, with
-          the message in its file; the search goes on.
+          the message in its file; the search goes on. (To hyperband a failed trial is one that was not
+          promoted; if too many of a round fail, none goes further.)
         * Trials train from scratch, also those of hyperband, in which a ramp would otherwise start anew.
         * Execution i of each trial has the same seed and, without `validation_data`, the same held out part,
-          so that trials are compared on equal terms. Parts of successive executions do not overlap.
+          so that trials are compared on equal terms. The parts of executions do not overlap until they have
+          gone through all the data.
+        * A worker that died is waited for: started again with its KERASTUNER_TUNER_ID it takes up its trial.
     """
 
     def search(
@@ -56,26 +59,31 @@ class RobustTuner(keras_tuner.Tuner):
             validation_split: How much, in (0, 0.5].
             test_data: `(x, y)`, clean. Reported as `test_...`; no trial is chosen by it.
             verbose: 0, or "auto" for keras-tuner's display of trials.
-            callbacks: Keras callbacks that can be copied.
+            callbacks: Keras callbacks that can be copied. The validation data are not looked at in `fit`, so
+                they see no `val_` metrics.
 
         Raises:
-            ValueError: before the first trial, if the data do not fit together or the objective is not
-                among what the model reports.
+            ValueError: before the first trial, if the data do not fit together or are not those of the search
+                in the folder, or if the objective is not among what the model reports.
         """
         if not isinstance(validation_split, numbers.Real) or not 0 < validation_split <= 0.5:
             raise ValueError(f"validation_split={validation_split!r} must be a number in (0, 0.5].")
-        for name, pair in (
-            ("x and y", (x, y)),
-            ("validation_data", validation_data),
-            ("test_data", test_data),
-        ):
-            _check_pair(name, pair)
-        data = {"x": x, "y": y, "validation_data": validation_data, "validation_split": validation_split}
-        held_out = self._parts(0, x, y, validation_data, validation_split)[1]
-        self._check_objective(*held_out)
-        files.write_json(pathlib.Path(self.project_dir) / _SETTINGS, self.settings)
+        x, y = tuning_checks.check_pair("x and y", (x, y))
+        data = {
+            "x": x,
+            "y": y,
+            "validation_data": tuning_checks.check_pair("validation_data", validation_data),
+            "validation_split": validation_split,
+            "test_data": tuning_checks.check_pair("test_data", test_data),
+        }
+        model = self._try_build(self.oracle.get_space())
+        self._check_objective(model, *self._parts(0, *list(data.values())[:4])[1])
+        settings = {**self.settings, "data": tuning_checks.fingerprint(data), "weights": model.count_params()}
+        settings |= {"shape": list(x.shape[1:]), "dtype": x.dtype.name}
+        tuning_checks.check_settings(pathlib.Path(self.project_dir) / _SETTINGS, settings)
+        files.write_json(pathlib.Path(self.project_dir) / _SETTINGS, settings)
         self.save()  # else keras-tuner would not know after a kill in the first trial that there is a search
-        super().search(verbose=verbose, test_data=test_data, callbacks=list(callbacks), **data)
+        super().search(verbose=verbose, callbacks=list(callbacks), **data)
 
     def run_trial(self, trial, *, verbose, **data):
         records = []
@@ -89,16 +97,57 @@ class RobustTuner(keras_tuner.Tuner):
             records.append(files.read_json(path))
             if _FAILED in records[-1]:
                 raise keras_tuner.errors.FailedTrialError(records[-1][_FAILED])
-        return [record["metrics"] for record in records]
+        # What is not finite (and not the objective) is null in the file.
+        return [{k: v for k, v in record["metrics"].items() if v is not None} for record in records]
+
+    def get_best_models(self, num_models=1):
+        """The models of the best trials that did not fail, at most so many, the best first."""
+        trials = self.oracle.get_best_trials(num_models)
+        return [self.load_model(trial) for trial in trials if trial.status == "COMPLETED"]
+
+    def load_model(self, trial):
+        settings = files.read_json(pathlib.Path(self.project_dir) / _SETTINGS)
+        model = self._try_build(trial.hyperparameters)
+        model(np.zeros([1, *settings["shape"]], settings["dtype"]))  # builds what builds itself when called
+        model.load_weights(self._get_checkpoint_fname(trial.trial_id))
+        return model
+
+    def save(self):
+        """Atomically, as keras-tuner does not."""
+        if not tuning_oracles.is_worker():
+            self.oracle.save()
+        files.write_json(self._get_tuner_fname(), self.get_state())
+
+    def pre_create_trial(self):
+        if self._has_asked:  # the oracle said that it has no trial yet
+            time.sleep(_IDLE_SECONDS)
+        self._has_asked = True
+
+    def on_trial_begin(self, trial):
+        self._has_asked = False
+
+    def _try_build(self, hp):
+        keras.config.set_dtype_policy(self.dtype_policy)  # which keras-tuner clears with the session
+        return super()._try_build(hp)
 
     def _execution(self, trial, index, x, y, validation_data, validation_split, test_data, callbacks):
         """What the file of an execution holds, after its training."""
         start = time.monotonic()
-        record = {"trial": trial.trial_id, "execution": index, "seed": self.seed + index}
+        epochs = trial.hyperparameters.values.get("tuner/epochs", self.epochs)  # hyperband's
+        record = {"trial": trial.trial_id, "execution": index, "seed": self.seed + index, "epochs": epochs}
         try:
-            record |= self._values(trial)
+            record |= self.hypermodel.values(trial.hyperparameters)
             train, validation = self._parts(index, x, y, validation_data, validation_split)
-            model, metrics = self._train(trial, index, train, validation, test_data, callbacks)
+            keras.utils.set_random_seed(self.seed + index)
+            model = self._try_build(trial.hyperparameters)
+            callbacks = [*self._deepcopy_callbacks(callbacks), keras.callbacks.TerminateOnNaN()]
+            self.hypermodel.fit(
+                trial.hyperparameters, model, *train, epochs=epochs, verbose=0, callbacks=callbacks
+            )
+            metrics = tuning_objectives.validation_metrics(model, self.hypermodel.loss, *validation)
+            if test_data is not None:
+                logs = model.evaluate(*test_data, batch_size=1024, verbose=0, return_dict=True)
+                metrics |= {f"test_{name}": float(value) for name, value in logs.items()}
             record |= {"metrics": metrics}
             self._check_finite(metrics)
             self._save_if_best(trial, model, metrics)
@@ -108,12 +157,6 @@ class RobustTuner(keras_tuner.Tuner):
             record |= {_FAILED: f"{type(error).__name__}: {error}"}
         return {**record, "seconds": time.monotonic() - start}
 
-    def save(self):
-        """Atomically, as keras-tuner does not."""
-        if not tuning_oracles.is_worker():
-            self.oracle.save()
-        files.write_json(self._get_tuner_fname(), self.get_state())
-
     def _in_words(self, record):
         objective = self.oracle.objective.name
         outcome = record.get(_FAILED) or f"{objective} {record['metrics'][objective]:.5g}"
@@ -121,42 +164,15 @@ class RobustTuner(keras_tuner.Tuner):
             f"Trial {record['trial']}, execution {record['execution']}: {outcome} [{record['seconds']:.1f} s]"
         )
 
-    def _values(self, trial):
-        return {**self.hypermodel.values(trial.hyperparameters), "epochs": self._epochs_of(trial)}
-
-    def _epochs_of(self, trial):
-        return trial.hyperparameters.values.get("tuner/epochs", self.epochs)  # hyperband's
-
-    def _train(self, trial, index, train, validation, test_data, callbacks):
-        keras.utils.set_random_seed(self.seed + index)
-        gc.collect()
-        model = self._try_build(trial.hyperparameters)
-        self.hypermodel.fit(
-            trial.hyperparameters,
-            model,
-            *train,
-            epochs=self._epochs_of(trial),
-            verbose=0,
-            callbacks=[*self._deepcopy_callbacks(callbacks), keras.callbacks.TerminateOnNaN()],
-        )
-        metrics = tuning_objectives.validation_metrics(model, self.hypermodel.loss, *validation)
-        if test_data is not None:
-            logs = model.evaluate(*test_data, batch_size=1024, verbose=0, return_dict=True)
-            metrics |= {f"test_{name}": float(value) for name, value in logs.items()}
-        return model, metrics
-
     def _parts(self, index, x, y, validation_data, validation_split):
         """((x, y) to train on, (x, y) to validate on) of execution `index`."""
         if validation_data is not None:
             return (x, y), validation_data
-        order = np.random.default_rng(self.seed).permutation(len(x))
-        blocks = np.array_split(order, max(2, round(1 / validation_split)))
-        held_out = blocks.pop(index % len(blocks))
-        rows = np.concatenate(blocks)
-        return (x[rows], y[rows]), (x[held_out], y[held_out])
+        held_out = max(1, round(validation_split * len(x)))
+        order = np.roll(np.random.default_rng(self.seed).permutation(len(x)), -index * held_out)
+        return (x[order[held_out:]], y[order[held_out:]]), (x[order[:held_out]], y[order[:held_out]])
 
-    def _check_objective(self, x, y):
-        model = self._try_build(self.oracle.get_space())
+    def _check_objective(self, model, x, y):
         known = tuning_objectives.validation_metrics(model, self.hypermodel.loss, x, y)
         if self.oracle.objective.name not in known:
             raise ValueError(
@@ -172,13 +188,8 @@ class RobustTuner(keras_tuner.Tuner):
         """Keeps the weights of the trial's best execution, for `get_best_models`."""
         objective = self.oracle.objective
         others = pathlib.Path(self.get_trial_dir(trial.trial_id)).glob("execution_*.json")
-        others = [files.read_json(path).get("metrics", {}).get(objective.name) for path in others]
-        if all(
-            objective.better_than(metrics[objective.name], value) for value in others if value is not None
-        ):
-            files.write_json(
-                self._get_build_config_fname(trial.trial_id), model.get_build_config() or {"": 0}
-            )
+        others = [files.read_json(path)["metrics"][objective.name] for path in others]
+        if all(objective.better_than(metrics[objective.name], value) for value in others):
             with files.replacing(self._get_checkpoint_fname(trial.trial_id)) as temporary:
                 model.save_weights(temporary)
 
@@ -192,32 +203,34 @@ def make_tuner(
     Args:
         kind: "random", "bayesian", "hyperband" or "grid".
         hypermodel: A `RobustHyperModel`.
-        objective: A name of `tuning_objectives`, or a `keras_tuner.Objective`.
+        objective: A name of `tuning_objectives`, or a `keras_tuner.Objective` of the name of a metric that
+            `evaluate` reports, with "val_" before it.
         output_dir: Made if missing.
         epochs: Of a trial; with hyperband of the longest.
         max_trials: At least 1. None for hyperband and grid: as many as they have.
         executions_per_trial: Trainings of a trial, each with its own seed; the trial's score is their mean.
         seed: Of the search and the trainings, at least 0.
-        overwrite: Remove the search that is there.
+        overwrite: Remove the search that is there; of several machines the chief alone does.
 
     Raises:
         ValueError: for an argument outside of the above, or a search of other arguments in output_dir.
     """
     if kind not in tuning_oracles.TUNERS:
         raise ValueError(f"tuner={kind!r} is not known; write one of {', '.join(tuning_oracles.TUNERS)}.")
-    for name, value, smallest in (
-        ("epochs", epochs, 1), ("executions_per_trial", executions_per_trial, 1), ("seed", seed, 0),
-        ("max_trials", max_trials if max_trials is not None or kind in ("random", "bayesian") else 1, 1),
-    ):  # fmt: skip
-        check_integer(name, value, smallest)
+    if max_trials is not None or kind in ("random", "bayesian"):
+        max_trials = check_integer("max_trials", max_trials, 1)
+    epochs, seed = check_integer("epochs", epochs, 1), check_integer("seed", seed, 0)
+    executions_per_trial = check_integer("executions_per_trial", executions_per_trial, 1)
     output_dir = pathlib.Path(output_dir)
-    objective = _objective(objective)
+    objective = tuning_checks.resolve_objective(objective)
+    overwrite = overwrite and not tuning_oracles.is_worker()
     settings = {
         "tuner": kind, "objective": objective.name, "direction": objective.direction, "epochs": epochs,
         "executions_per_trial": executions_per_trial, "seed": seed,
         **{name: repr(value) for name, value in hypermodel.space.items()},
     }  # fmt: skip
-    _check_settings(output_dir / _SETTINGS, settings, overwrite)
+    if not overwrite:
+        tuning_checks.check_settings(output_dir / _SETTINGS, settings)
     tuner = RobustTuner(
         tuning_oracles.make_oracle(kind, objective, max_trials, epochs, seed),
         hypermodel,
@@ -227,47 +240,6 @@ def make_tuner(
         executions_per_trial=executions_per_trial,
     )
     tuner.epochs, tuner.seed, tuner.settings = epochs, seed, settings
+    tuner.dtype_policy, tuner._has_asked = keras.config.dtype_policy(), False
     tuning_oracles.wait_for_chief(tuner)
     return tuner
-
-
-def _objective(objective):
-    if isinstance(objective, keras_tuner.Objective):
-        return objective
-    if not isinstance(objective, str) or not objective.startswith("val_"):
-        raise ValueError(
-            f"objective={objective!r} must be the name of a validation metric, such as val_trimmed_loss, or "
-            "a keras_tuner.Objective."
-        )
-    if objective.endswith("loss"):
-        return keras_tuner.Objective(objective, "min")
-    if objective.endswith(("accuracy", "r2_score")):
-        return keras_tuner.Objective(objective, "max")
-    raise ValueError(
-        f"objective={objective!r}: is higher better, or lower? Write "
-        f"keras_tuner.Objective({objective!r}, 'max'), or 'min'."
-    )
-
-
-def _check_settings(path, settings, overwrite):
-    if overwrite or not path.exists():
-        return
-    saved = files.read_json(path)
-    different = [
-        f"{name} was {saved.get(name)!r}, is now {value!r}"
-        for name, value in settings.items()
-        if saved.get(name) != value
-    ]
-    if different:
-        raise ValueError(
-            f"The search in {path.parent} is another: {'; '.join(different)}. Give the same values to go on "
-            "with it, overwrite=True to replace it, or take another folder."
-        )
-
-
-def _check_pair(name, pair):
-    if pair is None:
-        return
-    x, y = pair
-    if y is None or not hasattr(x, "shape") or not hasattr(y, "shape") or len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"{name} must be two arrays of the same length, of at least two examples.")

@@ -1,0 +1,71 @@
+"""What a search refuses before its first trial: objectives, data, and folders that hold another search."""
+
+import zlib
+
+import keras_tuner
+import numpy as np
+
+from prl_keras.experiments import files
+
+
+def resolve_objective(objective):
+    """A `keras_tuner.Objective` of a name that says whether higher is better."""
+    if isinstance(objective, keras_tuner.Objective):
+        return objective
+    if not isinstance(objective, str) or not objective.startswith("val_"):
+        raise ValueError(
+            f"objective={objective!r} must be val_trimmed_loss, val_loss, val_accuracy, val_r2_score, or a "
+            "keras_tuner.Objective of a validation metric."
+        )
+    if objective.endswith("loss"):
+        return keras_tuner.Objective(objective, "min")
+    if objective.endswith(("accuracy", "r2_score")):
+        return keras_tuner.Objective(objective, "max")
+    raise ValueError(
+        f"objective={objective!r} is none of val_trimmed_loss, val_loss, val_accuracy, val_r2_score. If it "
+        f"is a metric of yours, say whether higher is better: keras_tuner.Objective({objective!r}, 'max')."
+    )
+
+
+def check_settings(path, settings):
+    """Refuses a search in the folder that has other values for the same settings."""
+    if not path.exists():
+        return
+    saved = files.read_json(path)
+    different = [
+        f"{name} was {saved.get(name)!r}, is now {value!r}"
+        for name, value in settings.items()
+        if saved.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"The search in {path.parent} is another: {'; '.join(different)}. Give the same values to go on "
+            "with it, overwrite=True to replace it, or take another folder."
+        )
+
+
+def fingerprint(data):
+    """A line that tells one search's data from another's."""
+    arrays = [data["x"], data["y"], *(data["validation_data"] or ())]
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
+    held_out = (
+        f"{data['validation_split']:g} of them" if data["validation_data"] is None else "data of their own"
+    )
+    return f"{len(data['x'])} examples, validated on {held_out}, checksum {checksum:08x}"
+
+
+def check_pair(name, pair):
+    """`(x, y)` as arrays."""
+    if pair is None:
+        return None
+    x, y = pair
+    if isinstance(x, (dict, list, tuple)) or not hasattr(x, "shape") or not hasattr(y, "shape"):
+        raise ValueError(f"{name} must be two arrays; they are {type(x).__name__} and {type(y).__name__}.")
+    x, y = np.asarray(x), np.asarray(y)
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(
+            f"{name} must be two arrays of the same length >= 2; they have {len(x)} and {len(y)}."
+        )
+    return x, y
