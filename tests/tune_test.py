@@ -71,7 +71,14 @@ def test_the_command_has_every_choice_of_the_run():
 
 def test_a_search_of_which_all_trials_fail_says_so_and_keeps_its_table(tmp_path):
     with pytest.raises(ValueError, match=r"All trials failed, the first with .*val_loss is nan"):
-        tune(**SMALL, tuner="grid", objective="val_loss", learning_rate="1e38,1e37", output_dir=tmp_path)
+        tune(
+            **SMALL,
+            tuner="grid",
+            objective="val_loss",
+            learning_rate="1e38,1e37",
+            assumed_epsilon="0.2",
+            output_dir=tmp_path,
+        )
     assert pd.read_csv(tmp_path / "trials.csv")["failure"].notna().all()
 
 

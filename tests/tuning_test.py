@@ -176,7 +176,7 @@ class TestSearch:
         search(directory.parent, data, {"epsilon": (0.0, 0.5)}, test_data=data, executions_per_trial=2)
         pd.testing.assert_frame_equal(tuning_report.executions(directory), before)
 
-    @pytest.mark.parametrize("kind", ["random", "bayesian", "grid", "hyperband"])
+    @pytest.mark.parametrize("kind", ["random", "bayesian", "grid"])  # hyperband has as many as it has
     def test_more_trials_go_on_with_it(self, kind, data, tmp_path):
         space = {"epsilon": [0.0, 0.1, 0.2, 0.3, 0.4]}
         search(tmp_path, data, space, kind, max_trials=2)
