@@ -47,14 +47,13 @@ def share_statistics(strategy, variables):
     if strategy.num_replicas_in_sync == 1 or not variables:
         return
 
-    @tf.function
     def share():
-        values = [variable.value for variable in variables]
+        values = [tf.identity(variable.value) for variable in variables]
         means = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
         for variable, mean in zip(variables, means):
             variable.assign(mean)
 
-    strategy.run(share)
+    tf.function(lambda: strategy.run(share))()
 
 
 def logs_for_fit(logs):

@@ -32,9 +32,9 @@ x, y = rng.normal(size=(21, 5)).astype("float32"), rng.integers(0, 3, 21)
 # Batches of 5, uneven for two, and a last one of 1: a process has nothing of it.
 data = sharded_by_data(tf.data.Dataset.from_tensor_slices((x, y)).batch(5))
 
-def network(seed):
-    initializer = keras.initializers.GlorotUniform(seed)
-    return keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, kernel_initializer=initializer)])
+def network(seed, *middle):
+    dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(seed))
+    return keras.Sequential([keras.Input((5,)), *middle, dense])
 """
 FIT = """
 found = {}
@@ -45,6 +45,11 @@ for method in sys.argv[1:]:
                           optimizer=keras.optimizers.SGD(0.5, momentum=0.9), metrics=["accuracy"])
     logs = model.fit(data, epochs=2, validation_data=data, verbose=0).history
     found[method] = [[w.tolist() for w in model.get_weights()], logs]
+with strategy.scope():
+    model = prl.RobustModel(network(0, keras.layers.BatchNormalization()))
+    model.compile("sgd", loss)
+logs = model.fit(data, epochs=2, validation_data=data, verbose=0).history
+found["batch norm"] = [[w.tolist() for w in model.get_weights()], logs]
 print(json.dumps(found))
 """
 PLAIN_KERAS = """
@@ -125,6 +130,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     command = ["-c", SETUP + FIT, *METHODS]
     with cluster(command, tmp_path) as members:
         first, second = (member.result() for member in members)
+    assert first["batch norm"] == second["batch norm"]  # its moving statistics, too
     alone = Member(command, {}, tmp_path / "alone.log").result()
     for method in METHODS:
         (weights, logs), (others, other_logs), (expected, expected_logs) = (
@@ -148,7 +154,7 @@ def test_plain_keras_still_stops_in_both_places(tmp_path):
 
 def train(output_dir, *flags):
     return ["-m", "binaries.train", "--dataset=digits", "--method=prl_l", "--corruption=symmetric",
-            "--epsilon=0.3", "--epochs=6", "--norm=group", f"--output_dir={output_dir}", *flags]  # fmt: skip
+            "--epsilon=0.3", "--epochs=6", f"--output_dir={output_dir}", *flags]  # fmt: skip
 
 
 @pytest.mark.long
@@ -176,6 +182,30 @@ def test_a_killed_process_and_all_resumed_end_as_if_undisturbed(tmp_path):
         pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "killed")
     )
     pd.testing.assert_frame_equal(whole, killed, rtol=1e-5)
+
+
+# As `binaries.train`, but that the second process cannot read its data.
+NO_DATA = """
+import json, os, sys
+from prl_keras.experiments import datasets, run
+from prl_keras.experiments.config import RunConfig
+from prl_keras.experiments.strategies import make_strategy
+strategy = make_strategy("multi_worker")
+
+def missing(*_, **__):
+    raise FileNotFoundError("no such data here")
+
+if json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 1:
+    datasets.load = missing
+run.run(RunConfig(epochs=2), sys.argv[1], strategy=strategy)
+"""
+
+
+def test_an_error_in_one_process_ends_all(tmp_path):
+    with cluster(["-c", NO_DATA, str(tmp_path / "run")], tmp_path) as members:
+        ends = [member.end() for member in members]
+    assert ends[1][0] == 1 and "FileNotFoundError: no such data here" in ends[1][1]
+    assert ends[0][0] != 0 and not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_process_that_never_comes_is_an_error_in_time(tmp_path):
