@@ -184,6 +184,18 @@ def test_a_killed_process_and_all_resumed_end_as_if_undisturbed(tmp_path):
     pd.testing.assert_frame_equal(whole, killed, rtol=1e-5)
 
 
+def test_processes_of_different_flags_do_not_train(tmp_path):
+    program = NO_DATA.replace("datasets.load = missing", "pass").replace(
+        "RunConfig(epochs=2)",
+        """RunConfig(
+        epochs=2, learning_rate=[0.1, 0.2][json.loads(os.environ["TF_CONFIG"])["task"]["index"]])""",
+    )
+    with cluster(["-c", program, str(tmp_path / "run")], tmp_path) as members:
+        for code, text in [member.end() for member in members]:
+            assert code != 0 and "do not agree on the run's flags and data" in text
+    assert not (tmp_path / "run").exists()
+
+
 # As `binaries.train`, but that the second process cannot read its data.
 NO_DATA = """
 import json, os, sys

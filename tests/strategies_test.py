@@ -68,7 +68,25 @@ def test_a_sweep_on_two_devices(tmp_path):
         np.testing.assert_allclose(other, one, rtol=1e-3)
 
 
-@pytest.mark.parametrize("config", ["{", "[]", '{"task": {}}', '{"cluster": {"worker": ["a:1"]}}', '"x"'])
+_CLUSTER = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": %s}'
+_TASKS = (
+    '{"type": "worker", "index": 2}',
+    '{"type": "worker", "index": null}',
+    '{"type": "evaluator", "index": 0}',
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        '{"task": {}}',
+        '{"cluster": {"worker": ["a:1"]}}',
+        '"x"',
+        *(_CLUSTER % task for task in _TASKS),
+    ],
+)
 def test_a_config_that_is_none_is_shown(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(ValueError, match=r"TF_CONFIG is not as TensorFlow wants it.*It looks like"):

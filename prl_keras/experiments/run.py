@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zlib
 
 import keras
 import numpy as np
@@ -68,6 +69,8 @@ def _run(config, output_dir, resume, overwrite, verbose, callbacks, data_options
     is_chief = strategies.is_chief(strategy)
     dataset = datasets.load(config.dataset, **(data_options or {}))
     config.check_task(dataset.task)
+    same = zlib.crc32(repr((config, dataset.source)).encode())
+    strategies.check_same(strategy, same, "the run's flags and data (a checksum of them)")
     _check_directory(output_dir, config, dataset.source, resume, overwrite)
     present = sum((output_dir / name).exists() for name in _FILES)
     strategies.check_same(strategy, present, f"how many of the run's files are in {output_dir}")

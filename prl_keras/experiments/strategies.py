@@ -110,7 +110,8 @@ def failing_together(strategy):
             raise
         if not isinstance(error, (ValueError, OSError, ImportError)):
             traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        hint = "This process ends, and the others with it. To go on, start all again with --resume."
+        print(f"{type(error).__name__}: {error}\n{hint}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
@@ -147,6 +148,10 @@ def _tf_config():
             config["task"].get("type") in ("chief", "worker") and isinstance(config["task"].get("index"), int)
         ):
             raise TypeError("a task has the type 'chief' or 'worker' and a whole number as its index")
+        if config and not 0 <= config["task"]["index"] < len(
+            config["cluster"].get(config["task"]["type"], ())
+        ):
+            raise TypeError("the task's index is none of the cluster's")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"The environment variable TF_CONFIG is not as TensorFlow wants it ({error!r}): {text!r}. It "
@@ -164,7 +169,8 @@ def _multi_worker(timeout):
         )
     count = sum(len(config["cluster"].get(job, ())) for job in ("chief", "worker"))
     tf.get_logger().setLevel("WARNING")  # else a line for every reduction that it traces
-    waiting = f"Waiting at most {timeout} seconds for the {count} processes of TF_CONFIG."
+    waiting = f"Waiting at most {timeout} seconds for the {count} processes of TF_CONFIG. "
+    waiting += "If one does not come, this one ends, with a list of its threads."
     print(waiting, file=sys.stderr, flush=True)
     # TensorFlow waits for ever and lets no Python run meanwhile, neither threads nor signal handlers.
     faulthandler.dump_traceback_later(timeout, exit=True)
