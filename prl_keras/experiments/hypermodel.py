@@ -70,9 +70,6 @@ class RobustHyperModel(keras_tuner.HyperModel):
         if ramp_epochs != 0 and train_size is None:
             raise ValueError("ramp_epochs needs train_size, the number of examples that are trained on.")
 
-    def declare_hyperparameters(self, hp):
-        self.values(hp)
-
     def values(self, hp):
         """The five hyperparameters as a dict; epsilon and ramp_epochs are 0 for methods that do not drop."""
         chosen = {"method": _ask(hp, "method", self.space["method"])}

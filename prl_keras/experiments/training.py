@@ -14,6 +14,7 @@ from prl_keras.experiments.batches import batches, shuffled_batches
 from prl_keras.experiments.networks import make_network
 
 CHECKPOINTS = "checkpoints"  # the folder of a run in which `Training.fit` keeps them
+METRICS = {"classification": "accuracy", "regression": "r2_score"}  # of a task, as Keras names them
 LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
 _PROBE_SIZE = 1000  # examples on which the cleanness of the kept set is measured
 _TEST_BATCH = 1024
@@ -103,7 +104,7 @@ class Training:
 
 def summarize(table, task):
     """The summary of a run from its history, as `run.run` returns it."""
-    metric = "accuracy" if task == "classification" else "r2_score"
+    metric = METRICS[task]
     last = table.tail(LAST_EPOCHS)
     test = last[f"test_{metric}"]
     selection = {
@@ -134,6 +135,13 @@ def corrupt(config, dataset):
         features=dataset.train_x,
         num_classes=num_classes,
     )
+
+
+def task_loss(task):
+    """The `keras.losses.Loss` of a task, "classification" (from logits) or "regression"."""
+    if task == "classification":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return keras.losses.MeanSquaredError()
 
 
 def trace_key(config):
@@ -170,11 +178,8 @@ def _build(config, dataset):
     network, norm = config.network_and_norm(input_shape)
     seeds = itertools.count(2 * config.seed)  # a pair takes two
 
-    if dataset.task == "classification":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    else:
-        loss, metric = keras.losses.MeanSquaredError(), keras.metrics.R2Score()
+    is_classification = dataset.task == "classification"
+    metric = keras.metrics.SparseCategoricalAccuracy if is_classification else keras.metrics.R2Score
     steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
     on_one_device = not tf.distribute.has_strategy()
     return prl.build(
@@ -182,9 +187,9 @@ def _build(config, dataset):
         lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
         epsilon=config.told_epsilon,
         ramp_steps=config.ramp_epochs * steps_per_epoch,
-        loss=loss,
+        loss=task_loss(dataset.task),
         optimizer=keras.optimizers.Adam(config.learning_rate),
-        metrics=[metric],
+        metrics=[metric(name=METRICS[dataset.task])],
         steps_per_execution=steps_per_epoch if steps_per_epoch <= _STEPS_IN_ONE_CALL and on_one_device else 1,
         # On a CPU, XLA is no faster here and takes twice the time to compile; among replicas Keras has none.
         jit_compile=bool(tf.config.list_physical_devices("GPU")) and on_one_device,

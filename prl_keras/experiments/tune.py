@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import shlex
 
-import keras
 import numpy as np
 
 from prl_keras import METHODS
@@ -12,7 +11,7 @@ from prl_keras.experiments import datasets, files, tuning_report
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.hypermodel import RobustHyperModel
 from prl_keras.experiments.networks import make_network
-from prl_keras.experiments.training import corrupt
+from prl_keras.experiments.training import METRICS, corrupt, task_loss
 from prl_keras.experiments.tuning import make_tuner
 from prl_keras.experiments.tuning_oracles import is_worker
 
@@ -120,10 +119,6 @@ def _values(name, text, kind):
 
 
 def _hypermodel(config, dataset, space, validation_split):
-    if dataset.task == "classification":
-        loss, metrics = keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
-    else:
-        loss, metrics = keras.losses.MeanSquaredError(), ["r2_score"]
     return RobustHyperModel(
         # The seed is that of the execution, through NumPy's global one.
         lambda: make_network(
@@ -133,8 +128,8 @@ def _hypermodel(config, dataset, space, validation_split):
             config.norm,
             seed=np.random.randint(2**31),
         ),
-        loss=loss,
-        metrics=metrics,
+        loss=task_loss(dataset.task),
+        metrics=[METRICS[dataset.task]],
         train_size=round((1 - validation_split) * len(dataset.train_x)),
         **space,
     )
