@@ -25,9 +25,8 @@ def start(model, network, x, y, sample_weight):
 
     Returns:
         A pass with `y_pred`, `scores` (float32 `[batch]`, or None if `model.score` is None),
-        `loss_all` (of all the examples alike; ask before `backward`, see `train_step`) and
-        `backward(weights) -> (loss, gradients)`, where the weights `[batch]` are the rule's; the user's
-        `sample_weight` multiplies them.
+        `loss_with(weights)` (ask before `backward`, see `train_step`) and `backward(weights) -> (loss,
+        gradients)`, where the weights `[batch]` are the rule's; the user's `sample_weight` multiplies them.
     """
     batch = (model, network, x, y, sample_weight)
     norms = None
@@ -46,6 +45,12 @@ def start(model, network, x, y, sample_weight):
     started = (RecomputePass if model.recompute else TapePass)(*batch)
     started.scores = _score(model, y, started.y_pred) if norms is None else norms
     return started
+
+
+def are_finite(model, y, network_passes):
+    """bool `[batch]`: whether an example's loss is finite, in all the passes."""
+    losses = [scores.per_example_loss(y, network_pass.y_pred, model.loss) for network_pass in network_passes]
+    return tf.reduce_all(tf.math.is_finite(losses), axis=0)
 
 
 class Glance(typing.NamedTuple):
@@ -73,10 +78,6 @@ class _Pass:
         self.model, self.network, self.x, self.y = model, network, x, y
         self.sample_weight = sample_weight
         self.loss = keras.losses.get(model.loss)
-
-    @property
-    def loss_all(self):
-        return self.loss_with(None)
 
     def loss_with(self, weights):
         """The Keras loss with the rule's weights `[batch]`, or None, times the user's."""

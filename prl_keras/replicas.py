@@ -70,3 +70,11 @@ def is_mean(loss):
             "replica's own share. With several replicas write reduction='sum_over_batch_size'."
         )
     return reduction in _MEANS
+
+
+def everywhere(flag):
+    """Whether it holds on all the replicas; bool scalar."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return flag
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(flag, tf.float32)) == 0

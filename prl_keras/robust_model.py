@@ -32,9 +32,14 @@ class RobustModel(WeightedModel):
     | batch normalization with `score="gradient"` | `BatchMixingError` |
     | `evaluate`, validation | never trimmed |
     | `recompute` | the same step to rounding, unless the table below tells them apart |
+    | NaN or infinity in inputs, targets or the loss of an example | ranked worst, weight 0, no trace |
+    | of nothing else in a batch, or in the gradient | the step is skipped: nothing moves |
 
     `fit` logs the trimmed `loss`, and `loss_all` (over all the examples), `kept_fraction` and
-    `score_threshold` (the highest score that still counted), each a mean over the batches.
+    `score_threshold` (the highest score that still counted), each a mean over the batches, and `nonfinite`,
+    the number of examples of the epoch that were not finite, or whose step was skipped for its gradient.
+    The metrics of `compile` see a good example of the batch in the place of one that is not finite. A
+    `LossScaleOptimizer` looks for gradients that are not finite itself.
 
     A dropped example is *masked*: it goes the whole way and its loss is multiplied by 0. With
     `recompute=True` all `n` examples go forward to be scored, and the `(1 - epsilon) n` that are kept go
@@ -50,7 +55,7 @@ class RobustModel(WeightedModel):
     | dropout: seeds move on | once a step | once a step |
     | dropout: masks of score and gradient | the same ones | each its own |
     | losses that layers add (`add_loss`) | over the whole batch | over the kept; `loss_all`: whole batch |
-    | NaN or infinity in a dropped example | is in the gradient: 0 * NaN = NaN | leaves no trace |
+    | a dropped example that makes the gradient NaN | the step is skipped | leaves no trace |
     | XLA | as compiled | `jit_compile=True` is refused, "auto" is off |
 
     A batch (on several replicas: the share of one) of which nothing is kept goes whole, with weight 0.

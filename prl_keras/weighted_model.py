@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, passes, replicas, scores
+from prl_keras import checks, nonfinite, passes, replicas, scores
 from prl_keras.distributed_fit import (
     DistributedFit,
     gradients_for_optimizer,
@@ -35,6 +35,7 @@ class WeightedModel(DistributedFit, keras.Model):
         self.supports_jit = not recompute  # XLA needs to know beforehand how many examples are kept
         names = ["loss_all", "kept_fraction"] + ([] if score is None else ["score_threshold"])
         self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
+        self.selection_metrics.append(keras.metrics.Sum(name="nonfinite"))
         self.built = all(network.built for network in networks)
 
     @property
@@ -90,13 +91,24 @@ class WeightedModel(DistributedFit, keras.Model):
         checks.check_targets_given(y)
         self._build_for(x)
         checks.check_trainable(self)
+        is_bad = nonfinite.find((x, y, sample_weight))
+        x, y = nonfinite.replace((x, y), is_bad)
+        sample_weight = nonfinite.finite_weights(sample_weight)
+        statistics = [v for network in self.networks for v in passes.statistics(network)]
+        statistics = [(variable, tf.identity(variable.value)) for variable in statistics]
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
-        # First of all: a second pass replaces the losses that layers added in the first.
-        losses_all = [network_pass.loss_all for network_pass in started]
-        weights, share = self._select(started, sample_weight)
-        # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
+        is_bad = tf.logical_or(is_bad, ~passes.are_finite(self, y, started))
+        for network_pass in started:
+            network_pass.y = y = nonfinite.replace(y, is_bad)  # the loss of some targets is not finite
         is_mean = replicas.is_mean(self.loss)
-        self._log("loss_all", losses_all, tf.shape(keras.tree.flatten(x)[0])[0] if is_mean else share)
+        good = (
+            nonfinite.without(tf.ones(tf.shape(is_bad)), is_bad) if is_mean else tf.cast(~is_bad, "float32")
+        )
+        # First of all: a second pass replaces the losses that layers added in the first.
+        losses_all = [network_pass.loss_with(good) for network_pass in started]
+        weights, share, is_any_good = self._select(started, sample_weight, is_bad)
+        # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
+        self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
         losses, gradients, trained = [], [], []
         for network_pass, weight in zip(started, weights):
             loss, gradient = network_pass.backward(weight)
@@ -104,7 +116,17 @@ class WeightedModel(DistributedFit, keras.Model):
             gradients.extend(gradient)
             trained.extend(network_pass.network.trainable_weights)
         self._log("loss", losses, share)
-        self.optimizer.apply_gradients(zip(gradients_for_optimizer(gradients, self.optimizer), trained))
+        is_finite = tf.constant(True)  # loss scaling looks for itself, and learns from it
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            is_finite = replicas.everywhere(nonfinite.are_finite(gradients))
+        is_lost = tf.logical_or(is_bad, tf.logical_not(is_finite))
+        self._metric("nonfinite").update_state(tf.logical_and(is_lost, _is_ranked(is_lost, sample_weight)))
+        gradients = gradients_for_optimizer(gradients, self.optimizer)
+        is_usable = tf.logical_and(is_finite, is_any_good)
+        nonfinite.apply_if(is_usable, self.optimizer, gradients, trained)
+        is_usable = tf.logical_and(is_usable, tf.logical_not(tf.reduce_all(is_bad)))
+        for variable, before in statistics:
+            variable.assign(tf.where(is_usable, variable.value, before))
         for network_pass in started:
             logs = self.compute_metrics(x, y, network_pass.y_pred, sample_weight=sample_weight)
         return logs_for_fit(logs)
@@ -144,9 +166,11 @@ class WeightedModel(DistributedFit, keras.Model):
     def example_weights(self, x, y, sample_weight=None):
         """What the rule would make of this batch now, in inference mode: `[batch]` per network."""
         glances = [passes.glance(self, network, x, y) for network in self.networks]
-        return self._weigh(
+        is_bad = tf.logical_or(nonfinite.find((x, y, sample_weight)), ~passes.are_finite(self, y, glances))
+        return self._weigh_good(
             self._columns(glances),
             _is_ranked(glances[0].y_pred, sample_weight),
+            is_bad,
             self.optimizer.iterations,
         )
 
@@ -199,17 +223,23 @@ class WeightedModel(DistributedFit, keras.Model):
             checks.check_rule_gave_one_weight_each(self.rule, weight)
         return weights
 
-    def _select(self, network_passes, sample_weight):
+    def _weigh_good(self, columns, is_ranked, is_bad, step):
+        """As `_weigh`; the bad examples have the worst of scores, and weight 0."""
+        columns = [tf.where(is_bad, np.nan, column) for column in columns]
+        return [nonfinite.without(weights, is_bad) for weights in self._weigh(columns, is_ranked, step)]
+
+    def _select(self, network_passes, sample_weight, is_bad):
         """Logs what was kept of the global batch.
 
         Returns:
-            This replica's weights for each network, and by how many examples its weighted losses count: as
-            the weights bring all the replicas to the same number, that is the batch shared out evenly.
+            This replica's weights for each network, by how many examples its weighted losses count (as the
+            weights bring all the replicas to the same number, that is the batch shared out evenly), and
+            whether an example counts at all, or could have.
         """
         step = self.optimizer.iterations
         weights, all_weights, columns, is_ranked = replicas.weigh_global_batch(
-            lambda columns, is_ranked: self._weigh(columns, is_ranked, step),
-            self._columns(network_passes),
+            lambda columns, is_ranked: self._weigh_good(columns[:-1], is_ranked, columns[-1] > 0, step),
+            [*self._columns(network_passes), tf.cast(is_bad, tf.float32)],
             _is_ranked(network_passes[0].y_pred, sample_weight),
             lambda: [p.counted_losses if replicas.is_mean(self.loss) else None for p in network_passes],
         )
@@ -224,7 +254,8 @@ class WeightedModel(DistributedFit, keras.Model):
                 threshold = tf.where(tf.reduce_any(is_kept), highest, 0.0)
                 self._metric("score_threshold").update_state(threshold, sample_weight=count)
         share = tf.size(is_ranked) / tf.distribute.get_strategy().num_replicas_in_sync
-        return [tf.stop_gradient(weight) for weight in weights], share
+        is_any_good = tf.logical_or(tf.reduce_any(tf.stack(all_weights) > 0), tf.reduce_all(columns[-1] == 0))
+        return [tf.stop_gradient(weight) for weight in weights], share, is_any_good
 
     def _scorer_of(self, i):
         """Which network's scores stand behind the weights of network `i`."""

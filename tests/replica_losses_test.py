@@ -28,7 +28,7 @@ for method in sys.argv[2:]:
             several, logs = train(build, mirrored)
             for a, b in zip(one, several, strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=f"{reduction} {recompute}")
-            names = ["loss", "loss_all", "kept_fraction", "score_threshold"]
+            names = ["loss", "loss_all", "kept_fraction", "score_threshold", "nonfinite"]
             for name in set(names if reduction else names[2:]) & set(logs_one):
                 what = f"{method} {reduction} {recompute} {name}"
                 np.testing.assert_allclose(logs_one[name], logs[name], rtol=1e-4, err_msg=what)

@@ -86,6 +86,25 @@ weights, logs = train(alone, mirrored, y=halves)
 assert all(np.isfinite(w).all() for w in weights) and np.isfinite(logs["val_loss"]).all()
 print("equal")
 """
+# Of the second batch the first replica's share holds nothing else, of the third all do.
+NOT_FINITE = """
+x[[2, *range(7, 11), *range(15, 20)], 1] = np.nan
+
+def make_with(method):
+    seeds = iter(range(2))
+    return prl.build(method, lambda: network(next(seeds), keras.layers.BatchNormalization()), epsilon=0.4,
+                     loss=cross_entropy, optimizer=optimizer())
+
+for method in ["prl_l", "decouple"]:
+    weights, logs = train(lambda: make_with(method), mirrored)
+    assert all(np.isfinite(w).all() for w in weights) and logs["nonfinite"] == [10, 10], logs
+    def make():
+        seeds = iter(range(2))
+        return prl.build(method, lambda: network(next(seeds)), epsilon=0.4, loss=cross_entropy,
+                         optimizer=optimizer())
+    assert_equal(make, method)
+print("equal")
+"""
 
 
 def run(program, *arguments):
@@ -108,3 +127,8 @@ def test_replicas_learn_what_one_device_learns(replicas, mode, methods):
 @pytest.mark.parametrize("replicas", ["2", "3"])
 def test_a_replica_of_which_nothing_is_kept_adds_nothing(replicas):
     run(SETUP + NOTHING_KEPT, replicas)
+
+
+@pytest.mark.parametrize("replicas", ["2", "3"])
+def test_examples_that_are_not_finite(replicas):
+    run(SETUP + NOT_FINITE, replicas)
