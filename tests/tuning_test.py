@@ -177,6 +177,16 @@ class TestSearch:
         assert best.trial_id == table["trial"][0]
         assert best.score == pytest.approx(table["val_trimmed_loss"][0])
 
+    def test_what_other_objectives_would_have_chosen(self, searched):
+        tuner, directory = searched
+        table = tuning_report.trials(tuning_report.executions(directory), tuner.oracle.objective)
+        chosen = tuning_report.choices(table).set_index("objective")
+        assert chosen.loc["val_trimmed_loss", "epsilon"] == table["epsilon"][0]
+        best = table.loc[table["test_accuracy"].idxmax()]
+        assert chosen.loc["test_accuracy"].tolist() == [best["epsilon"], best["test_accuracy"]]
+        assert {"val_accuracy", "val_loss", "test_loss"} <= set(chosen.index)
+        assert not {"val_loss_all", "val_kept_fraction"} & set(chosen.index)
+
     def test_the_best_model_is_that_of_the_best_execution(self, searched, data):
         tuner, directory = searched
         table = tuning_report.executions(directory)
