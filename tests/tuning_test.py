@@ -10,7 +10,7 @@ import prl_keras as prl
 from prl_keras.experiments import files, tuning_report
 from prl_keras.experiments.hypermodel import RobustHyperModel
 from prl_keras.experiments.tuning import make_tuner
-from prl_keras.experiments.tuning_objectives import class_labels, trimmed_loss
+from prl_keras.experiments.tuning_objectives import class_labels, trimmed_loss, validation_metrics
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -124,6 +124,29 @@ class TestObjectives:
         assert trimmed_loss([3.0], [1]) == 3.0
         assert np.isnan(trimmed_loss([np.nan, np.nan, 1.0, np.nan]))
 
+    def test_of_classes_the_loss_is_the_probability_that_the_label_does_not_get(self):
+        x, y = np.random.default_rng(0).normal(size=(40, 4)).astype("float32"), np.arange(40) % 3
+        head, cross_entropy = keras.layers.Dense, keras.losses.SparseCategoricalCrossentropy()
+        networks = [keras.Sequential([keras.Input((4,)), head(3, "softmax")]) for _ in range(2)]
+        pair = iter(networks)
+        model = prl.build("co_prl_l", lambda: next(pair), epsilon=0.3, loss=cross_entropy, optimizer="sgd")
+        found = validation_metrics(model, cross_entropy, x, y)
+
+        missing = 1 - np.mean(
+            [network.predict(x, verbose=0)[np.arange(40), y] for network in networks], axis=0
+        )
+        lowest = [
+            value for label in range(3) for value in sorted(missing[y == label])[: sum(y == label) // 2]
+        ]
+        assert found["val_trimmed_loss"] == pytest.approx(np.mean(lowest), rel=1e-5)
+
+    def test_of_targets_it_is_the_loss(self):
+        x, y = np.ones((6, 4), "float32"), np.array([[3.0], [1.0], [7.0], [2.0], [9.0], [8.0]], "float32")
+        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+        network.compile(loss="mse")
+        found = validation_metrics(network, keras.losses.get("mse"), x, y)
+        assert found["val_trimmed_loss"] == pytest.approx((1 + 4 + 9) / 3)
+
     def test_labels_are_integers_or_one_hot(self):
         assert class_labels(np.array([[2], [0]])).tolist() == [2, 0]
         assert class_labels(np.eye(3)[[2, 0]]).tolist() == [2, 0]
@@ -153,6 +176,16 @@ class TestSearch:
         best = tuner.oracle.get_best_trials()[0]
         assert best.trial_id == table["trial"][0]
         assert best.score == pytest.approx(table["val_trimmed_loss"][0])
+
+    def test_what_other_objectives_would_have_chosen(self, searched):
+        tuner, directory = searched
+        table = tuning_report.trials(tuning_report.executions(directory), tuner.oracle.objective)
+        chosen = tuning_report.choices(table).set_index("objective")
+        assert chosen.loc["val_trimmed_loss", "epsilon"] == table["epsilon"][0]
+        best = table.loc[table["test_accuracy"].idxmax()]
+        assert chosen.loc["test_accuracy"].tolist() == [best["epsilon"], best["test_accuracy"]]
+        assert {"val_accuracy", "val_loss", "test_loss"} <= set(chosen.index)
+        assert not {"val_loss_all", "val_kept_fraction"} & set(chosen.index)
 
     def test_the_best_model_is_that_of_the_best_execution(self, searched, data):
         tuner, directory = searched

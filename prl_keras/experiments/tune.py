@@ -140,7 +140,7 @@ def _report(output_dir, objective, config):
     table = tuning_report.trials(executions, objective)
     with files.replacing(output_dir / "trials.csv") as temporary:
         table.to_csv(temporary, index=False)
-    text = tuning_report.in_markdown(table)
+    text = f"{tuning_report.in_markdown(table)}\n\n{tuning_report.in_markdown(tuning_report.choices(table))}"
     (output_dir / "trials.md").write_text(text + "\n")
     print(f"\n{text}\n")
     if objective.name not in table or table[objective.name].isna().all():

@@ -17,13 +17,18 @@ def resolve_objective(objective):
             f"objective={objective!r} must be val_trimmed_loss, val_loss, val_accuracy, val_r2_score, or a "
             "keras_tuner.Objective of a validation metric."
         )
-    if objective.endswith("loss"):
-        return keras_tuner.Objective(objective, "min")
-    if objective.endswith(("accuracy", "r2_score")):
-        return keras_tuner.Objective(objective, "max")
+    return keras_tuner.Objective(objective, direction_of(objective))
+
+
+def direction_of(metric):
+    """Which is better of a metric of a known name, "min" or "max"."""
+    if metric.endswith("loss"):
+        return "min"
+    if metric.endswith(("accuracy", "r2_score")):
+        return "max"
     raise ValueError(
-        f"objective={objective!r} is none of val_trimmed_loss, val_loss, val_accuracy, val_r2_score. If it "
-        f"is a metric of yours, say whether higher is better: keras_tuner.Objective({objective!r}, 'max')."
+        f"objective={metric!r} is none of val_trimmed_loss, val_loss, val_accuracy, val_r2_score. If it "
+        f"is a metric of yours, say whether higher is better: keras_tuner.Objective({metric!r}, 'max')."
     )
 
 

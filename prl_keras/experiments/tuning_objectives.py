@@ -12,6 +12,12 @@ With half, what remains is the objective of least trimmed squares, whose breakdo
 "Least median of squares regression", JASA 1984): as long as fewer than half of the examples are wrong, those
 that remain can all be right. Of each given class, since a network that has given up a class would otherwise
 have all of it among the dropped.
+
+With classes the loss l is first made `1 - exp(-l)`, in `[0, 1]`: for cross-entropy the probability that the
+given label does not get. In a small validation part some class has more than half of its labels wrong by
+chance; a cross-entropy of 7 for one of them outweighs all others, and rewards networks that are less sure.
+The probability is the mean absolute error, up to a factor, which is tolerant of label noise (Ghosh, Kumar and
+Sastry, "Robust loss functions under label noise for deep neural networks", AAAI 2017).
 """
 
 import numpy as np
@@ -54,11 +60,14 @@ def validation_metrics(model, loss, x, y, batch_size=1024):
     logs = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
     networks = getattr(model, "networks", [model])
     predictions = [network.predict(x, batch_size=batch_size, verbose=0) for network in networks]
-    losses = np.mean([scores.per_example_loss(y, predicted, loss) for predicted in predictions], axis=0)
+    losses = np.stack([scores.per_example_loss(y, predicted, loss) for predicted in predictions])
+    labels, bounded = None, losses
+    if not checks.is_regression(loss):
+        labels, bounded = class_labels(y), -np.expm1(-losses)
     return {
         **{f"val_{name}": float(value) for name, value in logs.items()},
         "val_loss": float(np.mean(losses)),
-        TRIMMED_LOSS: trimmed_loss(losses, None if checks.is_regression(loss) else class_labels(y)),
+        TRIMMED_LOSS: trimmed_loss(np.mean(bounded, axis=0), labels),
     }
 
 

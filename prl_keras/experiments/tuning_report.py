@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from prl_keras.experiments import files
+from prl_keras.experiments import files, tuning_checks
 
 SEARCHED = ("method", "epsilon", "ramp_epochs", "learning_rate", "batch_size", "epochs")
 
@@ -62,6 +62,30 @@ def trials(table, objective):
         if name in grouped
     ]
     return grouped[order].reset_index()
+
+
+def choices(table):
+    """What each objective would have chosen from the same trials, and, to compare, the clean test data.
+
+    Args:
+        table: From `trials`.
+
+    Returns:
+        A DataFrame with a row per metric of which it is known whether higher is better: objective,
+        epsilon of the trial with its best value, and that trial's test metrics.
+    """
+    shown = [name for name in table if name.startswith("test_") and not name.endswith("loss")]
+    rows = []
+    for name in table:
+        if not name.startswith(("val_", "test_")) or "_all" in name or table[name].isna().all():
+            continue
+        try:
+            direction = tuning_checks.direction_of(name)
+        except ValueError:
+            continue
+        chosen = table.loc[table[name].idxmin() if direction == "min" else table[name].idxmax()]
+        rows.append({"objective": name, **chosen[["epsilon", *shown]]})
+    return pd.DataFrame(rows)
 
 
 def plot_epsilon(table, objective, path, true_epsilon=None):
