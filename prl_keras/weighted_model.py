@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, passes, replicas, scores
+from prl_keras import batch_checks, checks, passes, replicas, scores
 from prl_keras.distributed_fit import (
     DistributedFit,
     gradients_for_optimizer,
@@ -16,6 +16,7 @@ from prl_keras.distributed_fit import (
     share_statistics,
 )
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
+from prl_keras.xla_fallback import without_xla_if_it_cannot
 
 _RULES = (Trim, KeepLowest, ClipNorm)
 
@@ -69,20 +70,48 @@ class WeightedModel(DistributedFit, keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.fit`, after a check of the data as far as they can be seen beforehand.
 
+        Labels and weights in a `tf.data.Dataset`, a `PyDataset` or a generator are checked batch by batch: an
+        error comes before the step that would take the bad batch, but after those before it. An operation
+        that XLA lacks is warned of, and `jit_compile` is off from then on.
+
         Raises:
-            ValueError: for an empty data set, missing targets, or class labels that are not integers
-                in `[0, classes)`; before any weight has changed.
+            ValueError: for an empty data set, missing targets, class labels that are not integers in
+                `[0, classes)`, or negative weights; of arrays before any weight has changed.
         """
         checks.check_compiled(self)
+        checks.check_scope(self)
         checks.check_data(self, x, y)
-        history = super().fit(x, y, *args, **kwargs)
+        batch_checks.check_weights(kwargs.get("sample_weight"))
+        is_sparse = checks.is_sparse(keras.losses.get(self.loss))
+
+        def fit():
+            data = batch_checks.checked(x, *checks.labels_of(self), is_sparse)
+            with batch_checks.as_value_errors():
+                return super(WeightedModel, self).fit(data, y, *args, **kwargs)
+
+        history = without_xla_if_it_cannot(self, fit)
+        if history.epoch and "loss" not in history.history:
+            raise ValueError("The data set is empty: it gave no batch, and nothing was trained.")
         self._share_statistics()
         return history
+
+    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
+        """`keras.Model.train_on_batch`, after the checks of `fit`."""
+        checks.check_compiled(self)
+        checks.check_scope(self)
+        checks.check_data(self, x, y)
+        batch_checks.check_weights(sample_weight)
+        train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
+        return without_xla_if_it_cannot(self, train)
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate`, of the moving statistics that `save` writes: the mean over the replicas."""
         self._share_statistics()
-        return super().evaluate(*args, **kwargs)
+        return without_xla_if_it_cannot(self, functools.partial(super().evaluate, *args, **kwargs))
+
+    def predict(self, *args, **kwargs):
+        """`keras.Model.predict`; without XLA where it cannot."""
+        return without_xla_if_it_cannot(self, functools.partial(super().predict, *args, **kwargs))
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -90,6 +119,8 @@ class WeightedModel(DistributedFit, keras.Model):
         checks.check_targets_given(y)
         self._build_for(x)
         checks.check_trainable(self)
+        if self.score == "gradient":
+            checks.check_dense(x)
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
         # First of all: a second pass replaces the losses that layers added in the first.
         losses_all = [network_pass.loss_all for network_pass in started]
@@ -111,6 +142,7 @@ class WeightedModel(DistributedFit, keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        checks.check_targets_given(y)
         self._build_for(x)
         predictions = [passes.forward(network, x, training=False) for network in self.networks]
         losses = [
