@@ -18,11 +18,13 @@ def without_xla_if_it_cannot(model, call):
         model: A compiled Keras model, whose functions `call` uses.
         call: Function without arguments.
     """
+    if not model.jit_compile:  # nor has any strategy of several replicas
+        return call()
     updates = _updates(model)
     try:
         return call()
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-        cannot = model.jit_compile and any(words in error.message for words in _XLA_CANNOT)
+        cannot = any(words in error.message for words in _XLA_CANNOT)
         if not cannot or _updates(model) != updates:
             raise
         operation = re.search(r"\((No registered '\w+'|[^()]*) OpKernel", error.message)
