@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import batch_checks, checks, passes, replicas, scores
+from prl_keras import backups, batch_checks, checks, passes, replicas, scores
 from prl_keras.distributed_fit import (
     DistributedFit,
     gradients_for_optimizer,
@@ -18,6 +18,7 @@ from prl_keras.distributed_fit import (
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
 from prl_keras.xla_fallback import without_xla_if_it_cannot
 
+_SEED_STATE = "seed_state_"  # in a file of weights
 _RULES = (Trim, KeepLowest, ClipNorm)
 
 
@@ -76,12 +77,14 @@ class WeightedModel(DistributedFit, keras.Model):
 
         Raises:
             ValueError: for an empty data set, missing targets, class labels that are not integers in
-                `[0, classes)`, or negative weights; of arrays before any weight has changed.
+                `[0, classes)`, or negative weights; of arrays before any weight has changed. For a
+                `BackupAndRestore` whose folder holds the backup of another score, rule or shape.
         """
         checks.check_compiled(self)
         checks.check_scope(self)
         checks.check_data(self, x, y)
         batch_checks.check_weights(kwargs.get("sample_weight"))
+        backups.check_backups(self, kwargs.get("callbacks"))
         is_sparse = checks.is_sparse(keras.losses.get(self.loss))
 
         def fit():
@@ -208,6 +211,23 @@ class WeightedModel(DistributedFit, keras.Model):
             for key, value in config.items()
         }
         return cls(**config)
+
+    def save_own_variables(self, store):
+        """Keras saves no seed states: without them dropout would start over after a resume."""
+        super().save_own_variables(store)
+        for i, state in enumerate(self._seed_states()):
+            store[f"{_SEED_STATE}{i}"] = state
+
+    def load_own_variables(self, store):
+        names = list(store.keys())
+        super().load_own_variables({name: store[name] for name in names if not name.startswith(_SEED_STATE)})
+        for i, state in enumerate(self._seed_states()):
+            if f"{_SEED_STATE}{i}" in names:
+                state.assign(store[f"{_SEED_STATE}{i}"])
+
+    def _seed_states(self):
+        all_layers = [layer for network in self.networks for layer in network._flatten_layers()]
+        return [generator.state for layer in all_layers for generator in layer._seed_generators]
 
     def _build_for(self, x):
         """Keras would do it, were this model called rather than its networks."""

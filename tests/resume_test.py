@@ -121,7 +121,7 @@ def test_a_backup_of_another_epsilon_method_or_network_is_refused(tmp_path):
     wider = keras.Sequential([keras.Input((4,)), keras.layers.Dense(9), keras.layers.Dense(2)])
     model = prl.RobustModel(wider)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="another training: .*weights were"):
+    with pytest.raises(ValueError, match=r"another training: .*weights was"):
         fit(model, "prl_l", backup(tmp_path))
     assert_equal(fit(make("prl_l"), "prl_l", backup(tmp_path)), fit(make("prl_l"), "prl_l"))
 
