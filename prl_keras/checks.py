@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+_DATA = "Give (x, y) as arrays, or a tf.data.Dataset, a keras.utils.PyDataset or a generator of batches."
 _SPARSE_LOSSES = (
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.CategoricalGeneralizedCrossEntropy,
@@ -142,25 +143,37 @@ def check_labels(y, classes, ignored=None):
         ValueError: with the first bad index and value.
     """
     y = np.asarray(y)
-    if y.dtype.kind not in "iu":
-        if y.dtype.kind in "USO":
-            way = "Write np.unique(y, return_inverse=True)[1] to number the names."
-        elif y.ndim > 1 and y.shape[-1] > 1:
-            way = "One-hot labels go with CategoricalCrossentropy, or write np.argmax(y, axis=-1)."
-        else:
-            way = "Write y.astype('int64') if its values are class numbers."
-        raise ValueError(f"Class labels must be integers; y has dtype {y.dtype}. {way}")
+    check_label_dtype(y.dtype, y.shape)
     bad = y < 0 if classes is None else (y < 0) | (y >= classes)
     if ignored is not None:
         bad &= y != ignored
     if bad.any():
         index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
         value = y.reshape(len(y), -1)[index].tolist()
-        top = "" if classes is None else f", and at most {classes - 1} for {classes} outputs"
         raise ValueError(
-            f"Class labels must be at least 0{top}; y[{index}] is {value[0] if len(value) == 1 else value}."
+            f"Class labels must be at least 0{largest_label(classes)}; y[{index}] is "
+            f"{value[0] if len(value) == 1 else value}."
             " Renumber the labels from 0, or give the network more outputs."
         )
+
+
+def check_label_dtype(dtype, shape):
+    """Refuses labels `[n, ...]` that are not integers."""
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        return
+    if dtype.kind in "USO":
+        way = "Write np.unique(y, return_inverse=True)[1] to number the names."
+    elif len(shape) > 1 and shape[-1] != 1:
+        way = "One-hot labels go with CategoricalCrossentropy, or write np.argmax(y, axis=-1)."
+    else:
+        way = "Write y.astype('int64') if its values are class numbers."
+    raise ValueError(f"Class labels must be integers; y has dtype {dtype}. {way}")
+
+
+def largest_label(classes):
+    """What an error message says of the largest label that `classes` outputs (or None) allow."""
+    return "" if classes is None else f", and at most {classes - 1} for {classes} outputs"
 
 
 def check_compiled(model):
@@ -191,19 +204,47 @@ def check_data(model, x, y):
         if x.cardinality() == 0:
             raise ValueError("The data set is empty (cardinality 0); there is nothing to train on.")
         return
+    if x is None or isinstance(x, list):
+        raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
     arrays = keras.tree.flatten(x)
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return  # a generator or a PyDataset: seen batch by batch
     check_targets_given(y)
     if not all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)):
         raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
-    if 0 in (len(arrays[0]), len(keras.tree.flatten(y)[0])):
+    if 0 in (arrays[0].shape[0], keras.tree.flatten(y)[0].shape[0]):
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
-    loss = keras.losses.get(model.loss)
-    if is_sparse(loss):
-        shape = getattr(model.networks[0], "output_shape", None) if model.built else None
-        classes = shape[-1] if shape and isinstance(shape, tuple) else None
-        check_labels(y, classes, getattr(loss, "ignore_class", None))
+    if is_sparse(keras.losses.get(model.loss)):
+        check_labels(y, *labels_of(model))
+
+
+def labels_of(model):
+    """-> (number of classes, label that the loss passes over); None where not known or none."""
+    shape = getattr(model.networks[0], "output_shape", None) if model.built else None
+    classes = shape[-1] if shape and isinstance(shape, tuple) else None
+    return classes, getattr(keras.losses.get(model.loss), "ignore_class", None)
+
+
+def check_weight_shape(weight_shape, loss_shape):
+    """Refuses a user's weights that Keras would broadcast against the losses `[batch, ...]`."""
+    padded = (*loss_shape, *[1] * (len(weight_shape) - len(loss_shape)))
+    if not all(size in (None, 1, have) or have is None for size, have in zip(weight_shape, padded)):
+        raise ValueError(
+            f"sample_weight of shape {_show(weight_shape)} does not go with losses of shape "
+            f"{_show(loss_shape)}: give one weight for each example, or one for each of its losses."
+        )
+
+
+def check_dense(x):
+    """Refuses inputs of which no single example can be taken."""
+    for tensor in keras.tree.flatten(x):
+        if isinstance(tensor, (tf.SparseTensor, tf.RaggedTensor)):
+            name = type(tensor).__name__
+            to_dense = "tf.sparse.to_dense(x)" if name == "SparseTensor" else "x.to_tensor()"
+            raise ValueError(
+                f"score='gradient' takes each example by itself, which a {name} does not give. Make the "
+                f"batches dense, dataset.map(lambda x, y: ({to_dense}, y)), or take another score."
+            )
 
 
 def check_pair(network_a, network_b):
@@ -257,6 +298,24 @@ def check_classification(loss, what):
 
 def _name(loss):
     return getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+
+
+def check_scope(model):
+    """Refuses networks and optimizers of different `tf.distribute` strategies.
+
+    Raises:
+        ValueError: that says what to make where.
+    """
+    strategy = model.distribute_strategy
+    weights = [variable.value for network in model.networks for variable in network.variables]
+    are_ours = all(map(strategy.extended.variable_created_in_scope, weights))
+    of_optimizer = [variable.value for variable in model.optimizer.variables]
+    are_spread = any(isinstance(value, tf.distribute.DistributedValues) for value in of_optimizer)
+    if not are_ours or (are_spread and strategy.num_replicas_in_sync == 1):
+        raise ValueError(
+            "The networks, the model and its optimizer were not made in the scope of one tf.distribute "
+            "strategy. Make all of them, and compile, within `with strategy.scope():`."
+        )
 
 
 def _show(shape):

@@ -17,7 +17,7 @@ from prl_keras import checks
 from prl_keras.co_teaching import CoTeachingModel
 from prl_keras.losses import Bootstrap
 from prl_keras.robust_model import RobustModel
-from prl_keras.rules import ClipNorm, KeepLowest, Trim, linear_ramp
+from prl_keras.rules import ClipNorm, KeepLowest, Trim, check_epsilon, linear_ramp
 
 _BOTH = ("classification", "regression")
 _MODEL_OPTIONS = ("recompute", "microbatch_size")
@@ -194,7 +194,7 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
 
 
 def _schedule(epsilon, ramp_steps):
-    Trim(epsilon)  # the check of the range, for every method alike
+    check_epsilon(epsilon)  # for every method alike
     if not ramp_steps:
         return epsilon
     if not isinstance(epsilon, numbers.Real):

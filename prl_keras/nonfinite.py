@@ -47,14 +47,6 @@ def replace(data, is_bad):
     return keras.tree.map_structure(replaced, data)
 
 
-def finite_weights(sample_weight):
-    """The user's weights, None or `[batch, ...]`, with 1 in the place of those that are not finite.
-
-    A bad example's weight stays otherwise: if it is 0, the example is padding.
-    """
-    return keras.tree.map_structure(lambda w: None if w is None else _finite_or_one(w), sample_weight)
-
-
 def without(weights, is_bad):
     """Weights `[batch]` of which the bad examples have 0 and the others share what those had."""
     left = tf.where(is_bad, 0.0, weights)
@@ -96,12 +88,6 @@ def apply_if(is_usable, optimizer, gradients, weights):
         )
 
     context.merge_call(apply_on_all, args=(is_usable, *gradients))
-
-
-def _finite_or_one(weight):
-    return (
-        tf.where(tf.math.is_finite(weight), weight, tf.ones_like(weight)) if _is_checked(weight) else weight
-    )
 
 
 def _rows(tensor):

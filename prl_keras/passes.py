@@ -81,8 +81,10 @@ class _Pass:
 
     def loss_with(self, weights):
         """The Keras loss with the rule's weights `[batch]`, or None, times the user's."""
-        rank = len(scores.unreduced_loss(self.y, self.y_pred, self.loss).shape)
-        weights = _combine(weights, self.sample_weight, rank)
+        shape = scores.unreduced_loss(self.y, self.y_pred, self.loss).shape
+        if self.sample_weight is not None:
+            checks.check_weight_shape(tuple(self.sample_weight.shape), tuple(shape))
+        weights = _combine(weights, self.sample_weight, len(shape))
         return self.model.network_loss(self.network, self.x, self.y, self.y_pred, weights)
 
     @property

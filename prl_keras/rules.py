@@ -15,6 +15,7 @@ does not shrink as more is dropped. Shapes are static throughout, as XLA needs t
 import dataclasses
 import math
 import numbers
+import warnings
 
 import keras
 import numpy as np
@@ -35,6 +36,7 @@ def linear_ramp(epsilon, steps):
     """
     _check_fraction("epsilon", epsilon)
     _check_count("steps", steps)
+    _warn_of_half(epsilon, stacklevel=3)
     return keras.optimizers.schedules.PolynomialDecay(
         initial_learning_rate=0.0, decay_steps=steps, end_learning_rate=epsilon, power=1.0
     )
@@ -78,6 +80,7 @@ class Trim:
     | a score is NaN or infinite | dropped first |
     | one example | kept, weight 1 |
     | padding only, or an empty batch | all 0, or empty |
+    | `epsilon` a number of 0.5 or more | the same, after a warning: the paper's theory ends there |
 
     Args:
         epsilon: A number in `[0, 1)`, or a `keras.optimizers.schedules.LearningRateSchedule` of the
@@ -90,11 +93,12 @@ class Trim:
     epsilon: float | keras.optimizers.schedules.LearningRateSchedule
 
     def __post_init__(self):
+        check_epsilon(self.epsilon)
         if not isinstance(self.epsilon, keras.optimizers.schedules.LearningRateSchedule):
-            _check_fraction("epsilon", self.epsilon)
             # By its shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
             decimal = str(self.epsilon) if isinstance(self.epsilon, np.floating) else self.epsilon
             object.__setattr__(self, "epsilon", float(decimal))
+            _warn_of_half(self.epsilon, stacklevel=4)
 
     def __call__(self, scores, is_ranked=None, step=0):
         scores, is_ranked, count = _prepare(scores, is_ranked)
@@ -178,6 +182,12 @@ class ClipNorm:
         return cls(**config)
 
 
+def check_epsilon(epsilon):
+    """Refuses what is neither a fraction in `[0, 1)` nor a schedule."""
+    if not isinstance(epsilon, keras.optimizers.schedules.LearningRateSchedule):
+        _check_fraction("epsilon", epsilon)
+
+
 def _prepare(scores, is_ranked):
     """-> (float32 scores, not-a-number made the largest; bool is_ranked; int32 number of ranked)."""
     scores = ops.stop_gradient(ops.cast(scores, "float32"))
@@ -206,6 +216,16 @@ def _check_fraction(name, value):
             f"{name}={value!r} must be a number in [0, 1), the fraction of examples to drop; write "
             f"{name}=0.3 to drop 30 percent, 0 to drop none. A schedule of the step is a "
             "keras.optimizers.schedules.LearningRateSchedule, such as prl_keras.linear_ramp(0.3, 1000)."
+        )
+
+
+def _warn_of_half(epsilon, stacklevel):
+    if epsilon >= 0.5:
+        # Without the value, so that Python says it once for a line of code and not for each epsilon.
+        warnings.warn(
+            "An epsilon of 0.5 or more drops at least as many examples as it keeps. The paper's theory "
+            "assumes less: that of a batch the smaller part is wrong.",
+            stacklevel=stacklevel,
         )
 
 

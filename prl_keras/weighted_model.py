@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, nonfinite, passes, replicas, scores
+from prl_keras import backups, batch_checks, checks, nonfinite, passes, replicas, scores
 from prl_keras.distributed_fit import (
     DistributedFit,
     gradients_for_optimizer,
@@ -16,7 +16,9 @@ from prl_keras.distributed_fit import (
     share_statistics,
 )
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
+from prl_keras.xla_fallback import without_xla_if_it_cannot
 
+_SEED_STATE = "seed_state_"  # in a file of weights
 _RULES = (Trim, KeepLowest, ClipNorm)
 
 
@@ -70,20 +72,50 @@ class WeightedModel(DistributedFit, keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """`keras.Model.fit`, after a check of the data as far as they can be seen beforehand.
 
+        Labels and weights in a `tf.data.Dataset`, a `PyDataset` or a generator are checked batch by batch: an
+        error comes before the step that would take the bad batch, but after those before it. An operation
+        that XLA lacks is warned of, and `jit_compile` is off from then on.
+
         Raises:
-            ValueError: for an empty data set, missing targets, or class labels that are not integers
-                in `[0, classes)`; before any weight has changed.
+            ValueError: for an empty data set, missing targets, class labels that are not integers in
+                `[0, classes)`, or negative weights; of arrays before any weight has changed. For a
+                `BackupAndRestore` whose folder holds the backup of another score, rule or shape.
         """
         checks.check_compiled(self)
+        checks.check_scope(self)
         checks.check_data(self, x, y)
-        history = super().fit(x, y, *args, **kwargs)
+        batch_checks.check_weights(kwargs.get("sample_weight"))
+        backups.check_backups(self, kwargs.get("callbacks"))
+        is_sparse = checks.is_sparse(keras.losses.get(self.loss))
+
+        def fit():
+            data = batch_checks.checked(x, *checks.labels_of(self), is_sparse)
+            with batch_checks.as_value_errors():
+                return super(WeightedModel, self).fit(data, y, *args, **kwargs)
+
+        history = without_xla_if_it_cannot(self, fit)
+        if history.epoch and "loss" not in history.history:
+            raise ValueError("The data set is empty: it gave no batch, and nothing was trained.")
         self._share_statistics()
         return history
+
+    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
+        """`keras.Model.train_on_batch`, after the checks of `fit`."""
+        checks.check_compiled(self)
+        checks.check_scope(self)
+        checks.check_data(self, x, y)
+        batch_checks.check_weights(sample_weight)
+        train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
+        return without_xla_if_it_cannot(self, train)
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate`, of the moving statistics that `save` writes: the mean over the replicas."""
         self._share_statistics()
-        return super().evaluate(*args, **kwargs)
+        return without_xla_if_it_cannot(self, functools.partial(super().evaluate, *args, **kwargs))
+
+    def predict(self, *args, **kwargs):
+        """`keras.Model.predict`; without XLA where it cannot."""
+        return without_xla_if_it_cannot(self, functools.partial(super().predict, *args, **kwargs))
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -91,9 +123,10 @@ class WeightedModel(DistributedFit, keras.Model):
         checks.check_targets_given(y)
         self._build_for(x)
         checks.check_trainable(self)
-        is_bad = nonfinite.find((x, y, sample_weight))
+        if self.score == "gradient":
+            checks.check_dense(x)
+        is_bad = nonfinite.find((x, y))
         x, y = nonfinite.replace((x, y), is_bad)
-        sample_weight = nonfinite.finite_weights(sample_weight)
         statistics = [v for network in self.networks for v in passes.statistics(network)]
         statistics = [(variable, tf.identity(variable.value)) for variable in statistics]
         started = [passes.start(self, network, x, y, sample_weight) for network in self.networks]
@@ -133,6 +166,7 @@ class WeightedModel(DistributedFit, keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        checks.check_targets_given(y)
         self._build_for(x)
         predictions = [passes.forward(network, x, training=False) for network in self.networks]
         losses = [
@@ -166,7 +200,7 @@ class WeightedModel(DistributedFit, keras.Model):
     def example_weights(self, x, y, sample_weight=None):
         """What the rule would make of this batch now, in inference mode: `[batch]` per network."""
         glances = [passes.glance(self, network, x, y) for network in self.networks]
-        is_bad = tf.logical_or(nonfinite.find((x, y, sample_weight)), ~passes.are_finite(self, y, glances))
+        is_bad = tf.logical_or(nonfinite.find((x, y)), ~passes.are_finite(self, y, glances))
         return self._weigh_good(
             self._columns(glances),
             _is_ranked(glances[0].y_pred, sample_weight),
@@ -200,6 +234,23 @@ class WeightedModel(DistributedFit, keras.Model):
             for key, value in config.items()
         }
         return cls(**config)
+
+    def save_own_variables(self, store):
+        """Keras saves no seed states: without them dropout would start over after a resume."""
+        super().save_own_variables(store)
+        for i, state in enumerate(self._seed_states()):
+            store[f"{_SEED_STATE}{i}"] = state
+
+    def load_own_variables(self, store):
+        names = list(store.keys())
+        super().load_own_variables({name: store[name] for name in names if not name.startswith(_SEED_STATE)})
+        for i, state in enumerate(self._seed_states()):
+            if f"{_SEED_STATE}{i}" in names:
+                state.assign(store[f"{_SEED_STATE}{i}"])
+
+    def _seed_states(self):
+        all_layers = [layer for network in self.networks for layer in network._flatten_layers()]
+        return [generator.state for layer in all_layers for generator in layer._seed_generators]
 
     def _build_for(self, x):
         """Keras would do it, were this model called rather than its networks."""

@@ -141,14 +141,6 @@ def test_padding_is_not_counted():
     assert logs["nonfinite"] == 1
 
 
-def test_weights_that_are_not_finite():
-    model = robust()
-    weight = np.ones(12, "float32")
-    weight[2] = np.nan
-    assert step(model, X, Y, sample_weight=weight)["nonfinite"] == 1
-    assert all(np.isfinite(w).all() for w in all_state(model))
-
-
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}])
 def test_compiled_by_xla_or_not_at_all(options):
     expected, model = robust(), robust(**options)

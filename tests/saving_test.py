@@ -244,3 +244,38 @@ def test_the_network_exports(name, tmp_path):
     loaded = tf.saved_model.load(tmp_path / "exported")
     served = loaded.serve(tf.constant(X))
     np.testing.assert_allclose(served, network(X), atol=1e-6)
+
+
+NO_IMPORT = """
+import sys
+import keras
+try:
+    keras.models.load_model(sys.argv[1])
+except TypeError as error:
+    assert "'RobustModel'" in str(error) and "all imported" in str(error) and "prl_keras" in str(error), error
+else:
+    raise AssertionError("was loaded")
+"""
+
+
+def test_without_the_import_the_class_and_its_module_are_named(tmp_path):
+    trained("trim").save(tmp_path / "model.keras")
+    run_fresh(NO_IMPORT, tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_cut_file_is_a_value_error(share, tmp_path):
+    path = tmp_path / "model.keras"
+    trained("trim").save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"model\.keras"):
+        keras.models.load_model(path)
+
+
+def test_loaded_without_compiling_it_predicts_the_same(tmp_path):
+    model = trained("swap")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert not loaded.compiled
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), model.predict(X, verbose=0), atol=1e-6)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import warnings
 
 from prl_keras import METHODS
 from prl_keras.corruption import LABEL_KINDS, TARGET_KINDS
@@ -22,7 +23,7 @@ class RunConfig:
         corruption: A kind of `prl_keras.corrupt` that fits the data set, or "none".
         epsilon: Fraction of the training targets to corrupt, in `[0, 1)`.
         assumed_epsilon: The fraction that the method is told; None for the true one.
-        ramp_epochs: Epochs over which the dropped fraction rises from 0.
+        ramp_epochs: Epochs over which the dropped fraction rises from 0; of more than `epochs` a warning.
         epochs, batch_size: At least 1.
         learning_rate: Of Adam, positive.
         network: A name in `NETWORKS`, or "auto": small_cnn for images, mlp for vectors.
@@ -80,6 +81,12 @@ class RunConfig:
             raise ValueError(
                 f"corruption={self.corruption!r} and epsilon={self.epsilon!r} do not go together: "
                 "corruption='none' needs epsilon=0, and every other corruption a positive epsilon."
+            )
+        if self.ramp_epochs > self.epochs:
+            warnings.warn(
+                f"ramp_epochs={self.ramp_epochs} is longer than epochs={self.epochs}: the dropped fraction "
+                "never rises to the epsilon that the method is told.",
+                stacklevel=3,
             )
 
     @property

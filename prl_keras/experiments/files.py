@@ -1,6 +1,7 @@
 """Files that are either there whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -13,6 +14,9 @@ def replacing(path):
     """Gives a temporary path beside `path`, and moves it there when the block ends without error.
 
     The temporary name begins with ".unfinished." and is this call's own, whatever other processes write.
+
+    Raises:
+        OSError: naming the path, if it cannot be written: the disk is full, or the folder read-only.
     """
     path = pathlib.Path(path)
     # In front: writers look at the ending.
@@ -20,8 +24,40 @@ def replacing(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # h5py's of a full disk may be either
+        raise OSError(
+            f"{path} cannot be written: {error}. What was there before is whole. Make room, or take another "
+            "folder."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory):
+    """Holds a folder, which exists, for this process alone while the block runs.
+
+    The lock is the operating system's, on the folder itself: it leaves no file, and ends with the process,
+    killed or not. Where a file system has no locks there is none.
+
+    Raises:
+        FileExistsError: if another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"Another process is at work in {directory}. Wait until it has ended, or take another folder "
+                "(--output_dir)."
+            ) from error
+        except OSError:
+            pass  # a network file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path, value, indent=2):

@@ -1,5 +1,6 @@
 """One run in a folder of its own, which can be killed and resumed."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -56,7 +57,10 @@ def run(
     Raises:
         ValueError: for a config that does not fit the data, or a run of another config to resume. Of several
             processes, one that has an error says so and ends, and the others end with it.
-        FileExistsError: if there is a run and neither `resume` nor `overwrite` is given.
+        FileExistsError: if there is a run and neither `resume` nor `overwrite` is given, or if another
+            process is at work in `output_dir`.
+        OSError: before training, if `output_dir` cannot be written to; later, if the disk is full. What was
+            written is whole, and `resume` goes on with it.
     """
     strategy = strategy or tf.distribute.get_strategy()
     with strategies.failing_together(strategy):
@@ -81,30 +85,37 @@ def _run(config, output_dir, resume, overwrite, verbose, callbacks, data_options
 
     with strategy.scope():
         training = Training(config, dataset)  # what can be refused is refused before a file is touched
-    if is_chief:
-        if overwrite:
-            _remove(output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        files.write_json(
-            output_dir / "config.json",
-            {
-                **dataclasses.asdict(config),
+    with contextlib.ExitStack() as held:
+        if is_chief:
+            _make(output_dir)
+            held.enter_context(files.locked(output_dir))
+            _check_directory(
+                output_dir, config, dataset.source, resume, overwrite
+            )  # one may have ended since
+            if overwrite:
+                _remove(output_dir)
+            about = {
                 "corruption_rate": training.corruption_rate,
                 "source": dataset.source,
                 "versions": versions(),
                 "strategy": type(strategy).__name__,
                 "replicas": strategy.num_replicas_in_sync,
-            },
-        )
+            }
+            files.write_json(output_dir / "config.json", {**dataclasses.asdict(config), **about})
+        return _train(training, output_dir, verbose, callbacks, strategy)
+
+
+def _train(training, output_dir, verbose, callbacks, strategy):
+    is_chief = strategies.is_chief(strategy)
     strategies.wait_for_all(strategy)  # what was to be removed is
     verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
     table = training.fit(output_dir, verbose=verbose if is_chief else 0, callbacks=callbacks)
-    result = summarize(table, dataset.task)
+    result = summarize(table, training.dataset.task)
     with strategies.written_by_chief(strategy, output_dir / "model.keras") as temporary:
         training.model.save(temporary)
     if is_chief:
         with files.replacing(output_dir / "curves.png") as temporary:
-            curves.plot_run(table, result, config, temporary)
+            curves.plot_run(table, result, training.config, temporary)
         files.write_json(output_dir / "result.json", result)
     strategies.wait_for_all(strategy)
     if is_chief:
@@ -122,6 +133,13 @@ def _check_directory(output_dir, config, source, resume, overwrite):
             "--overwrite to replace it, or take another --output_dir."
         )
     _check_same_config(output_dir, config, source)
+
+
+def _make(output_dir):
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{output_dir} cannot be made: {error}. Take another --output_dir.") from error
 
 
 def _remove(output_dir):
