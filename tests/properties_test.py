@@ -13,15 +13,16 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import prl_keras as prl
 from prl_keras.corruption import LABEL_KINDS, TARGET_KINDS
 from prl_keras.rules import kept_count
 
-few = settings(max_examples=60, deadline=None, derandomize=True)
-many = settings(max_examples=300, deadline=None, derandomize=True)
+# However busy the machine is, the same cases and no limit of time.
+few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+many = settings(few, max_examples=300)
 
 MODES = {
     "eager": lambda function: function,

@@ -1,5 +1,6 @@
 """The rules: one test per promise and per row of the tables in their docstrings."""
 
+import dataclasses
 import fractions
 import math
 
@@ -38,6 +39,11 @@ class TestKeptCount:
         rng = np.random.default_rng(0)
         for n, epsilon in zip(rng.integers(1, 2000, 200), rng.random(200)):
             assert int(kept_count(int(n), float(epsilon))) == max(1, math.floor((1 - epsilon) * n + 1e-6))
+
+    def test_clips_an_epsilon_outside_its_range(self):
+        """As a schedule may give."""
+        assert int(kept_count(10, tf.constant(-0.5))) == int(kept_count(10, -0.5)) == 10
+        assert int(kept_count(10, tf.constant(1.5))) == 1
 
     def test_keeps_at_least_one(self):
         assert int(kept_count(1, 0.3)) == 1
@@ -88,6 +94,11 @@ class TestTrim:
         rule = prl.Trim(prl.linear_ramp(0.4, steps=10))
         kept = [np.count_nonzero(rule(np.arange(1000.0), step=step)) for step in (0, 1, 5, 10, 99)]
         assert kept == [1000, 960, 800, 600, 600]
+        assert np.count_nonzero(prl.Trim(prl.linear_ramp(0.4, steps=1))(np.arange(10.0))) == 10  # step 0
+
+    def test_takes_an_epsilon_of_numpy_by_its_shortest_decimal(self):
+        assert prl.Trim(np.float32(0.3)) == prl.Trim(np.float64(0.3)) == prl.Trim(0.3)
+        assert type(prl.Trim(np.float32(0.3)).epsilon) is float
 
     def test_needs_no_dynamic_shapes(self):
         """XLA compiles it with batch size and epsilon unknown until the call."""
@@ -140,6 +151,13 @@ class TestEveryRule:
             tape.watch(scores)
             weights = rule(scores)
         assert tape.gradient(weights, scores) is None
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_is_a_value_that_never_changes(self, rule):
+        again = type(rule)(*vars(rule).values())
+        assert again == rule and hash(again) == hash(rule)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(rule, *next(iter(vars(rule).items())))
 
     @pytest.mark.parametrize("rule", RULES)
     @pytest.mark.parametrize("ranked", [np.zeros(5, bool), np.ones(0, bool)])

@@ -7,13 +7,14 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from keras import losses
 
 import prl_keras as prl
 
-few = settings(max_examples=20, deadline=None, derandomize=True)
+# However busy the machine is, the same cases and no limit of time.
+few = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 MODES = {
     "eager": lambda function: function,
