@@ -119,6 +119,9 @@ class TestKeepLowest:
         assert prl.KeepLowest(1)(SCORES).numpy().tolist() == [0, 5, 0, 0, 0]
         np.testing.assert_allclose(prl.KeepLowest(2)(SCORES), [0, 2.5, 0, 2.5, 0])
 
+    def test_keeps_one_unless_told_otherwise(self):
+        assert prl.KeepLowest() == prl.KeepLowest(1)
+
     def test_keeps_all_of_fewer(self):
         assert prl.KeepLowest(9)(SCORES).numpy().tolist() == [1] * 5
 
@@ -132,6 +135,11 @@ class TestClipNorm:
     def test_weighs_min_of_one_and_max_norm_over_score(self):
         scores = np.array([0.0, 0.5, 1.0, 4.0, np.inf, np.nan, 1e-38], np.float32)
         np.testing.assert_allclose(prl.ClipNorm(1.0)(scores), [1, 1, 1, 0.25, 0, 0, 1])
+
+    def test_takes_any_positive_norm(self):
+        np.testing.assert_allclose(prl.ClipNorm(0.25)(np.float32([0.1, 0.5, 1.0])), [1, 0.5, 0.25])
+        # However large, it lets no score through that is not a number.
+        assert prl.ClipNorm(1e30)(np.float32([1.0, np.inf, np.nan])).numpy().tolist() == [1, 0, 0]
 
     def test_of_infinity_changes_nothing(self):
         scores = np.array([0.0, 1e30, np.inf], np.float32)
