@@ -1,6 +1,7 @@
 # make demo   sets up .venv and trains four methods on noisy digits: a table and a picture in runs/demo
 # make test   sets up .venv and runs the test suite
-.PHONY: demo test test-long lint clean
+# make test-oldest   the same in .venv-oldest, with the oldest versions that requirements.txt allows
+.PHONY: demo test test-long test-oldest lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +17,9 @@ test: $(VENV)/.ready
 test-long: $(VENV)/.ready
 	$(PY) -m pytest -n 2 --dist loadfile
 
+test-oldest: $(VENV)-oldest/.ready
+	$(VENV)-oldest/bin/python -m pytest -m "not long" -n 2 --dist loadfile
+
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -27,5 +31,12 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PY) -m pip install --quiet --no-deps -e .
 	touch $@
 
+$(VENV)-oldest/.ready: requirements-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-oldest/bin/python -m pip install --quiet -r requirements-oldest.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-oldest runs

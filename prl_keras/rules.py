@@ -192,6 +192,7 @@ def _prepare(scores, is_ranked):
     """-> (float32 scores, not-a-number made the largest; bool is_ranked; int32 number of ranked)."""
     scores = ops.stop_gradient(ops.cast(scores, "float32"))
     scores = ops.where(ops.isfinite(scores), scores, _LARGEST_SCORE)
+    scores = ops.where(scores == 0, 0.0, scores)  # a tie in XLA too, which sorts -0.0 before 0.0
     if is_ranked is None:
         is_ranked = ops.ones_like(scores, dtype="bool")
     is_ranked = ops.cast(is_ranked, "bool")

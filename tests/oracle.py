@@ -101,12 +101,12 @@ def training_loss(method, loss, z, y):
 def example_loss(loss, z, y):
     """Loss of one example: scalar tensor, from its logits or predictions z [q] and its label y."""
     if loss == "sparse_softmax_cross_entropy":  # y: a class number
-        return tf.reduce_logsumexp(z) - z[int(np.squeeze(y))]
+        return -tf.nn.log_softmax(z)[int(np.squeeze(y))]
     y = tf.constant(np.reshape(y, z.shape), z.dtype)
     if loss == "softmax_cross_entropy":  # y: one-hot [q]
-        return tf.reduce_sum(y * (tf.reduce_logsumexp(z) - z))
+        return tf.reduce_sum(-y * tf.nn.log_softmax(z))
     if loss == "sigmoid_cross_entropy":  # -y log sigmoid(z) - (1 - y) log sigmoid(-z)
-        return tf.reduce_mean(tf.math.log(1.0 + tf.exp(-z)) + (1.0 - y) * z)
+        return tf.reduce_mean(tf.math.softplus(-z) + (1.0 - y) * z)
     if loss == "mse":
         return tf.reduce_mean((z - y) ** 2)
     if loss == "mae":

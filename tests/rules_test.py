@@ -1,5 +1,6 @@
 """The rules: one test per promise and per row of the tables in their docstrings."""
 
+import dataclasses
 import fractions
 import math
 
@@ -38,6 +39,11 @@ class TestKeptCount:
         rng = np.random.default_rng(0)
         for n, epsilon in zip(rng.integers(1, 2000, 200), rng.random(200)):
             assert int(kept_count(int(n), float(epsilon))) == max(1, math.floor((1 - epsilon) * n + 1e-6))
+
+    def test_clips_an_epsilon_outside_its_range(self):
+        """As a schedule may give."""
+        assert int(kept_count(10, tf.constant(-0.5))) == int(kept_count(10, -0.5)) == 10
+        assert int(kept_count(10, tf.constant(1.5))) == 1
 
     def test_keeps_at_least_one(self):
         assert int(kept_count(1, 0.3)) == 1
@@ -88,6 +94,11 @@ class TestTrim:
         rule = prl.Trim(prl.linear_ramp(0.4, steps=10))
         kept = [np.count_nonzero(rule(np.arange(1000.0), step=step)) for step in (0, 1, 5, 10, 99)]
         assert kept == [1000, 960, 800, 600, 600]
+        assert np.count_nonzero(prl.Trim(prl.linear_ramp(0.4, steps=1))(np.arange(10.0))) == 10  # step 0
+
+    def test_takes_an_epsilon_of_numpy_by_its_shortest_decimal(self):
+        assert prl.Trim(np.float32(0.3)) == prl.Trim(np.float64(0.3)) == prl.Trim(0.3)
+        assert type(prl.Trim(np.float32(0.3)).epsilon) is float
 
     def test_needs_no_dynamic_shapes(self):
         """XLA compiles it with batch size and epsilon unknown until the call."""
@@ -108,6 +119,9 @@ class TestKeepLowest:
         assert prl.KeepLowest(1)(SCORES).numpy().tolist() == [0, 5, 0, 0, 0]
         np.testing.assert_allclose(prl.KeepLowest(2)(SCORES), [0, 2.5, 0, 2.5, 0])
 
+    def test_keeps_one_unless_told_otherwise(self):
+        assert prl.KeepLowest() == prl.KeepLowest(1)
+
     def test_keeps_all_of_fewer(self):
         assert prl.KeepLowest(9)(SCORES).numpy().tolist() == [1] * 5
 
@@ -121,6 +135,11 @@ class TestClipNorm:
     def test_weighs_min_of_one_and_max_norm_over_score(self):
         scores = np.array([0.0, 0.5, 1.0, 4.0, np.inf, np.nan, 1e-38], np.float32)
         np.testing.assert_allclose(prl.ClipNorm(1.0)(scores), [1, 1, 1, 0.25, 0, 0, 1])
+
+    def test_takes_any_positive_norm(self):
+        np.testing.assert_allclose(prl.ClipNorm(0.25)(np.float32([0.1, 0.5, 1.0])), [1, 0.5, 0.25])
+        # However large, it lets no score through that is not a number.
+        assert prl.ClipNorm(1e30)(np.float32([1.0, np.inf, np.nan])).numpy().tolist() == [1, 0, 0]
 
     def test_of_infinity_changes_nothing(self):
         scores = np.array([0.0, 1e30, np.inf], np.float32)
@@ -140,6 +159,13 @@ class TestEveryRule:
             tape.watch(scores)
             weights = rule(scores)
         assert tape.gradient(weights, scores) is None
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_is_a_value_that_never_changes(self, rule):
+        again = type(rule)(*vars(rule).values())
+        assert again == rule and hash(again) == hash(rule)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(rule, *next(iter(vars(rule).items())))
 
     @pytest.mark.parametrize("rule", RULES)
     @pytest.mark.parametrize("ranked", [np.zeros(5, bool), np.ones(0, bool)])
