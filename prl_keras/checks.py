@@ -15,6 +15,8 @@ _SPARSE_FUNCTIONS = (
     keras.losses.sparse_categorical_crossentropy,
     keras.losses.categorical_generalized_cross_entropy,
 )
+_BINARY_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+_BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
 _REGRESSION_FUNCTIONS = (
     keras.losses.mean_squared_error,
     keras.losses.mean_absolute_error,
@@ -62,6 +64,11 @@ def check_no_batch_mixing(network):
 def is_sparse(loss):
     """Whether the loss takes class labels as integers."""
     return isinstance(loss, _SPARSE_LOSSES) or getattr(loss, "fn", loss) in _SPARSE_FUNCTIONS
+
+
+def is_binary(loss):
+    """Whether the loss takes labels 0 and 1 for each output."""
+    return isinstance(loss, _BINARY_LOSSES) or getattr(loss, "fn", loss) in _BINARY_FUNCTIONS
 
 
 def check_shapes(y_true, y_pred, loss):

@@ -88,9 +88,9 @@ class CoTeachingModel(WeightedModel):
             columns = [*columns, tf.cast(tf.reduce_any(a != b, axis=1), tf.float32)]
         return columns
 
-    def _weigh(self, columns, is_ranked, step):
+    def _weigh(self, columns, is_ranked, *step_and_labels):
         if self.exchange == "swap":
-            return super()._weigh(columns, is_ranked, step)[::-1]
+            return super()._weigh(columns, is_ranked, *step_and_labels)[::-1]
         # Agreeing examples are as padding; the mean is still over those that count: a rule's n'/k
         # over the n' disagreeing examples becomes n/k over all n.
         disagreeing = tf.logical_and(is_ranked, columns[-1] > 0)
@@ -98,7 +98,7 @@ class CoTeachingModel(WeightedModel):
             tf.reduce_sum(tf.cast(is_ranked, tf.float32)),
             tf.reduce_sum(tf.cast(disagreeing, tf.float32)),
         )
-        return [ratio * weights for weights in super()._weigh(columns, disagreeing, step)]
+        return [ratio * weights for weights in super()._weigh(columns, disagreeing, *step_and_labels)]
 
     def _scorer_of(self, i):
         return 1 - i if self.exchange == "swap" else i

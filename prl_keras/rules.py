@@ -81,36 +81,47 @@ class Trim:
     | one example | kept, weight 1 |
     | padding only, or an empty batch | all 0, or empty |
     | `epsilon` a number of 0.5 or more | the same, after a warning: the paper's theory ends there |
+    | `min_keep_per_class=m` | the `m` lowest of each given class are among the kept; k rises if need be |
 
     Args:
         epsilon: A number in `[0, 1)`, or a `keras.optimizers.schedules.LearningRateSchedule` of the
             optimizer step, such as `linear_ramp(0.3, steps=1000)`.
+        min_keep_per_class: At least 0. Above 0 the rule is called with a fourth argument, the given
+            classes, int `[batch]`. It takes memory of `batch` squared.
 
     Raises:
         ValueError: for an epsilon outside the range, NaN included.
     """
 
     epsilon: float | keras.optimizers.schedules.LearningRateSchedule
+    min_keep_per_class: int = 0
 
     def __post_init__(self):
         check_epsilon(self.epsilon)
+        _check_count("min_keep_per_class", self.min_keep_per_class, lowest=0)
         if not isinstance(self.epsilon, keras.optimizers.schedules.LearningRateSchedule):
             # By its shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
             decimal = str(self.epsilon) if isinstance(self.epsilon, np.floating) else self.epsilon
             object.__setattr__(self, "epsilon", float(decimal))
             _warn_of_half(self.epsilon, stacklevel=4)
 
-    def __call__(self, scores, is_ranked=None, step=0):
+    def __call__(self, scores, is_ranked=None, step=0, labels=None):
         scores, is_ranked, count = _prepare(scores, is_ranked)
         epsilon = self.epsilon if isinstance(self.epsilon, numbers.Real) else self.epsilon(step)
-        return _keep_lowest(scores, is_ranked, count, kept_count(count, epsilon))
+        kept = kept_count(count, epsilon)
+        if self.min_keep_per_class:
+            is_first = _lowest_of_each_class(scores, is_ranked, labels, self.min_keep_per_class)
+            scores = ops.where(is_first, -math.inf, scores)
+            kept = ops.maximum(kept, ops.sum(ops.cast(is_first, "int32")))
+        return _keep_lowest(scores, is_ranked, count, kept)
 
     def get_config(self):
-        return {"epsilon": keras.saving.serialize_keras_object(self.epsilon)}
+        config = dataclasses.asdict(self)
+        return {**config, "epsilon": keras.saving.serialize_keras_object(self.epsilon)}
 
     @classmethod
     def from_config(cls, config):
-        return cls(keras.saving.deserialize_keras_object(config["epsilon"]))
+        return cls(**{**config, "epsilon": keras.saving.deserialize_keras_object(config["epsilon"])})
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
@@ -207,6 +218,14 @@ def _keep_lowest(scores, is_ranked, count, kept):
     return ops.where(is_kept, ops.cast(count, "float32") / ops.cast(kept, "float32"), 0.0)
 
 
+def _lowest_of_each_class(scores, is_ranked, labels, number):
+    """bool `[batch]`: whether fewer than `number` examples of the same class have a lower score."""
+    rank = ops.argsort(ops.argsort(ops.where(is_ranked, scores, math.inf)))  # all different
+    is_lower = ops.logical_and(rank[None, :] < rank[:, None], labels[None, :] == labels[:, None])
+    lower = ops.sum(ops.cast(ops.logical_and(is_lower, is_ranked[None, :]), "int32"), axis=1)
+    return ops.logical_and(lower < number, is_ranked)
+
+
 def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -230,6 +249,6 @@ def _warn_of_half(epsilon, stacklevel):
         )
 
 
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+def _check_count(name, value, lowest=1):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < lowest:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {lowest}.")

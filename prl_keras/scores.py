@@ -16,13 +16,6 @@ from prl_keras import checks, per_example
 
 NAMES = ("loss", "loss_layer_gradient", "gradient")
 
-_BINARY_LOSSES = (
-    keras.losses.BinaryCrossentropy,
-    keras.losses.BinaryFocalCrossentropy,
-    keras.losses.binary_crossentropy,
-    keras.losses.binary_focal_crossentropy,
-)
-
 
 def per_example_loss(y_true, y_pred, loss):
     """The loss of each example, before any reduction.
@@ -155,7 +148,7 @@ def _loss_layer(y_pred, loss):
         tiny = 1e-37
         probabilities = tf.clip_by_value(tf.cast(y_pred, tf.float32), tiny, 1.0)
         logits = tf.math.log(probabilities)
-        if isinstance(loss, _BINARY_LOSSES[:2]) or loss in _BINARY_LOSSES or y_pred.shape[-1] == 1:
+        if checks.is_binary(loss) or y_pred.shape[-1] == 1:
             logits -= tf.math.log(tf.maximum(1.0 - probabilities, tiny))
             return tf.stop_gradient(logits), keras.activations.sigmoid
         return tf.stop_gradient(logits), keras.activations.softmax

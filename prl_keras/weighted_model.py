@@ -7,22 +7,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import backups, batch_checks, checks, nonfinite, passes, replicas, scores
+from prl_keras import checks, nonfinite, passes, rare_classes, replicas, scores
+from prl_keras.checked_fit import CheckedFit
 from prl_keras.distributed_fit import (
     DistributedFit,
     gradients_for_optimizer,
     logs_for_fit,
     on_one_replica,
-    share_statistics,
 )
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
-from prl_keras.xla_fallback import without_xla_if_it_cannot
 
 _SEED_STATE = "seed_state_"  # in a file of weights
 _RULES = (Trim, KeepLowest, ClipNorm)
 
 
-class WeightedModel(DistributedFit, keras.Model):
+class WeightedModel(CheckedFit, DistributedFit, keras.Model):
     """What `RobustModel` (one network) and `CoTeachingModel` (two) share.
 
     A subclass names its networks in `networks`, and may say more about how they are weighed.
@@ -38,6 +37,7 @@ class WeightedModel(DistributedFit, keras.Model):
         names = ["loss_all", "kept_fraction"] + ([] if score is None else ["score_threshold"])
         self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.selection_metrics.append(keras.metrics.Sum(name="nonfinite"))
+        self.class_metric = self.kept_by_class = None
         self.built = all(network.built for network in networks)
 
     @property
@@ -64,58 +64,21 @@ class WeightedModel(DistributedFit, keras.Model):
             )
         keras.Model.jit_compile.fset(self, value)
 
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        is_one = self.score is not None and self.loss is not None and not keras.tree.is_nested(self.loss)
+        if not is_one or self.class_metric is not None or not self.built:
+            return
+        shape = getattr(self.networks[0], "output_shape", None)
+        classes = rare_classes.count_classes(shape, keras.losses.get(self.loss))
+        if classes is not None:
+            with self.distribute_strategy.scope():
+                self.class_metric = rare_classes.KeptByClass(classes)
+
     def build(self, input_shape):
         for network in self.networks:
             if not network.built:
                 network.build(input_shape)
-
-    def fit(self, x=None, y=None, *args, **kwargs):
-        """`keras.Model.fit`, after a check of the data as far as they can be seen beforehand.
-
-        Labels and weights in a `tf.data.Dataset`, a `PyDataset` or a generator are checked batch by batch: an
-        error comes before the step that would take the bad batch, but after those before it. An operation
-        that XLA lacks is warned of, and `jit_compile` is off from then on.
-
-        Raises:
-            ValueError: for an empty data set, missing targets, class labels that are not integers in
-                `[0, classes)`, or negative weights; of arrays before any weight has changed. For a
-                `BackupAndRestore` whose folder holds the backup of another score, rule or shape.
-        """
-        checks.check_compiled(self)
-        checks.check_scope(self)
-        checks.check_data(self, x, y)
-        batch_checks.check_weights(kwargs.get("sample_weight"))
-        backups.check_backups(self, kwargs.get("callbacks"))
-        is_sparse = checks.is_sparse(keras.losses.get(self.loss))
-
-        def fit():
-            data = batch_checks.checked(x, *checks.labels_of(self), is_sparse)
-            with batch_checks.as_value_errors():
-                return super(WeightedModel, self).fit(data, y, *args, **kwargs)
-
-        history = without_xla_if_it_cannot(self, fit)
-        if history.epoch and "loss" not in history.history:
-            raise ValueError("The data set is empty: it gave no batch, and nothing was trained.")
-        self._share_statistics()
-        return history
-
-    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
-        """`keras.Model.train_on_batch`, after the checks of `fit`."""
-        checks.check_compiled(self)
-        checks.check_scope(self)
-        checks.check_data(self, x, y)
-        batch_checks.check_weights(sample_weight)
-        train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
-        return without_xla_if_it_cannot(self, train)
-
-    def evaluate(self, *args, **kwargs):
-        """`keras.Model.evaluate`, of the moving statistics that `save` writes: the mean over the replicas."""
-        self._share_statistics()
-        return without_xla_if_it_cannot(self, functools.partial(super().evaluate, *args, **kwargs))
-
-    def predict(self, *args, **kwargs):
-        """`keras.Model.predict`; without XLA where it cannot."""
-        return without_xla_if_it_cannot(self, functools.partial(super().predict, *args, **kwargs))
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -139,7 +102,7 @@ class WeightedModel(DistributedFit, keras.Model):
         )
         # First of all: a second pass replaces the losses that layers added in the first.
         losses_all = [network_pass.loss_with(good) for network_pass in started]
-        weights, share, is_any_good = self._select(started, sample_weight, is_bad)
+        weights, share, is_any_good = self._select(started, sample_weight, is_bad, self._labels(y, started))
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
         self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
         losses, gradients, trained = [], [], []
@@ -205,6 +168,7 @@ class WeightedModel(DistributedFit, keras.Model):
             self._columns(glances),
             _is_ranked(glances[0].y_pred, sample_weight),
             is_bad,
+            self._labels(y, glances),
             self.optimizer.iterations,
         )
 
@@ -265,21 +229,32 @@ class WeightedModel(DistributedFit, keras.Model):
         """What `_weigh` needs of each example, as a list of columns `[batch]`, one per network first."""
         return [p.scores for p in network_passes] if self.score is not None else []
 
-    def _weigh(self, columns, is_ranked, step):
+    def _labels(self, y, network_passes):
+        """int32 `[batch]`, the given classes; of what are no classes 0."""
+        labels = rare_classes.class_labels(y, network_passes[0].y_pred, keras.losses.get(self.loss))
+        if labels is None and getattr(self.rule, "min_keep_per_class", 0):
+            raise ValueError(
+                f"rule={self.rule!r} needs one class label per example; the loss {self.loss!r} on outputs of "
+                f"shape {tuple(network_passes[0].y_pred.shape)} has none. Leave min_keep_per_class=0."
+            )
+        return tf.zeros(tf.shape(network_passes[0].y_pred)[:1], tf.int32) if labels is None else labels
+
+    def _weigh(self, columns, is_ranked, step, labels):
         """Weights `[batch]` for each network, from the columns of the global batch."""
         if self.score is None:
             return [tf.cast(is_ranked, tf.float32)] * len(self.networks)
-        weights = [self.rule(scores, is_ranked, step) for scores in columns[: len(self.networks)]]
+        arguments = (is_ranked, step) + ((labels,) if getattr(self.rule, "min_keep_per_class", 0) else ())
+        weights = [self.rule(scores, *arguments) for scores in columns[: len(self.networks)]]
         for weight in weights:
             checks.check_rule_gave_one_weight_each(self.rule, weight)
         return weights
 
-    def _weigh_good(self, columns, is_ranked, is_bad, step):
+    def _weigh_good(self, columns, is_ranked, is_bad, labels, step):
         """As `_weigh`; the bad examples have the worst of scores, and weight 0."""
         columns = [tf.where(is_bad, np.nan, column) for column in columns]
-        return [nonfinite.without(weights, is_bad) for weights in self._weigh(columns, is_ranked, step)]
+        return [nonfinite.without(w, is_bad) for w in self._weigh(columns, is_ranked, step, labels)]
 
-    def _select(self, network_passes, sample_weight, is_bad):
+    def _select(self, network_passes, sample_weight, is_bad, labels):
         """Logs what was kept of the global batch.
 
         Returns:
@@ -287,13 +262,23 @@ class WeightedModel(DistributedFit, keras.Model):
             weights bring all the replicas to the same number, that is the batch shared out evenly), and
             whether an example counts at all, or could have.
         """
-        step = self.optimizer.iterations
-        weights, all_weights, columns, is_ranked = replicas.weigh_global_batch(
-            lambda columns, is_ranked: self._weigh_good(columns[:-1], is_ranked, columns[-1] > 0, step),
-            [*self._columns(network_passes), tf.cast(is_bad, tf.float32)],
-            _is_ranked(network_passes[0].y_pred, sample_weight),
+        step, is_ranked = self.optimizer.iterations, _is_ranked(network_passes[0].y_pred, sample_weight)
+
+        def weigh(columns, is_ranked):
+            *columns, labels, is_bad = columns
+            return self._weigh_good(columns, is_ranked, is_bad > 0, labels, step)
+
+        own = [tf.cast(labels, tf.float32), tf.cast(is_bad, tf.float32)]
+        weights, all_weights, columns, all_ranked = replicas.weigh_global_batch(
+            weigh,
+            [*self._columns(network_passes), *own],
+            is_ranked,
             lambda: [p.counted_losses if replicas.is_mean(self.loss) else None for p in network_passes],
         )
+        if self.class_metric is not None:
+            for weight in weights:
+                self.class_metric.update_state(labels, weight > 0, is_ranked)
+        is_ranked = all_ranked
         count = tf.reduce_sum(tf.cast(is_ranked, tf.float32))
         for i, weight in enumerate(all_weights):
             is_kept = weight > 0
@@ -311,10 +296,6 @@ class WeightedModel(DistributedFit, keras.Model):
     def _scorer_of(self, i):
         """Which network's scores stand behind the weights of network `i`."""
         return i
-
-    def _share_statistics(self):
-        variables = [variable for network in self.networks for variable in passes.statistics(network)]
-        share_statistics(self.distribute_strategy, variables)
 
     def _metric(self, name):
         return next(metric for metric in self.metrics if metric.name == name)

@@ -1,0 +1,81 @@
+"""Keras's `fit`, `evaluate` and `predict` with what is checked before and put right after."""
+
+import functools
+
+import keras
+
+from prl_keras import backups, batch_checks, checks, passes
+from prl_keras.distributed_fit import share_statistics
+from prl_keras.rules import Trim
+from prl_keras.xla_fallback import without_xla_if_it_cannot
+
+
+class CheckedFit:
+    """Mixin for a `keras.Model` that has a list of `networks`."""
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """`keras.Model.fit`, after a check of the data as far as they can be seen beforehand.
+
+        Labels and weights in a `tf.data.Dataset`, a `PyDataset` or a generator are checked batch by batch: an
+        error comes before the step that would take the bad batch, but after those before it. An operation
+        that XLA lacks is warned of, and `jit_compile` is off from then on.
+
+        Raises:
+            ValueError: for an empty data set, missing targets, class labels that are not integers in
+                `[0, classes)`, or negative weights; of arrays before any weight has changed. For a
+                `BackupAndRestore` whose folder holds the backup of another score, rule or shape.
+        """
+        checks.check_compiled(self)
+        checks.check_scope(self)
+        checks.check_data(self, x, y)
+        batch_checks.check_weights(kwargs.get("sample_weight"))
+        backups.check_backups(self, kwargs.get("callbacks"))
+        is_sparse = checks.is_sparse(keras.losses.get(self.loss))
+
+        def fit():
+            data = batch_checks.checked(x, *checks.labels_of(self), is_sparse)
+            with batch_checks.as_value_errors():
+                return super(CheckedFit, self).fit(data, y, *args, **kwargs)
+
+        history = without_xla_if_it_cannot(self, fit)
+        if history.epoch and "loss" not in history.history:
+            raise ValueError("The data set is empty: it gave no batch, and nothing was trained.")
+        self._share_statistics()
+        self._look_at_classes()
+        return history
+
+    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
+        """`keras.Model.train_on_batch`, after the checks of `fit`."""
+        checks.check_compiled(self)
+        checks.check_scope(self)
+        checks.check_data(self, x, y)
+        batch_checks.check_weights(sample_weight)
+        train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
+        return without_xla_if_it_cannot(self, train)
+
+    def evaluate(self, *args, **kwargs):
+        """`keras.Model.evaluate`, of the moving statistics that `save` writes: the mean over the replicas."""
+        self._share_statistics()
+        return without_xla_if_it_cannot(self, functools.partial(super().evaluate, *args, **kwargs))
+
+    def predict(self, *args, **kwargs):
+        """`keras.Model.predict`; without XLA where it cannot."""
+        return without_xla_if_it_cannot(self, functools.partial(super().predict, *args, **kwargs))
+
+    def reset_metrics(self):
+        """`keras.Model.reset_metrics`, which Keras calls before each epoch and each evaluation."""
+        self._look_at_classes()
+        super().reset_metrics()
+
+    def _look_at_classes(self):
+        metric = self.class_metric
+        fractions = None if metric is None else metric.fractions()
+        if fractions is None:
+            return
+        self.kept_by_class = fractions
+        if isinstance(self.rule, Trim):
+            metric.warn_of_dropped()
+
+    def _share_statistics(self):
+        variables = [variable for network in self.networks for variable in passes.statistics(network)]
+        share_statistics(self.distribute_strategy, variables)
