@@ -229,6 +229,30 @@ class TestSearch:
         tables = [tuning_report.executions(tmp_path / name / "search") for name in ("one", "two")]
         pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
 
+    @pytest.mark.parametrize("method", ["prl_l", "co_prl_l"])
+    def test_executions_that_share_a_trace_are_those_that_do_not(self, data, tmp_path, monkeypatch, method):
+        def layered():
+            middle = [keras.layers.Dense(5), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+            return keras.Sequential([keras.Input((4,)), *middle, keras.layers.Dense(3)])
+
+        tables = []
+        for name in ("shared", "not"):
+            if name == "not":
+                monkeypatch.setattr(
+                    "prl_keras.experiments.tuning.RobustTuner._fresh_model",
+                    lambda self, trial: self._try_build(trial.hyperparameters),
+                )
+            space = RobustHyperModel(
+                layered, loss=LOSS, metrics=["accuracy"], method=method, epsilon=[0.2, 0.4]
+            )
+            tuner = make_tuner(
+                "grid", space, "val_loss", tmp_path / name, epochs=2, executions_per_trial=3, seed=1
+            )
+            tuner.search(*data, verbose=0)
+            tables.append(tuning_report.executions(tmp_path / name).drop(columns="seconds"))
+        assert tables[0]["val_loss"].nunique() == 6
+        pd.testing.assert_frame_equal(*tables, rtol=1e-5)
+
     @pytest.mark.parametrize("kind", ["bayesian", "grid", "hyperband"])
     def test_every_tuner_searches(self, kind, data, tmp_path):
         space = {"epsilon": [0.0, 0.2, 0.4]}

@@ -161,9 +161,14 @@ def _model(config, dataset, models):
     for old in list(models)[:-_KEPT_MODELS]:
         del models[old]
     if kept is not fresh:
-        for variable, start in zip(_state(kept), _state(fresh), strict=True):
-            variable.assign(start)
+        start_as(kept, fresh)
     return kept
+
+
+def start_as(traced, fresh):
+    """Gives a model that has trained the start of one that has not, and saves another trace."""
+    for variable, start in zip(_state(traced), _state(fresh), strict=True):
+        variable.assign(start)
 
 
 def _state(model):

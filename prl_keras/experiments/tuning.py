@@ -17,6 +17,7 @@ import numpy as np
 
 from prl_keras.experiments import files, tuning_checks, tuning_objectives, tuning_oracles
 from prl_keras.experiments.batches import check_integer
+from prl_keras.experiments.training import start_as
 
 _FAILED = "failure"
 _SETTINGS = "search.json"
@@ -139,7 +140,7 @@ class RobustTuner(keras_tuner.Tuner):
             record |= self.hypermodel.values(trial.hyperparameters)
             train, validation = self._parts(index, x, y, validation_data, validation_split)
             keras.utils.set_random_seed(self.seed + index)
-            model = self._try_build(trial.hyperparameters)
+            model = self._fresh_model(trial)
             callbacks = [*self._deepcopy_callbacks(callbacks), keras.callbacks.TerminateOnNaN()]
             self.hypermodel.fit(
                 trial.hyperparameters, model, *train, epochs=epochs, verbose=0, callbacks=callbacks
@@ -156,6 +157,16 @@ class RobustTuner(keras_tuner.Tuner):
         except Exception as error:
             record |= {_FAILED: f"{type(error).__name__}: {error}"}
         return {**record, "seconds": time.monotonic() - start}
+
+    def _fresh_model(self, trial):
+        """An untrained model; after a trial's first execution that one, traced, with a fresh start."""
+        fresh = self._try_build(trial.hyperparameters)
+        traced_trial, traced = self._traced
+        if traced_trial == trial.trial_id and fresh.built:
+            start_as(traced, fresh)
+            return traced
+        self._traced = (trial.trial_id, fresh)
+        return fresh
 
     def _in_words(self, record):
         objective = self.oracle.objective.name
@@ -240,6 +251,6 @@ def make_tuner(
         executions_per_trial=executions_per_trial,
     )
     tuner.epochs, tuner.seed, tuner.settings = epochs, seed, settings
-    tuner.dtype_policy, tuner._has_asked = keras.config.dtype_policy(), False
+    tuner.dtype_policy, tuner._has_asked, tuner._traced = keras.config.dtype_policy(), False, (None, None)
     tuning_oracles.wait_for_chief(tuner)
     return tuner
