@@ -86,6 +86,18 @@ class TestLossLayerGradientNorm:
             score = norm(LABELS, logits, SPARSE(from_logits=True))
         assert tape.gradient(score, logits) is None
 
+    def test_takes_a_loss_whose_arguments_cannot_be_read(self):
+        """As of a compiled function: it is taken to be a loss of the predictions as they are."""
+
+        class Opaque:
+            __signature__ = "none"
+
+            def __call__(self, y_true, y_pred):
+                return tf.reduce_mean((y_true - y_pred) ** 2, axis=-1)
+
+        np.testing.assert_allclose(norm(ONE_HOT, tf.constant(LOGITS), Opaque()),
+                                   norm(ONE_HOT, tf.constant(LOGITS), "mse"), rtol=1e-6)  # fmt: skip
+
     def test_refuses_a_loss_without_gradient(self):
         with pytest.raises(ValueError, match="does not depend on the predictions"):
             norm(ONE_HOT, tf.constant(LOGITS), lambda t, p: tf.reduce_sum(t, axis=-1))
