@@ -115,6 +115,8 @@ def heads():
          keras.losses.BinaryCrossentropy(from_logits=True), ONE_HOT),
         ("focal", multi, keras.losses.CategoricalFocalCrossentropy(),
          keras.losses.CategoricalFocalCrossentropy(from_logits=True), ONE_HOT),
+        ("binary_focal", two, keras.losses.BinaryFocalCrossentropy(),
+         keras.losses.BinaryFocalCrossentropy(from_logits=True), ONE_HOT),
         ("bootstrap", multi, prl.Bootstrap(), prl.Bootstrap(from_logits=True), LABELS),
     ]  # fmt: skip
 
@@ -133,6 +135,14 @@ class TestHiddenLogits:
         score = tf.function(lambda z: norm(y, head(z), loss)) if graph else lambda z: norm(y, head(z), loss)
         expected = norm(y, tf.constant(LOGITS), logit_loss)
         np.testing.assert_allclose(score(tf.constant(LOGITS)), expected, rtol=2e-3, atol=2e-5)
+
+    def test_one_probability_is_a_sigmoid_whatever_the_loss(self):
+        logits, y = LOGITS[:, :1], (LABELS % 2)[:, None]
+        score = norm(y, tf.sigmoid(tf.constant(logits)), prl.Bootstrap())
+        np.testing.assert_allclose(
+            score, norm(y, tf.constant(logits), prl.Bootstrap(from_logits=True)), rtol=2e-3
+        )
+        assert np.all(score > 0)
 
     def test_confidently_wrong_examples_score_highest(self):
         """Where the probability underflows, too."""
