@@ -144,6 +144,14 @@ class TestHiddenLogits:
         )
         assert np.all(score > 0)
 
+    def test_the_classes_are_the_last_axis(self):
+        logits, y = LOGITS[:, None], LABELS[:, None]  # [9, 1, 4]: sequences of one step
+        expected = norm(LABELS, tf.constant(LOGITS), SPARSE(from_logits=True))
+        for head in (keras.activations.softmax, tf.nn.softmax):
+            np.testing.assert_allclose(
+                norm(y, head(tf.constant(logits)), SPARSE()), expected, rtol=2e-3, atol=2e-5
+            )
+
     def test_confidently_wrong_examples_score_highest(self):
         """Where the probability underflows, too."""
         logits = tf.constant([[200.0, -200.0, 0.0], [1.0, 0.0, 0.0]])
