@@ -86,6 +86,18 @@ class TestLossLayerGradientNorm:
             score = norm(LABELS, logits, SPARSE(from_logits=True))
         assert tape.gradient(score, logits) is None
 
+    def test_takes_a_loss_whose_arguments_cannot_be_read(self):
+        """As of a compiled function: it is taken to be a loss of the predictions as they are."""
+
+        class Opaque:
+            __signature__ = "none"
+
+            def __call__(self, y_true, y_pred):
+                return tf.reduce_mean((y_true - y_pred) ** 2, axis=-1)
+
+        np.testing.assert_allclose(norm(ONE_HOT, tf.constant(LOGITS), Opaque()),
+                                   norm(ONE_HOT, tf.constant(LOGITS), "mse"), rtol=1e-6)  # fmt: skip
+
     def test_refuses_a_loss_without_gradient(self):
         with pytest.raises(ValueError, match="does not depend on the predictions"):
             norm(ONE_HOT, tf.constant(LOGITS), lambda t, p: tf.reduce_sum(t, axis=-1))
@@ -103,6 +115,8 @@ def heads():
          keras.losses.BinaryCrossentropy(from_logits=True), ONE_HOT),
         ("focal", multi, keras.losses.CategoricalFocalCrossentropy(),
          keras.losses.CategoricalFocalCrossentropy(from_logits=True), ONE_HOT),
+        ("binary_focal", two, keras.losses.BinaryFocalCrossentropy(),
+         keras.losses.BinaryFocalCrossentropy(from_logits=True), ONE_HOT),
         ("bootstrap", multi, prl.Bootstrap(), prl.Bootstrap(from_logits=True), LABELS),
     ]  # fmt: skip
 
@@ -121,6 +135,22 @@ class TestHiddenLogits:
         score = tf.function(lambda z: norm(y, head(z), loss)) if graph else lambda z: norm(y, head(z), loss)
         expected = norm(y, tf.constant(LOGITS), logit_loss)
         np.testing.assert_allclose(score(tf.constant(LOGITS)), expected, rtol=2e-3, atol=2e-5)
+
+    def test_one_probability_is_a_sigmoid_whatever_the_loss(self):
+        logits, y = LOGITS[:, :1], (LABELS % 2)[:, None]
+        score = norm(y, tf.sigmoid(tf.constant(logits)), prl.Bootstrap())
+        np.testing.assert_allclose(
+            score, norm(y, tf.constant(logits), prl.Bootstrap(from_logits=True)), rtol=2e-3
+        )
+        assert np.all(score > 0)
+
+    def test_the_classes_are_the_last_axis(self):
+        logits, y = LOGITS[:, None], LABELS[:, None]  # [9, 1, 4]: sequences of one step
+        expected = norm(LABELS, tf.constant(LOGITS), SPARSE(from_logits=True))
+        for head in (keras.activations.softmax, tf.nn.softmax):
+            np.testing.assert_allclose(
+                norm(y, head(tf.constant(logits)), SPARSE()), expected, rtol=2e-3, atol=2e-5
+            )
 
     def test_confidently_wrong_examples_score_highest(self):
         """Where the probability underflows, too."""
