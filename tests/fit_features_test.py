@@ -213,7 +213,7 @@ def test_mixed_float16(kind, head):
 POSITIVE, BITS = np.abs(RNG.normal(size=(22, 4))).astype("float32"), (RNG.random((22, 4)) > 0.5) * 1.0
 ONE_HOT, OWN_LOGS = (
     np.eye(4)[RNG.integers(4, size=22)],
-    {"loss_all", "kept_fraction", "score_threshold", "nonfinite"},
+    {"loss_all", "kept_fraction", "score_threshold", "nonfinite", "kept_fraction_min_class"},
 )
 LOSSES = [  # (loss, the head's activation, targets)
     (losses.SparseCategoricalCrossentropy(), "softmax", ONE_HOT.argmax(1)),

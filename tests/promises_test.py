@@ -163,7 +163,8 @@ def test_10_evaluate_is_never_trimmed_and_fit_logs_four_numbers():
     assert model.evaluate(X, Y, verbose=0) == pytest.approx(expected, rel=1e-5)
     assert [history["val_loss"][-1], history["val_accuracy"][-1]] == pytest.approx(expected, rel=1e-5)
     assert set(history) == {
-        "loss", "accuracy", "loss_all", "kept_fraction", "score_threshold", "nonfinite", "val_loss",
+        "loss", "accuracy", "loss_all", "kept_fraction", "score_threshold", "nonfinite",
+        "kept_fraction_min_class", "val_loss",
         "val_accuracy",
     }  # fmt: skip
     assert history["loss"][-1] < history["loss_all"][-1]
