@@ -313,12 +313,10 @@ def check_scope(model):
     Raises:
         ValueError: that says what to make where.
     """
-    strategy = model.distribute_strategy
-    weights = [variable.value for network in model.networks for variable in network.variables]
-    are_ours = all(map(strategy.extended.variable_created_in_scope, weights))
+    values = [variable.value for network in model.networks for variable in network.variables]
     of_optimizer = [variable.value for variable in model.optimizer.variables]
-    are_spread = any(isinstance(value, tf.distribute.DistributedValues) for value in of_optimizer)
-    if not are_ours or (are_spread and strategy.num_replicas_in_sync == 1):
+    values += [value for value in of_optimizer if isinstance(value, tf.distribute.DistributedValues)]
+    if not all(map(model.distribute_strategy.extended.variable_created_in_scope, values)):
         raise ValueError(
             "The networks, the model and its optimizer were not made in the scope of one tf.distribute "
             "strategy. Make all of them, and compile, within `with strategy.scope():`."
