@@ -139,7 +139,7 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
         self._log("loss", losses, tf.shape(keras.tree.flatten(x)[0])[0])
         for y_pred in predictions:
             logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        training_only = {metric.name for metric in self.selection_metrics}
+        training_only = {metric.name for metric in (*self.selection_metrics, self.class_metric) if metric}
         return logs_for_fit({name: value for name, value in logs.items() if name not in training_only})
 
     def network_loss(self, network, x, y, y_pred, sample_weight):
