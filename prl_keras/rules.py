@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)  # of real examples: padding is put at infinity
+_SMALLEST_SCORE = float(np.finfo(np.float32).tiny)
 
 
 def linear_ramp(epsilon, steps):
@@ -203,7 +204,8 @@ def _prepare(scores, is_ranked):
     """-> (float32 scores, not-a-number made the largest; bool is_ranked; int32 number of ranked)."""
     scores = ops.stop_gradient(ops.cast(scores, "float32"))
     scores = ops.where(ops.isfinite(scores), scores, _LARGEST_SCORE)
-    scores = ops.where(scores == 0, 0.0, scores)  # a tie in XLA too, which sorts -0.0 before 0.0
+    # One zero for -0.0, which XLA sorts before 0.0, and for numbers too small to be kept everywhere.
+    scores = ops.where(ops.abs(scores) < _SMALLEST_SCORE, 0.0, scores)
     if is_ranked is None:
         is_ranked = ops.ones_like(scores, dtype="bool")
     is_ranked = ops.cast(is_ranked, "bool")
