@@ -48,7 +48,7 @@ class CheckedFit:
         """`keras.Model.train_on_batch`, after the checks of `fit`."""
         checks.check_compiled(self)
         checks.check_scope(self)
-        checks.check_data(self, x, y)
+        checks.check_data(self, x, y, may_be_empty=True)
         batch_checks.check_weights(sample_weight)
         train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
         return without_xla_if_it_cannot(self, train)

@@ -201,7 +201,7 @@ def check_targets_given(y):
         raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
 
 
-def check_data(model, x, y):
+def check_data(model, x, y, may_be_empty=False):
     """Checks the data of `fit` before training, as far as they can be seen without iterating.
 
     Raises:
@@ -219,7 +219,7 @@ def check_data(model, x, y):
     check_targets_given(y)
     if not all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)):
         raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
-    if 0 in (arrays[0].shape[0], keras.tree.flatten(y)[0].shape[0]):
+    if not may_be_empty and 0 in (arrays[0].shape[0], keras.tree.flatten(y)[0].shape[0]):
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
     if is_sparse(keras.losses.get(model.loss)):
         check_labels(y, *labels_of(model))

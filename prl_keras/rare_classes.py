@@ -35,7 +35,7 @@ def class_labels(y, y_pred, loss):
     if _is_one_hot(loss):
         return tf.argmax(y, axis=-1, output_type=tf.int32)
     labels = tf.reshape(y, [-1])
-    return tf.cast(labels > 0.5, tf.int32) if checks.is_binary(loss) else tf.cast(labels, tf.int32)
+    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if checks.is_binary(loss) else labels, tf.int32)
 
 
 class KeptByClass(keras.metrics.Metric):

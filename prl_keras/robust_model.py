@@ -38,7 +38,7 @@ class RobustModel(WeightedModel):
     `fit` logs the trimmed `loss`, and `loss_all` (over all the examples), `kept_fraction` and
     `score_threshold` (the highest score that still counted), each a mean over the batches, and `nonfinite`,
     the number of examples of the epoch that were not finite, or whose step was skipped for its gradient.
-    Of class labels, and a network that is built before `compile`, also `kept_fraction_min_class`, the lowest
+    Of class labels, and a network that is built before `fit`, also `kept_fraction_min_class`, the lowest
     fraction that was kept of a class in the epoch; `kept_by_class`, float `[classes]`, has those of all in
     the last epoch. A class that `Trim` drops whole for an epoch is warned of.
     The metrics of `compile` see a good example of the batch in the place of one that is not finite. A

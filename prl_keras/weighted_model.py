@@ -37,13 +37,29 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
         names = ["loss_all", "kept_fraction"] + ([] if score is None else ["score_threshold"])
         self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.selection_metrics.append(keras.metrics.Sum(name="nonfinite"))
-        self.class_metric = self.kept_by_class = None
+        self.kept_by_class = None
+        shape = (
+            getattr(networks[0], "output_shape", None) if networks[0].built and score is not None else None
+        )
+        outputs = shape[1] if isinstance(shape, tuple) and len(shape) == 2 else None
+        self.class_metric = outputs and rare_classes.KeptByClass(max(2, outputs))
         self.built = all(network.built for network in networks)
 
     @property
     def networks(self):
         """The list of the networks that are trained."""
         raise NotImplementedError
+
+    @property
+    def metrics(self):
+        """As of any Keras model; how much was kept of each class only where there are classes."""
+        return [m for m in super().metrics if m is not self.class_metric or self._has_classes()]
+
+    def _has_classes(self):
+        loss = getattr(self, "loss", None)
+        if self.class_metric is None or loss is None or keras.tree.is_nested(loss):
+            return False
+        return rare_classes.count_classes(self.networks[0].output_shape, keras.losses.get(loss)) is not None
 
     @property
     def jit_compile(self):
@@ -63,17 +79,6 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
                 "of kept examples is known only in the step. Leave jit_compile='auto', or recompute=False."
             )
         keras.Model.jit_compile.fset(self, value)
-
-    def compile(self, *args, **kwargs):
-        super().compile(*args, **kwargs)
-        is_one = self.score is not None and self.loss is not None and not keras.tree.is_nested(self.loss)
-        if not is_one or self.class_metric is not None or not self.built:
-            return
-        shape = getattr(self.networks[0], "output_shape", None)
-        classes = rare_classes.count_classes(shape, keras.losses.get(self.loss))
-        if classes is not None:
-            with self.distribute_strategy.scope():
-                self.class_metric = rare_classes.KeptByClass(classes)
 
     def build(self, input_shape):
         for network in self.networks:
@@ -252,7 +257,10 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
     def _weigh_good(self, columns, is_ranked, is_bad, labels, step):
         """As `_weigh`; the bad examples have the worst of scores, and weight 0."""
         columns = [tf.where(is_bad, np.nan, column) for column in columns]
-        return [nonfinite.without(w, is_bad) for w in self._weigh(columns, is_ranked, step, labels)]
+        return [
+            nonfinite.without(tf.cast(w, tf.float32), is_bad)
+            for w in self._weigh(columns, is_ranked, step, labels)
+        ]
 
     def _select(self, network_passes, sample_weight, is_bad, labels):
         """Logs what was kept of the global batch.
@@ -275,7 +283,7 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
             is_ranked,
             lambda: [p.counted_losses if replicas.is_mean(self.loss) else None for p in network_passes],
         )
-        if self.class_metric is not None:
+        if self._has_classes():
             for weight in weights:
                 self.class_metric.update_state(labels, weight > 0, is_ranked)
         is_ranked = all_ranked
