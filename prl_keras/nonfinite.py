@@ -95,7 +95,8 @@ def _rows(tensor):
 
 
 def _is_dense(tensor):
-    return isinstance(tensor, (tf.Tensor, np.ndarray))  # arrays, where Keras runs eagerly
+    is_tensor = isinstance(tensor, (tf.Tensor, np.ndarray))  # arrays, where Keras runs eagerly
+    return is_tensor and len(tensor.shape) > 0  # else it is no batch, and the network says so
 
 
 def _is_checked(tensor):
