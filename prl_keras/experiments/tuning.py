@@ -160,9 +160,11 @@ class RobustTuner(keras_tuner.Tuner):
 
     def _fresh_model(self, trial):
         """An untrained model; after a trial's first execution that one, traced, with a fresh start."""
+        if self._traced[0] != trial.trial_id:
+            self._traced = (None, None)  # which frees the last trial's
         fresh = self._try_build(trial.hyperparameters)
-        traced_trial, traced = self._traced
-        if traced_trial == trial.trial_id and fresh.built:
+        traced = self._traced[1]
+        if traced is not None and fresh.built:
             start_as(traced, fresh)
             return traced
         self._traced = (trial.trial_id, fresh)

@@ -77,7 +77,7 @@ def choices(table):
     shown = [name for name in table if name.startswith("test_") and not name.endswith("loss")]
     rows = []
     for name in table:
-        if not name.startswith(("val_", "test_")) or "_all" in name or table[name].isna().all():
+        if not name.startswith(("val_", "test_")) or table[name].isna().all():
             continue
         try:
             direction = tuning_checks.direction_of(name)
