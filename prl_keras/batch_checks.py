@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import re
 import types
+import typing
 
 import keras
 import numpy as np
@@ -30,25 +31,25 @@ def as_value_errors():
         raise ValueError(found[1]) from None
 
 
-def checked(x, classes, ignored, is_sparse):
+def checked(x, labels_of):
     """The data `x` of `fit`, in which a bad batch is an error (see `as_value_errors`) when it is read.
 
     Args:
         x: A `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches; anything else is given
             back as it is.
-        classes, ignored: As in `checks.check_labels`.
-        is_sparse: Whether the targets are class labels.
+        labels_of: Function of the targets that gives a list of `checks.Labels`.
 
     Raises:
         ValueError: if a Dataset's labels have a dtype that is not one of integers.
     """
-    check = _Check(classes, ignored, is_sparse)
+    check = _Check(labels_of)
     if isinstance(x, tf.data.Dataset):
         spec = x.element_spec
         if not isinstance(spec, tuple) or len(spec) not in (2, 3):
             return x  # Keras or a check of targets says what it is
-        if is_sparse and isinstance(spec[1], tf.TensorSpec):
-            checks.check_label_dtype(spec[1].dtype.as_numpy_dtype, spec[1].shape)
+        for labels in labels_of(spec[1]):
+            if isinstance(labels.y, tf.TensorSpec):
+                checks.check_label_dtype(labels.y.dtype.as_numpy_dtype, labels.y.shape)
         return x.map(check.in_graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if isinstance(x, keras.utils.PyDataset):
         return _CheckedPyDataset(x, check)
@@ -58,21 +59,20 @@ def checked(x, classes, ignored, is_sparse):
 
 
 def check_weights(sample_weight):
-    """Checks all the weights of an array.
+    """Checks all the weights of an array, or of a structure of arrays.
 
     Raises:
         ValueError: with the first that is negative or not finite.
     """
-    if sample_weight is None or not hasattr(sample_weight, "shape"):
-        return
-    weights = np.asarray(sample_weight)
-    if weights.dtype.kind not in "iufb":
-        return  # bfloat16 and the like: Keras casts them
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        shown = ", ".join(map(str, index))
-        raise ValueError(f"{_WEIGHTS}; sample_weight[{shown}] is {weights[index]}. {_WAY_OUT}")
+    for weights in keras.tree.flatten(sample_weight):
+        weights = np.asarray(weights) if hasattr(weights, "shape") else np.zeros(0)
+        if weights.dtype.kind not in "iufb":
+            continue  # bfloat16 and the like: Keras casts them
+        bad = ~(np.isfinite(weights) & (weights >= 0))
+        if bad.any():
+            index = tuple(int(i) for i in np.argwhere(bad)[0])
+            shown = ", ".join(map(str, index))
+            raise ValueError(f"{_WEIGHTS}; sample_weight[{shown}] is {weights[index]}. {_WAY_OUT}")
 
 
 _WEIGHTS = "sample_weight must be finite and at least 0"
@@ -81,21 +81,20 @@ _WAY_OUT = "Write 0 for an example that is not to count."
 
 @dataclasses.dataclass(frozen=True)
 class _Check:
-    classes: int | None
-    ignored: int | None
-    is_sparse: bool
+    labels_of: typing.Callable
 
     def in_graph(self, *batch):
         """The batch again, once its labels and weights are checked: part of a `tf.data` pipeline."""
         x, y, weights = (*batch, None)[:3]
         asserts = []
-        if self.is_sparse and isinstance(y, tf.Tensor):
-            asserts.append(
-                _assert_none(y, self._is_bad_label(tf.cast(y, tf.int64)), self._label_message("{}"))
-            )
-        if isinstance(weights, tf.Tensor) and weights.dtype.is_floating:
-            is_bad = ~(tf.math.is_finite(weights) & (weights >= 0))
-            asserts.append(_assert_none(weights, is_bad, _weight_message("{}")))
+        for labels in self.labels_of(y):
+            if isinstance(labels.y, tf.Tensor):
+                is_bad = _is_bad_label(labels, tf.cast(labels.y, tf.int64))
+                asserts.append(_assert_none(labels.y, is_bad, _label_message(labels, "{}")))
+        for weight in keras.tree.flatten(weights):
+            if isinstance(weight, tf.Tensor) and weight.dtype.is_floating:
+                is_bad = ~(tf.math.is_finite(weight) & (weight >= 0))
+                asserts.append(_assert_none(weight, is_bad, _weight_message("{}")))
         with tf.control_dependencies(asserts):
             return x, *tf.nest.map_structure(tf.identity, batch[1:])
 
@@ -107,29 +106,33 @@ class _Check:
         """
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             return batch
-        y, weights = np.asarray(batch[1]) if self.is_sparse else None, (*batch, None)[2]
-        if y is not None and y.dtype != object:
-            checks.check_label_dtype(y.dtype, y.shape)
-            bad = y[self._is_bad_label(y)]
-            if bad.size:
-                raise ValueError(_MARK + self._label_message(bad.flat[0]))
-        weights = np.zeros(0) if weights is None else np.asarray(weights)
-        if weights.dtype.kind == "f":
-            bad = weights[~(np.isfinite(weights) & (weights >= 0))]
-            if bad.size:
-                raise ValueError(_MARK + _weight_message(bad.flat[0]))
+        for labels in self.labels_of(batch[1]):
+            y = np.asarray(labels.y)
+            if y.dtype != object:
+                checks.check_label_dtype(y.dtype, y.shape)
+                bad = y[_is_bad_label(labels, y)]
+                if bad.size:
+                    raise ValueError(_MARK + _label_message(labels, bad.flat[0]))
+        for weights in keras.tree.flatten((*batch, None)[2]):
+            weights = np.zeros(0) if weights is None else np.asarray(weights)
+            if weights.dtype.kind == "f":
+                bad = weights[~(np.isfinite(weights) & (weights >= 0))]
+                if bad.size:
+                    raise ValueError(_MARK + _weight_message(bad.flat[0]))
         return batch
 
-    def _is_bad_label(self, y):
-        bad = y < 0
-        if self.classes is not None:
-            bad |= y >= self.classes
-        if self.ignored is not None:
-            bad &= y != self.ignored
-        return bad
 
-    def _label_message(self, value):
-        return f"Class labels must be at least 0{checks.largest_label(self.classes)}; there is a {value}."
+def _is_bad_label(labels, y):
+    bad = y < 0
+    if labels.classes is not None:
+        bad |= y >= labels.classes
+    if labels.ignored is not None:
+        bad &= y != labels.ignored
+    return bad
+
+
+def _label_message(labels, value):
+    return f"Class labels must be at least 0{checks.largest_label(labels.classes)}; there is a {value}."
 
 
 def _weight_message(value):

@@ -2,8 +2,6 @@
 
 import functools
 
-import keras
-
 from prl_keras import backups, batch_checks, checks, passes
 from prl_keras.distributed_fit import share_statistics
 from prl_keras.rules import Trim
@@ -30,10 +28,9 @@ class CheckedFit:
         checks.check_data(self, x, y)
         batch_checks.check_weights(kwargs.get("sample_weight"))
         backups.check_backups(self, kwargs.get("callbacks"))
-        is_sparse = checks.is_sparse(keras.losses.get(self.loss))
 
         def fit():
-            data = batch_checks.checked(x, *checks.labels_of(self), is_sparse)
+            data = batch_checks.checked(x, functools.partial(checks.labels_of, self))
             with batch_checks.as_value_errors():
                 return super(CheckedFit, self).fit(data, y, *args, **kwargs)
 

@@ -1,10 +1,13 @@
 """Bad input, refused before it can train a wrong model: what was given, what is needed, what to write."""
 
+import typing
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from prl_keras import outputs
 
 _DATA = "Give (x, y) as arrays, or a tf.data.Dataset, a keras.utils.PyDataset or a generator of batches."
 _SPARSE_LOSSES = (
@@ -79,9 +82,8 @@ def check_shapes(y_true, y_pred, loss):
     """
     if keras.tree.is_nested(y_pred) or keras.tree.is_nested(y_true):
         raise ValueError(
-            "prl_keras ranks the examples of networks with one output; targets and predictions came "
-            f"as {type(y_true).__name__} and {type(y_pred).__name__}. Give the network one output "
-            "tensor, for example by concatenating its outputs."
+            f"Targets came as {type(y_true).__name__} for predictions as {type(y_pred).__name__}. Give the "
+            "targets of a network with one output as one array."
         )
     true_shape, pred_shape = tuple(np.shape(y_true)), tuple(y_pred.shape)
     if len(true_shape) == 1 and len(pred_shape) == 2 and pred_shape[1] == 1:
@@ -190,9 +192,7 @@ def check_compiled(model):
             f"{type(model).__name__} ranks examples by their loss and was compiled without one. Write "
             "model.compile(optimizer='adam', loss=...) with a Keras loss before training."
         )
-    if keras.tree.is_nested(model.loss):
-        raise ValueError("prl_keras takes one loss for one output; got " + repr(model.loss) + ".")
-    keras.losses.get(model.loss)
+    keras.tree.map_structure(keras.losses.get, model.loss)
 
 
 def check_targets_given(y):
@@ -211,25 +211,50 @@ def check_data(model, x, y, may_be_empty=False):
         if x.cardinality() == 0:
             raise ValueError("The data set is empty (cardinality 0); there is nothing to train on.")
         return
-    if x is None or isinstance(x, list):
-        raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
     arrays = keras.tree.flatten(x)
+    if x is None or (isinstance(x, list) and not all(hasattr(array, "shape") for array in arrays)):
+        raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return  # a generator or a PyDataset: seen batch by batch
     check_targets_given(y)
-    if not all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)):
+    if not all(leaf is None or hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)):
         raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
-    if not may_be_empty and 0 in (arrays[0].shape[0], keras.tree.flatten(y)[0].shape[0]):
+    if not may_be_empty and 0 in [
+        leaf.shape[0] for leaf in (arrays[0], *keras.tree.flatten(y)) if leaf is not None
+    ]:
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
-    if is_sparse(keras.losses.get(model.loss)):
-        check_labels(y, *labels_of(model))
+    for labels in labels_of(model, y):
+        check_labels(*labels)
 
 
-def labels_of(model):
-    """-> (number of classes, label that the loss passes over); None where not known or none."""
-    shape = getattr(model.networks[0], "output_shape", None) if model.built else None
-    classes = shape[-1] if shape and isinstance(shape, tuple) else None
-    return classes, getattr(keras.losses.get(model.loss), "ignore_class", None)
+class Labels(typing.NamedTuple):
+    """Class labels of one output, how many classes it tells apart, a label passed over; None if not known."""
+
+    y: typing.Any
+    classes: int | None
+    ignored: int | None
+
+
+def labels_of(model, y):
+    """The class labels in the targets, a list of `Labels`: those of the outputs whose loss takes integers.
+
+    Args:
+        model: A compiled `WeightedModel`.
+        y: A structure of anything: arrays, tensors, specifications.
+    """
+    y_pred = outputs.symbolic_outputs(model.networks[0])
+    if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
+        return []  # which target goes with which loss is known in the first step
+    parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
+    return [
+        Labels(
+            part.y_true,
+            None if part.y_pred is None else part.y_pred.shape[-1],
+            getattr(part.loss, "ignore_class", None),
+        )
+        for part in parts
+        if is_sparse(part.loss)
+    ]
 
 
 def check_weight_shape(weight_shape, loss_shape):
@@ -239,6 +264,15 @@ def check_weight_shape(weight_shape, loss_shape):
         raise ValueError(
             f"sample_weight of shape {_show(weight_shape)} does not go with losses of shape "
             f"{_show(loss_shape)}: give one weight for each example, or one for each of its losses."
+        )
+
+
+def check_no_masks(predictions):
+    """Refuses masks of several outputs, which Keras would divide each by its own number of values."""
+    if any(getattr(y_pred, "_keras_mask", None) is not None for y_pred in predictions):
+        raise ValueError(
+            "With several outputs, of which one is masked, neither recompute=True nor several replicas give "
+            "the step of one device. Leave recompute=False and one replica, or give weights for each step."
         )
 
 
@@ -277,9 +311,11 @@ def check_pair(network_a, network_b):
         _check_equal_shapes(*(getattr(network, "output_shape", None) for network in (network_a, network_b)))
 
 
-def check_same_shape(y_pred_a, y_pred_b):
+def check_same_shapes(*predictions):
     """Refuses a pair that predicts different things, as seen from its first batch."""
-    _check_equal_shapes(tuple(y_pred_a.shape), tuple(y_pred_b.shape))
+    _check_equal_shapes(
+        *(keras.tree.map_structure(lambda t: tuple(t.shape), y_pred) for y_pred in predictions)
+    )
 
 
 def _check_equal_shapes(a, b):

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from prl_keras import checks
+from prl_keras import checks, outputs
 from prl_keras.rules import Trim
 from prl_keras.weighted_model import WeightedModel
 
@@ -81,10 +81,10 @@ class CoTeachingModel(WeightedModel):
         }
 
     def _columns(self, network_passes):
-        checks.check_same_shape(*(p.y_pred for p in network_passes))
+        checks.check_same_shapes(*(p.y_pred for p in network_passes))
         columns = super()._columns(network_passes)
         if self.exchange == "disagreement":
-            a, b = (self._predicted_class(p.y_pred) for p in network_passes)
+            a, b = (self._predicted_classes(p.y_pred) for p in network_passes)
             columns = [*columns, tf.cast(tf.reduce_any(a != b, axis=1), tf.float32)]
         return columns
 
@@ -103,12 +103,19 @@ class CoTeachingModel(WeightedModel):
     def _scorer_of(self, i):
         return 1 - i if self.exchange == "swap" else i
 
-    def _predicted_class(self, y_pred):
-        """int `[batch, ...]`: the largest output, or the side of one half for a single one."""
-        if y_pred.shape[-1] > 1:
-            classes = tf.argmax(y_pred, axis=-1)
-        else:
-            loss = keras.losses.get(self.loss)
-            checks.check_classification(loss, "exchange='disagreement'")
-            classes = y_pred > (0.0 if getattr(loss, "from_logits", False) else 0.5)
-        return tf.reshape(classes, [tf.shape(y_pred)[0], -1])
+    def _predicted_classes(self, y_pred):
+        """int64 `[batch, ...]` of every output that has a loss, flattened."""
+        losses = outputs.losses_of(outputs.loss_of(self, y_pred), y_pred)
+        predictions = zip(keras.tree.flatten(y_pred), losses)
+        classes = [_predicted_class(*output) for output in predictions if output[1] is not None]
+        return tf.concat(classes, axis=1)
+
+
+def _predicted_class(y_pred, loss):
+    """int64 `[batch, ...]`, flattened: the largest entry, or the side of one half for a single one."""
+    if y_pred.shape[-1] > 1:
+        classes = tf.argmax(y_pred, axis=-1)
+    else:
+        checks.check_classification(loss, "exchange='disagreement'")
+        classes = tf.cast(y_pred > (0.0 if getattr(loss, "from_logits", False) else 0.5), tf.int64)
+    return tf.reshape(classes, [tf.shape(y_pred)[0], -1])

@@ -167,12 +167,13 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
             "model each time, such as lambda: keras.Sequential([...])."
         )
     epsilon = _schedule(epsilon, ramp_steps)
-    loss, optimizer = keras.losses.get(loss), keras.optimizers.get(optimizer)
+    loss, optimizer = keras.tree.map_structure(keras.losses.get, loss), keras.optimizers.get(optimizer)
     optimizer = type(optimizer).from_config(optimizer.get_config())
     if row.exchange == "disagreement":
-        checks.check_classification(loss, f"method={method!r}")
+        keras.tree.map_structure(lambda part: checks.check_classification(part, f"method={method!r}"), loss)
     if row.loss is not None:
-        loss = row.loss(loss, **_chosen(row.loss, options))
+        own = _chosen(row.loss, options)
+        loss = keras.tree.map_structure(lambda part: None if part is None else row.loss(part, **own), loss)
     if row.optimizer is not None:
         optimizer = row.optimizer(optimizer, **_chosen(row.optimizer, options))
     rule = None if row.rule is None else row.rule(epsilon, **_chosen(row.rule, options))

@@ -13,7 +13,7 @@ import typing
 import keras
 import tensorflow as tf
 
-from prl_keras import checks, layer_wise, per_example, scores
+from prl_keras import checks, layer_wise, outputs, per_example, scores
 
 
 def start(model, network, x, y, sample_weight):
@@ -49,7 +49,7 @@ def start(model, network, x, y, sample_weight):
 
 def are_finite(model, y, network_passes):
     """bool `[batch]`: whether an example's loss is finite, in all the passes."""
-    losses = [scores.per_example_loss(y, network_pass.y_pred, model.loss) for network_pass in network_passes]
+    losses = [_losses_of(model)(y, network_pass.y_pred) for network_pass in network_passes]
     return tf.reduce_all(tf.math.is_finite(losses), axis=0)
 
 
@@ -64,7 +64,9 @@ def glance(model, network, x, y):
     """`network` in inference mode (no dropout, moving statistics): predictions and scores."""
     y_pred = network(x, training=False)
     if model.score == "gradient":
-        norms = scores.gradient_norm(x, y, network, model.loss, model.microbatch_size, training=False)
+        norms = per_example.gradient_norms(
+            _losses_of(model), network, x, y, model.microbatch_size, training=False
+        )
         return Glance(y_pred, norms)
     return Glance(y_pred, _score(model, y, y_pred))
 
@@ -77,19 +79,42 @@ class _Pass:
     def __init__(self, model, network, x, y, sample_weight):
         self.model, self.network, self.x, self.y = model, network, x, y
         self.sample_weight = sample_weight
-        self.loss = keras.losses.get(model.loss)
+
+    @property
+    def loss(self):
+        """The loss that was compiled, or `outputs.OutputLosses`."""
+        return outputs.loss_of(self.model, self.y_pred)
+
+    def check(self):
+        """Refuses targets that do not go with the predictions."""
+        for part in outputs.split(self.loss, self.y, self.y_pred):
+            checks.check_shapes(*part[:3])
 
     def loss_with(self, weights):
         """The Keras loss with the rule's weights `[batch]`, or None, times the user's."""
-        shape = scores.unreduced_loss(self.y, self.y_pred, self.loss).shape
-        if self.sample_weight is not None:
-            checks.check_weight_shape(tuple(self.sample_weight.shape), tuple(shape))
-        weights = _combine(weights, self.sample_weight, len(shape))
+        weights = self._weights_of_outputs(weights)
         return self.model.network_loss(self.network, self.x, self.y, self.y_pred, weights)
+
+    def _weights_of_outputs(self, weights):
+        """The rule's weights times the user's: one tensor, or a structure of them as the predictions are."""
+        loss, own = self.loss, [self.sample_weight]
+        if isinstance(loss, outputs.OutputLosses):
+            own = loss.pack(self.sample_weight, self.y_pred, "sample_weight")
+        combined = [None] * len(own)
+        for part in outputs.split(loss, self.y, self.y_pred):
+            shape = scores.unreduced_loss(*part[:3]).shape
+            if own[part.index] is not None:
+                checks.check_weight_shape(tuple(own[part.index].shape), tuple(shape))
+            combined[part.index] = _combine(weights, own[part.index], len(shape))
+        return keras.tree.pack_sequence_as(self.y_pred, combined)
 
     @property
     def counted_losses(self):
         """How many values Keras takes a mean over: all, or those that no mask hides. float32 scalar."""
+        if isinstance(self.loss, outputs.OutputLosses):
+            predictions = keras.tree.flatten(self.y_pred)
+            checks.check_no_masks(predictions)
+            return tf.cast(tf.shape(predictions[0])[0], tf.float32)
         values = scores.unreduced_loss(self.y, self.y_pred, self.loss)
         masks = [getattr(tensor, "_keras_mask", None) for tensor in (self.y_pred, values)]
         masks = [tf.cast(mask, tf.float32) for mask in masks if mask is not None]
@@ -104,7 +129,7 @@ class TapePass(_Pass):
         self.tape = tf.GradientTape()
         with self.tape:
             self.y_pred = forward(self.network, self.x)
-        checks.check_shapes(self.y, self.y_pred, self.loss)
+        self.check()
 
     def backward(self, weights):
         weights = _once_known(self.scores, weights)
@@ -121,7 +146,7 @@ class RecomputePass(_Pass):
         super().__init__(*batch)
         with _state_unchanged(self.network):
             self.y_pred = forward(self.network, self.x)
-        checks.check_shapes(self.y, self.y_pred, self.loss)
+        self.check()
 
     def backward(self, weights):
         weights = _once_known(self.y_pred, _once_known(self.scores, weights))
@@ -175,7 +200,7 @@ def forward(network, x, training=True):
     y_pred = network(per_example.filled_up(x, 1), training=training)
     for variable, value in before:
         variable.assign(tf.where(rows > 0, variable.value, value))
-    return per_example.first_rows(y_pred, rows)
+    return keras.tree.map_structure(lambda t: per_example.first_rows(t, rows), y_pred)
 
 
 def statistics(network):
@@ -202,6 +227,7 @@ def _once_known(values, weights):
     weights = tf.cast(weights, tf.float32)
     if values is None:
         return weights
+    values = [tf.reduce_max(tf.cast(t, tf.float32)) for t in keras.tree.flatten(values)]
     never = tf.reduce_max(values) > math.inf
     return tf.where(never, 0.0, weights)
 
@@ -263,11 +289,11 @@ def _gather(tensor, rows):
 def _score(model, y, y_pred):
     if model.score is None:
         return None
-    return scores.resolve(model.score)(y, y_pred, keras.losses.get(model.loss))
+    return scores.resolve(model.score)(y, y_pred, outputs.loss_of(model, y_pred))
 
 
 def _losses_of(model):
-    return functools.partial(scores.per_example_loss, loss=model.loss)
+    return lambda y, y_pred: scores.per_example_loss(y, y_pred, outputs.loss_of(model, y_pred))
 
 
 def _share(model, x):
@@ -281,13 +307,14 @@ def _can_be_one_pass(model, network, x, y, sample_weight):
 
     And that moves nothing of its own (statistics) in the map, where nothing stays moved.
     """
-    loss = keras.losses.get(model.loss)
-    reduction = getattr(loss, "reduction", "sum_over_batch_size")
+    losses = [keras.losses.get(loss) for loss in keras.tree.flatten(model.loss) if loss is not None]
+    if keras.tree.is_nested(sample_weight):
+        return False
     shape = () if sample_weight is None else sample_weight.shape
     is_mean = (
-        reduction in ("sum_over_batch_size", "mean")
-        and getattr(loss, "ignore_class", None) is None  # then over those that count
-        and not model._compile_config.config.get("loss_weights")
+        all(getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean") for loss in losses)
+        and all(getattr(loss, "ignore_class", None) is None for loss in losses)  # then over those that count
+        and (keras.tree.is_nested(model.loss) or not model._compile_config.config.get("loss_weights"))
         and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))
     )
     if not is_mean or layer_wise.applies(network):

@@ -66,12 +66,14 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
     def one_example(example):
         y_pred, gradient, norm, left_out = _one_gradient(losses_of, network, example, training, loss_scale)
         missing.extend(left_out)
-        logits = getattr(y_pred, "_keras_logits", None)
-        return y_pred[0], None if logits is None else logits[0], gradient, norm
+        logits = [getattr(t, "_keras_logits", None) for t in keras.tree.flatten(y_pred)]
+        first = keras.tree.map_structure(lambda t: None if t is None else t[0], [y_pred, logits])
+        return *first, gradient, norm
 
     y_pred, logits, per_example, norms = _map(one_example, _examples(network, x, y, training))
-    if logits is not None:
-        y_pred._keras_logits = logits  # lost in the map; Keras's losses look for it
+    for t, of_output in zip(keras.tree.flatten(y_pred), logits):
+        if of_output is not None:
+            t._keras_logits = of_output  # lost in the map; Keras's losses look for it
     weighted_sum = functools.partial(_weighted_sum, per_example)
     return Gradients(y_pred, norms, weighted_sum, is_whole=not missing)
 

@@ -1,6 +1,5 @@
 """One selection over the global batch, however many replicas `tf.distribute` runs."""
 
-import keras
 import tensorflow as tf
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
@@ -63,7 +62,7 @@ def is_mean(loss):
     Raises:
         ValueError: for a mean by the weights, with several replicas.
     """
-    reduction = getattr(keras.losses.get(loss), "reduction", _MEANS[0])
+    reduction = getattr(loss, "reduction", _MEANS[0])
     if reduction == "mean_with_sample_weight" and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         raise ValueError(
             f"The loss {loss!r} has reduction='mean_with_sample_weight', a mean by the weights of each "

@@ -64,7 +64,9 @@ class RobustModel(WeightedModel):
     A batch (on several replicas: the share of one) of which nothing is kept goes whole, with weight 0.
 
     Args:
-        network: A Keras model with one output.
+        network: A Keras model. Of several outputs (a list, a dict or both, with losses and loss weights as
+            `compile` takes them) an example's loss is the weighted sum of its losses, and the logits are
+            those of all the outputs together.
         score: How suspect an example is: "loss_layer_gradient" (default), "gradient", "loss", a
             function of `(y_true, y_pred)` that gives `[batch]`, or None (every example counts).
             See `prl_keras.scores`.

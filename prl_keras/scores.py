@@ -12,7 +12,8 @@ import inspect
 import keras
 import tensorflow as tf
 
-from prl_keras import checks, per_example
+from prl_keras import checks, outputs, per_example
+from prl_keras.contributions import row_norms
 
 NAMES = ("loss", "loss_layer_gradient", "gradient")
 
@@ -21,27 +22,28 @@ def per_example_loss(y_true, y_pred, loss):
     """The loss of each example, before any reduction.
 
     Args:
-        y_true: Targets `[batch, ...]`, as the loss takes them.
-        y_pred: Predictions `[batch, ...]`.
-        loss: A `keras.losses.Loss`, its name, or a function of `(y_true, y_pred)`.
+        y_true: Targets `[batch, ...]`, as the loss takes them; of several outputs a list or a dict.
+        y_pred: Predictions `[batch, ...]`, or a structure of them.
+        loss: A `keras.losses.Loss`, its name, or a function of `(y_true, y_pred)`; of several outputs a
+            structure of these, one for all, or `outputs.OutputLosses`, which also has their weights.
 
     Returns:
         float32 `[batch]`. Where the loss gives more than one value per example (one per time step or
-        pixel), their mean, as in Keras.
+        pixel), their mean, as in Keras. Of several outputs the weighted sum.
 
     Raises:
         ValueError: if the loss gives a scalar, or the shapes would broadcast.
     """
-    values = unreduced_loss(y_true, y_pred, keras.losses.get(loss))
-    # A mean over the other axes; the batch axis stays as it is, empty or of static size.
-    axes = range(1, len(values.shape))
-    return values if len(values.shape) == 1 else tf.reduce_mean(values, axis=axes)
+    if _is_single(loss, y_pred):
+        return _mean_over_steps(unreduced_loss(y_true, y_pred, keras.losses.get(loss)))
+    parts = outputs.split(loss, y_true, y_pred)
+    return tf.add_n([part.weight * _loss_of_output(part) for part in parts])
 
 
 def unreduced_loss(y_true, y_pred, loss):
     """What a Keras loss computes before its reduction: float32 `[batch]` or `[batch, steps, ...]`.
 
-    Args and errors as in `per_example_loss`; `loss` is an object or a function.
+    Args and errors as in `per_example_loss`, of a single output; `loss` is an object or a function.
     """
     checks.check_shapes(y_true, y_pred, loss)
     y_pred = keras.ops.convert_to_tensor(y_pred, dtype="float32")
@@ -65,9 +67,9 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
     are recovered from them (`log p`, or `log p - log (1 - p)`).
 
     Args:
-        y_true: Targets `[batch, ...]`.
-        y_pred: Predictions `[batch, ...]`: raw values, logits, or probabilities.
-        loss: As in `per_example_loss`.
+        y_true, loss: As in `per_example_loss`.
+        y_pred: Predictions `[batch, ...]`: raw values, logits, or probabilities. Of several outputs the
+            gradient is that of the weighted sum of losses with respect to the logits of all of them.
 
     Returns:
         float32 `[batch]`, in `[0, sqrt(2)]` for cross-entropy.
@@ -75,6 +77,11 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
     Raises:
         ValueError: if the loss does not depend on `y_pred`, or as in `per_example_loss`.
     """
+    if not _is_single(loss, y_pred):
+        # Each output's loss depends on its own logits alone.
+        parts = outputs.split(loss, y_true, y_pred)
+        norms = [_steps_that_add_up(part) * loss_layer_gradient_norm(*part[:3]) for part in parts]
+        return row_norms(tf.stack([part.weight * norm for part, norm in zip(parts, norms)], axis=1))
     loss = keras.losses.get(loss)
     logits, head = _loss_layer(y_pred, loss)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -88,11 +95,7 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
             "score='loss'."
         )
     gradient = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
-    # Scaled by the largest entry: squares of targets such as 1e30 overflow float32.
-    largest = tf.reduce_max(tf.abs(gradient), axis=1, keepdims=True)
-    scale = tf.where(largest > 0, largest, 1.0)
-    norm = scale[:, 0] * tf.norm(gradient / scale, axis=1)
-    return tf.stop_gradient(tf.ensure_shape(norm, losses.shape))
+    return tf.stop_gradient(tf.ensure_shape(row_norms(gradient), losses.shape))
 
 
 def gradient_norm(x, y_true, network, loss, microbatch_size=None, training=True):
@@ -100,7 +103,7 @@ def gradient_norm(x, y_true, network, loss, microbatch_size=None, training=True)
 
     Args:
         x: Inputs `[batch, ...]`, or a structure of them.
-        y_true: Targets `[batch, ...]`.
+        y_true: Targets `[batch, ...]`, or a structure of them.
         network: A Keras model whose layers treat each example by itself.
         loss: As in `per_example_loss`. Regularizers are not part of it.
         microbatch_size: At most so many per-example gradients are held in memory at a time; None for
@@ -132,11 +135,45 @@ def resolve(score):
     if score == "loss_layer_gradient":
         return loss_layer_gradient_norm
     if isinstance(score, keras.losses.Loss) or callable(score):
-        return lambda y_true, y_pred, loss: tf.stop_gradient(per_example_loss(y_true, y_pred, score))
+        return functools.partial(_own_score, score)
     raise ValueError(
         f"score={score!r} is not known. Write one of {', '.join(map(repr, NAMES))}, None (every "
         "example counts), or a function of (y_true, y_pred) that gives one value per example."
     )
+
+
+def _own_score(score, y_true, y_pred, loss):
+    """A user's score; a function sees all the outputs, a `keras.losses.Loss` each of them."""
+    if keras.tree.is_nested(y_pred) and not isinstance(score, keras.losses.Loss):
+        values = tf.cast(score(y_true, y_pred), tf.float32)
+        checks.check_one_value_per_example(values, keras.tree.flatten(y_pred)[0], score)
+    else:
+        values = per_example_loss(y_true, y_pred, score)
+    return tf.stop_gradient(values)
+
+
+def _is_single(loss, y_pred):
+    return not (
+        keras.tree.is_nested(y_pred) or keras.tree.is_nested(loss) or isinstance(loss, outputs.OutputLosses)
+    )
+
+
+def _mean_over_steps(values):
+    # A mean over the other axes; the batch axis stays as it is, empty or of static size.
+    axes = range(1, len(values.shape))
+    return values if len(values.shape) == 1 else tf.reduce_mean(values, axis=axes)
+
+
+def _loss_of_output(part):
+    return _steps_that_add_up(part) * _mean_over_steps(unreduced_loss(*part[:3]))
+
+
+def _steps_that_add_up(part):
+    """How many values of an example Keras adds up rather than takes a mean of: float32 scalar."""
+    if getattr(part.loss, "reduction", None) != "sum":
+        return 1.0
+    shape = tf.shape(unreduced_loss(*part[:3]))
+    return tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
 
 
 def _loss_layer(y_pred, loss):

@@ -32,7 +32,7 @@ def score_examples(model, dataset, batch_size=256):
     checks.check_compiled(model)
     if not isinstance(model, WeightedModel):
         plain, model = model, RobustModel(model)
-        model.compile(loss=plain.loss)
+        model.compile(loss=plain.loss, loss_weights=plain._compile_config.config.get("loss_weights"))
 
     def mean_score(x, y):
         return tf.add_n(model.example_scores(x, y)) / len(model.networks)

@@ -1,5 +1,6 @@
 """The training step of all methods: score each example, weigh it, step on the weighted loss."""
 
+import contextlib
 import functools
 import numbers
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, nonfinite, passes, rare_classes, replicas, scores
+from prl_keras import checks, nonfinite, outputs, passes, rare_classes, replicas, scores
 from prl_keras.checked_fit import CheckedFit
 from prl_keras.distributed_fit import (
     DistributedFit,
@@ -38,17 +39,21 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
         self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.selection_metrics.append(keras.metrics.Sum(name="nonfinite"))
         self.kept_by_class = None
-        shape = (
-            getattr(networks[0], "output_shape", None) if networks[0].built and score is not None else None
-        )
-        outputs = shape[1] if isinstance(shape, tuple) and len(shape) == 2 else None
-        self.class_metric = outputs and rare_classes.KeptByClass(max(2, outputs))
+        output = outputs.symbolic_outputs(networks[0])
+        is_ranked = score is not None and not keras.tree.is_nested(output) and output is not None
+        width = output.shape[1] if is_ranked and len(output.shape) == 2 else None
+        self.class_metric = width and rare_classes.KeptByClass(max(2, width))
         self.built = all(network.built for network in networks)
 
     @property
     def networks(self):
         """The list of the networks that are trained."""
         raise NotImplementedError
+
+    @property
+    def output_names(self):
+        """By which dicts of losses and targets go with a list of outputs."""
+        return getattr(self.networks[0], "output_names", None)
 
     @property
     def metrics(self):
@@ -101,12 +106,13 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
         is_bad = tf.logical_or(is_bad, ~passes.are_finite(self, y, started))
         for network_pass in started:
             network_pass.y = y = nonfinite.replace(y, is_bad)  # the loss of some targets is not finite
-        is_mean = replicas.is_mean(self.loss)
+        is_mean = replicas.is_mean(started[0].loss)
         good = (
             nonfinite.without(tf.ones(tf.shape(is_bad)), is_bad) if is_mean else tf.cast(~is_bad, "float32")
         )
         # First of all: a second pass replaces the losses that layers added in the first.
-        losses_all = [network_pass.loss_with(good) for network_pass in started]
+        with self._logs_of_outputs_unchanged():
+            losses_all = [network_pass.loss_with(good) for network_pass in started]
         weights, share, is_any_good = self._select(started, sample_weight, is_bad, self._labels(y, started))
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
         self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
@@ -146,6 +152,16 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
             logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         training_only = {metric.name for metric in (*self.selection_metrics, self.class_metric) if metric}
         return logs_for_fit({name: value for name, value in logs.items() if name not in training_only})
+
+    @contextlib.contextmanager
+    def _logs_of_outputs_unchanged(self):
+        """Keras logs the loss of each of several outputs whenever it computes their sum."""
+        before = [
+            (v, tf.identity(v.value)) for metric in self._compile_loss.metrics for v in metric.variables
+        ]
+        yield
+        for variable, value in before:
+            variable.assign(value)
 
     def network_loss(self, network, x, y, y_pred, sample_weight):
         """The reduced Keras loss of one network, its regularizers included."""
@@ -236,13 +252,16 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
 
     def _labels(self, y, network_passes):
         """int32 `[batch]`, the given classes; of what are no classes 0."""
-        labels = rare_classes.class_labels(y, network_passes[0].y_pred, keras.losses.get(self.loss))
+        y_pred = network_passes[0].y_pred
+        is_several = keras.tree.is_nested(y_pred) or keras.tree.is_nested(self.loss)
+        labels = None if is_several else rare_classes.class_labels(y, y_pred, keras.losses.get(self.loss))
         if labels is None and getattr(self.rule, "min_keep_per_class", 0):
             raise ValueError(
                 f"rule={self.rule!r} needs one class label per example; the loss {self.loss!r} on outputs of "
-                f"shape {tuple(network_passes[0].y_pred.shape)} has none. Leave min_keep_per_class=0."
+                f"shape {keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)} has none. Leave "
+                "min_keep_per_class=0."
             )
-        return tf.zeros(tf.shape(network_passes[0].y_pred)[:1], tf.int32) if labels is None else labels
+        return tf.zeros([_rows(y_pred)], tf.int32) if labels is None else labels
 
     def _weigh(self, columns, is_ranked, step, labels):
         """Weights `[batch]` for each network, from the columns of the global batch."""
@@ -281,7 +300,7 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
             weigh,
             [*self._columns(network_passes), *own],
             is_ranked,
-            lambda: [p.counted_losses if replicas.is_mean(self.loss) else None for p in network_passes],
+            lambda: [p.counted_losses if replicas.is_mean(p.loss) else None for p in network_passes],
         )
         if self._has_classes():
             for weight in weights:
@@ -321,11 +340,18 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
 
 
 def _is_ranked(y_pred, sample_weight):
-    """bool `[batch]`: False where the user's weight is 0, which marks padding."""
-    if sample_weight is None:
-        return tf.ones(tf.shape(y_pred)[:1], tf.bool)
-    nonzero = tf.not_equal(tf.convert_to_tensor(sample_weight), 0)
-    return tf.reduce_any(tf.reshape(nonzero, [tf.shape(nonzero)[0], -1]), axis=1)
+    """bool `[batch]`: False where the user's weight is 0 (for all the outputs), which marks padding."""
+    given = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]
+    if not given:
+        return tf.ones([_rows(y_pred)], tf.bool)
+    nonzero = [tf.not_equal(tf.convert_to_tensor(weight), 0) for weight in given]
+    return tf.reduce_any(
+        [tf.reduce_any(tf.reshape(t, [tf.shape(t)[0], -1]), axis=1) for t in nonzero], axis=0
+    )
+
+
+def _rows(y_pred):
+    return tf.shape(keras.tree.flatten(y_pred)[0])[0]
 
 
 def _is_object(value):
