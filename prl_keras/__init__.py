@@ -11,6 +11,7 @@ from prl_keras.co_teaching import CoTeachingModel
 from prl_keras.corruption import Corrupted, corrupt
 from prl_keras.losses import Bootstrap
 from prl_keras.methods import METHODS, Method, build
+from prl_keras.preflight import check
 from prl_keras.robust_model import RobustModel
 from prl_keras.rules import ClipNorm, KeepLowest, Trim, linear_ramp
 from prl_keras.scoring import score_examples
@@ -29,6 +30,7 @@ __all__ = [
     "SelectionQuality",
     "Trim",
     "build",
+    "check",
     "corrupt",
     "linear_ramp",
     "score_examples",

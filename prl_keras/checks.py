@@ -105,7 +105,7 @@ def check_shapes(y_true, y_pred, loss):
     if not fits:
         raise ValueError(
             f"Targets of shape {_show(true_shape)} against predictions of shape {_show(pred_shape)}: "
-            f"the loss {_name(loss)} needs {need}. Integer class labels go with "
+            f"the loss {name_of(loss)} needs {need}. Integer class labels go with "
             "SparseCategoricalCrossentropy, one-hot ones with CategoricalCrossentropy."
         )
 
@@ -115,8 +115,8 @@ def check_one_value_per_example(values, y_pred, loss):
     batch = y_pred.shape[0]
     if len(values.shape) == 0 or (None not in (batch, values.shape[0]) and values.shape[0] != batch):
         raise ValueError(
-            f"The loss {_name(loss)} must give one value per example, shape ({_show_size(batch)},), but gave "
-            f"shape {_show(tuple(values.shape))}. Reduce over the last axis only, for example "
+            f"The loss {name_of(loss)} must give one value per example, shape ({_show_size(batch)},), but "
+            f"gave shape {_show(tuple(values.shape))}. Reduce over the last axis only, for example "
             "ops.mean(..., axis=-1), and leave the mean over the batch to Keras."
         )
 
@@ -334,12 +334,12 @@ def check_classification(loss, what):
     """Refuses a regression loss for something that compares predicted classes."""
     if is_regression(loss):
         raise ValueError(
-            f"{what} compares predicted classes, and the loss {_name(loss)} is one for regression. For "
+            f"{what} compares predicted classes, and the loss {name_of(loss)} is one for regression. For "
             "regression use PRL(L): score='loss_layer_gradient' with Trim."
         )
 
 
-def _name(loss):
+def name_of(loss):
     return getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
 
 

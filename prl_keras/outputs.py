@@ -107,7 +107,12 @@ def loss_of(model, y_pred):
     if not keras.tree.is_nested(y_pred) and not keras.tree.is_nested(model.loss):
         return keras.losses.get(model.loss)
     names = getattr(model, "output_names", None)
-    return OutputLosses(model.loss, model._compile_config.config.get("loss_weights"), names)
+    return OutputLosses(model.loss, loss_weights_of(model), names)
+
+
+def loss_weights_of(model):
+    """The loss weights that a model was compiled with."""
+    return model._compile_config.config.get("loss_weights")
 
 
 def split(loss, y_true, y_pred):

@@ -314,7 +314,7 @@ def _can_be_one_pass(model, network, x, y, sample_weight):
     is_mean = (
         all(getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean") for loss in losses)
         and all(getattr(loss, "ignore_class", None) is None for loss in losses)  # then over those that count
-        and (keras.tree.is_nested(model.loss) or not model._compile_config.config.get("loss_weights"))
+        and (keras.tree.is_nested(model.loss) or not outputs.loss_weights_of(model))
         and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))
     )
     if not is_mean or layer_wise.applies(network):

@@ -181,7 +181,7 @@ def _loss_layer(y_pred, loss):
     hidden = getattr(y_pred, "_keras_logits", None)  # set by keras.activations.softmax and sigmoid
     if hidden is not None:
         return tf.stop_gradient(tf.cast(hidden, tf.float32)), lambda logits: _head_again(logits, y_pred)
-    if _expects_probabilities(loss):
+    if expects_probabilities(loss):
         tiny = 1e-37
         probabilities = tf.clip_by_value(tf.cast(y_pred, tf.float32), tiny, 1.0)
         logits = tf.math.log(probabilities)
@@ -204,7 +204,7 @@ def _head_again(logits, y_pred):
     return probabilities
 
 
-def _expects_probabilities(loss):
+def expects_probabilities(loss):
     """True for a cross-entropy with `from_logits=False`, as an object or as a function."""
     if hasattr(loss, "from_logits"):
         return not loss.from_logits

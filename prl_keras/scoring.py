@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks
+from prl_keras import checks, outputs
 from prl_keras.distributed_fit import on_one_replica
 from prl_keras.robust_model import RobustModel
 from prl_keras.weighted_model import WeightedModel
@@ -32,7 +32,7 @@ def score_examples(model, dataset, batch_size=256):
     checks.check_compiled(model)
     if not isinstance(model, WeightedModel):
         plain, model = model, RobustModel(model)
-        model.compile(loss=plain.loss, loss_weights=plain._compile_config.config.get("loss_weights"))
+        model.compile(loss=plain.loss, loss_weights=outputs.loss_weights_of(plain))
 
     def mean_score(x, y):
         return tf.add_n(model.example_scores(x, y)) / len(model.networks)
