@@ -203,6 +203,14 @@ class TestSearch:
         assert sorted(map(tuple, np.concatenate(held_out))) == sorted(map(tuple, x))
         assert sorted(map(tuple, np.concatenate([trained, held_out[1]]))) == sorted(map(tuple, x))
 
+    @pytest.mark.parametrize("kind", ["symmetric", "pairflip"])
+    def test_the_parts_held_out_are_as_noisy_as_the_rest_with_one_seed_for_all(self, searched, kind):
+        tuner, _ = searched
+        noise = prl.corrupt(kind, np.arange(2000) % 10, 0.35, np.random.default_rng(tuner.seed))
+        parts = [tuner._parts(i, noise.targets, noise.is_corrupted, None, 0.2)[1][1] for i in range(5)]
+        # 400 of 2000 without replacement: a standard deviation of 0.021.
+        assert [part.mean() for part in parts] == pytest.approx([0.35] * 5, abs=0.07)
+
     def test_started_again_it_has_nothing_to_do(self, searched, data):
         _, directory = searched
         before = tuning_report.executions(directory)
