@@ -47,7 +47,8 @@ def tune(
         **config: Further fields of `RunConfig`: the data, their corruption, and what is not searched.
 
     Returns:
-        The command line of binaries/train.py that trains the best trial on all the data; None for a worker of
+        The command line of binaries/train.py that trains the trial that `tuning_report.chosen` chooses on all
+        the data; None for a worker of
         a search on several machines, which leaves table and pictures to the chief.
 
     Raises:
@@ -140,17 +141,23 @@ def _report(output_dir, objective, config):
     table = tuning_report.trials(executions, objective)
     with files.replacing(output_dir / "trials.csv") as temporary:
         table.to_csv(temporary, index=False)
-    text = f"{tuning_report.in_markdown(table)}\n\n{tuning_report.in_markdown(tuning_report.choices(table))}"
+    choices = tuning_report.choices(executions)
+    text = f"{tuning_report.in_markdown(table)}\n\n{tuning_report.in_markdown(choices)}"
     (output_dir / "trials.md").write_text(text + "\n")
     print(f"\n{text}\n")
-    if objective.name not in table or table[objective.name].isna().all():
+    chosen = tuning_report.chosen(executions, objective)
+    if chosen is None:
         raise ValueError(f"All trials failed, the first with {table['failure'].iloc[0]}")
     tuning_report.plot_epsilon(executions, objective, output_dir / "epsilon.png", config.epsilon)
-    command = train_command(config, table.iloc[0])
-    values = table.iloc[0].to_dict()
+    command = train_command(config, chosen)
+    values = chosen.to_dict()
     values = {
         name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()
     }
     files.write_json(output_dir / "best.json", {"command": command, "values": values})
-    print(f"Table and picture: {output_dir}\nThe best trial, on all the data:\n{command}")
+    print(f"Table and picture: {output_dir}")
+    print(
+        f"Chosen: trial {chosen['trial']}, of those within one standard error of the best "
+        f"({chosen['standard_error']:.3g}) that of the largest epsilon. On all the data:\n{command}"
+    )
     return command

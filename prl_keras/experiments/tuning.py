@@ -22,6 +22,7 @@ from prl_keras.experiments.training import start_as
 _FAILED = "failure"
 _SETTINGS = "search.json"
 _IDLE_SECONDS = 1
+_HELD_OUT = 1  # the stream of random numbers that parts the data
 
 
 class RobustTuner(keras_tuner.Tuner):
@@ -182,7 +183,10 @@ class RobustTuner(keras_tuner.Tuner):
         if validation_data is not None:
             return (x, y), validation_data
         held_out = max(1, round(validation_split * len(x)))
-        order = np.roll(np.random.default_rng(self.seed).permutation(len(x)), -index * held_out)
+        # Spawned, so independent of the same seed's own stream, by which labels may have been corrupted: the
+        # permutation that chose the wrong ones would else choose them all for the first part.
+        seed = np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT,))
+        order = np.roll(np.random.default_rng(seed).permutation(len(x)), -index * held_out)
         return (x[order[held_out:]], y[order[held_out:]]), (x[order[:held_out]], y[order[:held_out]])
 
     def _check_objective(self, model, x, y):

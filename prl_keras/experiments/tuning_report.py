@@ -1,7 +1,9 @@
 """What a search found: a table, and pictures of metrics against epsilon, from the files of its executions."""
 
+import math
 import pathlib
 
+import keras_tuner
 import matplotlib
 
 matplotlib.use("Agg")
@@ -64,34 +66,59 @@ def trials(table, objective):
     return grouped[order].reset_index()
 
 
-def choices(table):
-    """What each objective would have chosen from the same trials, and, to compare, the clean test data.
+def chosen(table, objective):
+    """The trial to go on with: of those within one standard error of the best, that of the largest epsilon.
+
+    The one standard error rule of Breiman et al. (1984, "Classification and regression trees", section
+    3.4.3), which takes the safer of what the validation data cannot tell apart. The safer epsilon is the
+    larger one: too much costs little, too little a lot (the paper's table 3).
 
     Args:
-        table: From `trials`.
+        table: From `executions`.
+        objective: The `keras_tuner.Objective`.
+
+    Returns:
+        A row of `trials`, with `standard_error` of the objective of the best trial over its executions; 0
+        where there is one alone, and the best trial is chosen. None if all failed.
+    """
+    of_trials = trials(table, objective)
+    if objective.name not in of_trials or of_trials[objective.name].isna().all():
+        return None
+    best = of_trials.iloc[0]
+    error = best["spread"] / math.sqrt(best["executions"]) if best["executions"] > 1 else 0.0
+    is_close = (of_trials[objective.name] - best[objective.name]).abs() <= error
+    row = of_trials[is_close].sort_values("epsilon", ascending=False, kind="stable").iloc[0]
+    return pd.concat([row, pd.Series({"standard_error": error})])
+
+
+def choices(table):
+    """What each objective would have `chosen` from the same trials, and, to compare, the clean test data.
+
+    Args:
+        table: From `executions`.
 
     Returns:
         A DataFrame with a row per metric of which it is known whether higher is better: objective,
-        epsilon of the trial with its best value, and that trial's test metrics.
+        epsilon of the trial, and that trial's test metrics.
     """
     shown = [name for name in table if name.startswith("test_") and not name.endswith("loss")]
     rows = []
     for name in table:
-        if not name.startswith(("val_", "test_")) or table[name].isna().all():
+        if not name.startswith(("val_", "test_")):
             continue
         try:
-            direction = tuning_checks.direction_of(name)
+            row = chosen(table, keras_tuner.Objective(name, tuning_checks.direction_of(name)))
         except ValueError:
             continue
-        chosen = table.loc[table[name].idxmin() if direction == "min" else table[name].idxmax()]
-        rows.append({"objective": name, **chosen[["epsilon", *shown]]})
+        if row is not None:
+            rows.append({"objective": name, **row[["epsilon", *shown]]})
     return pd.DataFrame(rows)
 
 
 def plot_epsilon(table, objective, path, true_epsilon=None):
     """Each reported metric against the epsilon that the trials were told, a panel each, as a PNG.
 
-    A dot is an execution, a line the mean of each trial; of the trial with the best objective a ring. With
+    A dot is an execution, a line the mean of each trial; of the `chosen` trial a ring. With
     test data there is `test_...`, the paper's table 3.
 
     Args:
@@ -100,7 +127,7 @@ def plot_epsilon(table, objective, path, true_epsilon=None):
         path: Where to.
         true_epsilon: Drawn as a vertical line.
     """
-    best = trials(table, objective).iloc[0]
+    best = chosen(table, objective)
     metrics = [objective.name]
     metrics += [name for name in table if name.startswith(("val_", "test_")) and _is_shown(name, objective)]
     figure, axes = plt.subplots(
@@ -118,7 +145,7 @@ def plot_epsilon(table, objective, path, true_epsilon=None):
         axis.set(xlabel="epsilon that the trial was told", title=metric)
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize=8)
-    note = "dots: executions; ring: the trial with the best " + objective.name
+    note = "dots: executions; ring: the trial chosen by " + objective.name
     figure.supxlabel(note + "; dashed: the true epsilon" * (true_epsilon is not None), fontsize=8)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
