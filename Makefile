@@ -1,7 +1,8 @@
 # make demo   sets up .venv and trains four methods on noisy digits: a table and a picture in runs/demo
 # make test   sets up .venv and runs the test suite
 # make test-oldest   the same in .venv-oldest, with the oldest versions that requirements.txt allows
-.PHONY: demo test test-long test-oldest lint clean
+# make coverage   the tests once more, and which lines and branches of prl_keras/ they run
+.PHONY: demo test test-long test-oldest coverage lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +20,12 @@ test-long: $(VENV)/.ready
 
 test-oldest: $(VENV)-oldest/.ready
 	$(VENV)-oldest/bin/python -m pytest -m "not long" -n 2 --dist loadfile
+
+coverage: $(VENV)/.ready
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest -m "not long" -n 2 --dist loadfile
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -53,7 +53,7 @@ def share_statistics(strategy, variables):
         for variable, mean in zip(variables, means):
             variable.assign(mean)
 
-    tf.function(lambda: strategy.run(share))()
+    tf.function(lambda: strategy.run(share), autograph=False)()
 
 
 def logs_for_fit(logs):

@@ -1,5 +1,7 @@
 """Scoring a whole data set: how suspect is each example to a trained model?"""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -37,7 +39,7 @@ def score_examples(model, dataset, batch_size=256):
     def mean_score(x, y):
         return tf.add_n(model.example_scores(x, y)) / len(model.networks)
 
-    @tf.function(reduce_retracing=True)
+    @functools.partial(tf.function, autograph=False, reduce_retracing=True)
     def mean_scores(x, y):
         return on_one_replica(model.distribute_strategy, mean_score, x, y)
 

@@ -199,7 +199,7 @@ class WeightedModel(CheckedFit, DistributedFit, keras.Model):
         compiled, graph = self.__dict__.get("_weights_graph", (None, None))
         if graph is None or compiled is not self._compile_config:
             run = functools.partial(on_one_replica, self.distribute_strategy, self.example_weights)
-            graph = tf.function(run, reduce_retracing=True)
+            graph = tf.function(run, autograph=False, reduce_retracing=True)
             self.__dict__["_weights_graph"] = (self._compile_config, graph)
         return graph
 
