@@ -15,6 +15,7 @@ DISTRIBUTIONS = {
     "tensorflow_datasets": "tensorflow-datasets",
     "keras_tuner": "keras-tuner",
     "grpc": "grpcio",
+    "cosmic_ray": "cosmic-ray",
 }
 
 
