@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks
+from prl_keras import data_checks
 
 _MARK = "prl_keras found in a batch: "
 
@@ -37,7 +37,7 @@ def checked(x, labels_of):
     Args:
         x: A `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches; anything else is given
             back as it is.
-        labels_of: Function of the targets that gives a list of `checks.Labels`.
+        labels_of: Function of the targets that gives a list of `data_checks.Labels`.
 
     Raises:
         ValueError: if a Dataset's labels have a dtype that is not one of integers.
@@ -49,34 +49,13 @@ def checked(x, labels_of):
             return x  # Keras or a check of targets says what it is
         for labels in labels_of(spec[1]):
             if isinstance(labels.y, tf.TensorSpec):
-                checks.check_label_dtype(labels.y.dtype.as_numpy_dtype, labels.y.shape)
+                data_checks.check_label_dtype(labels.y.dtype.as_numpy_dtype, labels.y.shape)
         return x.map(check.in_graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if isinstance(x, keras.utils.PyDataset):
         return _CheckedPyDataset(x, check)
     if isinstance(x, types.GeneratorType):
         return (check.in_python(batch) for batch in x)
     return x
-
-
-def check_weights(sample_weight):
-    """Checks all the weights of an array, or of a structure of arrays.
-
-    Raises:
-        ValueError: with the first that is negative or not finite.
-    """
-    for weights in keras.tree.flatten(sample_weight):
-        weights = np.asarray(weights) if hasattr(weights, "shape") else np.zeros(0)
-        if weights.dtype.kind not in "iufb":
-            continue  # bfloat16 and the like: Keras casts them
-        bad = ~(np.isfinite(weights) & (weights >= 0))
-        if bad.any():
-            index = tuple(int(i) for i in np.argwhere(bad)[0])
-            shown = ", ".join(map(str, index))
-            raise ValueError(f"{_WEIGHTS}; sample_weight[{shown}] is {weights[index]}. {_WAY_OUT}")
-
-
-_WEIGHTS = "sample_weight must be finite and at least 0"
-_WAY_OUT = "Write 0 for an example that is not to count."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +88,7 @@ class _Check:
         for labels in self.labels_of(batch[1]):
             y = np.asarray(labels.y)
             if y.dtype != object:
-                checks.check_label_dtype(y.dtype, y.shape)
+                data_checks.check_label_dtype(y.dtype, y.shape)
                 bad = y[_is_bad_label(labels, y)]
                 if bad.size:
                     raise ValueError(_MARK + _label_message(labels, bad.flat[0]))
@@ -132,11 +111,11 @@ def _is_bad_label(labels, y):
 
 
 def _label_message(labels, value):
-    return f"Class labels must be at least 0{checks.largest_label(labels.classes)}; there is a {value}."
+    return f"Class labels must be at least 0{data_checks.largest_label(labels.classes)}; there is a {value}."
 
 
 def _weight_message(value):
-    return f"{_WEIGHTS}; there is a {value}."
+    return f"{data_checks.WEIGHTS}; there is a {value}."
 
 
 def _assert_none(values, is_bad, message):

@@ -1,8 +1,9 @@
 """Keras's `fit`, `evaluate` and `predict` with what is checked before and put right after."""
 
+import contextlib
 import functools
 
-from prl_keras import backups, batch_checks, checks, passes
+from prl_keras import backups, batch_checks, checks, data_checks, passes
 from prl_keras.distributed_fit import share_statistics
 from prl_keras.rules import Trim
 from prl_keras.xla_fallback import without_xla_if_it_cannot
@@ -25,12 +26,16 @@ class CheckedFit:
         """
         checks.check_compiled(self)
         checks.check_scope(self)
-        checks.check_data(self, x, y)
-        batch_checks.check_weights(kwargs.get("sample_weight"))
+        data_checks.check_data(self, x, y)
+        data_checks.check_weights(kwargs.get("sample_weight"))
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple) and len(validation) in (2, 3):
+            with _naming("validation_data"):
+                data_checks.check_data(self, *validation[:2], may_be_empty=True)
         backups.check_backups(self, kwargs.get("callbacks"))
 
         def fit():
-            data = batch_checks.checked(x, functools.partial(checks.labels_of, self))
+            data = batch_checks.checked(x, functools.partial(data_checks.labels_of, self))
             with batch_checks.as_value_errors():
                 return super(CheckedFit, self).fit(data, y, *args, **kwargs)
 
@@ -45,8 +50,8 @@ class CheckedFit:
         """`keras.Model.train_on_batch`, after the checks of `fit`."""
         checks.check_compiled(self)
         checks.check_scope(self)
-        checks.check_data(self, x, y, may_be_empty=True)
-        batch_checks.check_weights(sample_weight)
+        data_checks.check_data(self, x, y, may_be_empty=True)
+        data_checks.check_weights(sample_weight)
         train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
         return without_xla_if_it_cannot(self, train)
 
@@ -76,3 +81,11 @@ class CheckedFit:
     def _share_statistics(self):
         variables = [variable for network in self.networks for variable in passes.statistics(network)]
         share_statistics(self.distribute_strategy, variables)
+
+
+@contextlib.contextmanager
+def _naming(argument):
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None

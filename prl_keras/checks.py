@@ -1,41 +1,12 @@
 """Bad input, refused before it can train a wrong model: what was given, what is needed, what to write."""
 
-import typing
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import outputs
-
-_DATA = "Give (x, y) as arrays, or a tf.data.Dataset, a keras.utils.PyDataset or a generator of batches."
-_SPARSE_LOSSES = (
-    keras.losses.SparseCategoricalCrossentropy,
-    keras.losses.CategoricalGeneralizedCrossEntropy,
-)
-_SPARSE_FUNCTIONS = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_generalized_cross_entropy,
-)
-_BINARY_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
-_BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
-_REGRESSION_FUNCTIONS = (
-    keras.losses.mean_squared_error,
-    keras.losses.mean_absolute_error,
-    keras.losses.mean_absolute_percentage_error,
-    keras.losses.mean_squared_logarithmic_error,
-    keras.losses.huber,
-    keras.losses.log_cosh,
-)
-_REGRESSION_LOSSES = (
-    keras.losses.MeanSquaredError,
-    keras.losses.MeanAbsoluteError,
-    keras.losses.MeanAbsolutePercentageError,
-    keras.losses.MeanSquaredLogarithmicError,
-    keras.losses.Huber,
-    keras.losses.LogCosh,
-)
+from prl_keras import loss_kinds
 
 
 class BatchMixingError(ValueError):
@@ -64,16 +35,6 @@ def check_no_batch_mixing(network):
         )
 
 
-def is_sparse(loss):
-    """Whether the loss takes class labels as integers."""
-    return isinstance(loss, _SPARSE_LOSSES) or getattr(loss, "fn", loss) in _SPARSE_FUNCTIONS
-
-
-def is_binary(loss):
-    """Whether the loss takes labels 0 and 1 for each output."""
-    return isinstance(loss, _BINARY_LOSSES) or getattr(loss, "fn", loss) in _BINARY_FUNCTIONS
-
-
 def check_shapes(y_true, y_pred, loss):
     """Refuses targets that a loss would broadcast against the predictions.
 
@@ -92,7 +53,7 @@ def check_shapes(y_true, y_pred, loss):
             "subtracting them would broadcast to a square matrix. Write y[:, None] so that the targets "
             "have the shape of the predictions."
         )
-    if is_sparse(loss):
+    if loss_kinds.is_sparse(loss):
         fits = len(true_shape) == len(pred_shape) - 1 or true_shape[-1:] == (1,)
         need = "one integer label per prediction, shape " + _show(pred_shape[:-1])
     elif getattr(loss, "__module__", "").startswith("keras."):
@@ -105,7 +66,7 @@ def check_shapes(y_true, y_pred, loss):
     if not fits:
         raise ValueError(
             f"Targets of shape {_show(true_shape)} against predictions of shape {_show(pred_shape)}: "
-            f"the loss {name_of(loss)} needs {need}. Integer class labels go with "
+            f"the loss {loss_kinds.name_of(loss)} needs {need}. Integer class labels go with "
             "SparseCategoricalCrossentropy, one-hot ones with CategoricalCrossentropy."
         )
 
@@ -115,9 +76,9 @@ def check_one_value_per_example(values, y_pred, loss):
     batch = y_pred.shape[0]
     if len(values.shape) == 0 or (None not in (batch, values.shape[0]) and values.shape[0] != batch):
         raise ValueError(
-            f"The loss {name_of(loss)} must give one value per example, shape ({_show_size(batch)},), but "
-            f"gave shape {_show(tuple(values.shape))}. Reduce over the last axis only, for example "
-            "ops.mean(..., axis=-1), and leave the mean over the batch to Keras."
+            f"The loss {loss_kinds.name_of(loss)} must give one value per example, shape "
+            f"({_show_size(batch)},), but gave shape {_show(tuple(values.shape))}. Reduce over the last axis "
+            "only, for example ops.mean(..., axis=-1), and leave the mean over the batch to Keras."
         )
 
 
@@ -140,51 +101,6 @@ def check_rule_gave_one_weight_each(rule, weights):
         )
 
 
-def check_labels(y, classes, ignored=None):
-    """Checks all the class labels of an array before training starts.
-
-    Args:
-        y: Integer labels, an array of shape `[n]` or `[n, 1]`.
-        classes: Number of classes, or None if not yet known.
-        ignored: A label that the loss passes over (`ignore_class`), or None.
-
-    Raises:
-        ValueError: with the first bad index and value.
-    """
-    y = np.asarray(y)
-    check_label_dtype(y.dtype, y.shape)
-    bad = y < 0 if classes is None else (y < 0) | (y >= classes)
-    if ignored is not None:
-        bad &= y != ignored
-    if bad.any():
-        index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
-        value = y.reshape(len(y), -1)[index].tolist()
-        raise ValueError(
-            f"Class labels must be at least 0{largest_label(classes)}; y[{index}] is "
-            f"{value[0] if len(value) == 1 else value}."
-            " Renumber the labels from 0, or give the network more outputs."
-        )
-
-
-def check_label_dtype(dtype, shape):
-    """Refuses labels `[n, ...]` that are not integers."""
-    dtype = np.dtype(dtype)
-    if dtype.kind in "iu":
-        return
-    if dtype.kind in "USO":
-        way = "Write np.unique(y, return_inverse=True)[1] to number the names."
-    elif len(shape) > 1 and shape[-1] != 1:
-        way = "One-hot labels go with CategoricalCrossentropy, or write np.argmax(y, axis=-1)."
-    else:
-        way = "Write y.astype('int64') if its values are class numbers."
-    raise ValueError(f"Class labels must be integers; y has dtype {dtype}. {way}")
-
-
-def largest_label(classes):
-    """What an error message says of the largest label that `classes` outputs (or None) allow."""
-    return "" if classes is None else f", and at most {classes - 1} for {classes} outputs"
-
-
 def check_compiled(model):
     """Refuses a model that was not compiled with a loss."""
     if not model.compiled or getattr(model, "loss", None) is None:
@@ -193,68 +109,6 @@ def check_compiled(model):
             "model.compile(optimizer='adam', loss=...) with a Keras loss before training."
         )
     keras.tree.map_structure(keras.losses.get, model.loss)
-
-
-def check_targets_given(y):
-    """Refuses a batch without targets."""
-    if y is None:
-        raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
-
-
-def check_data(model, x, y, may_be_empty=False):
-    """Checks the data of `fit` before training, as far as they can be seen without iterating.
-
-    Raises:
-        ValueError: for an empty data set, missing targets, or bad class labels.
-    """
-    if isinstance(x, tf.data.Dataset):
-        if x.cardinality() == 0:
-            raise ValueError("The data set is empty (cardinality 0); there is nothing to train on.")
-        return
-    arrays = keras.tree.flatten(x)
-    if x is None or (isinstance(x, list) and not all(hasattr(array, "shape") for array in arrays)):
-        raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
-    if not arrays or not all(hasattr(array, "shape") for array in arrays):
-        return  # a generator or a PyDataset: seen batch by batch
-    check_targets_given(y)
-    if not all(leaf is None or hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)):
-        raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
-    if not may_be_empty and 0 in [
-        leaf.shape[0] for leaf in (arrays[0], *keras.tree.flatten(y)) if leaf is not None
-    ]:
-        raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
-    for labels in labels_of(model, y):
-        check_labels(*labels)
-
-
-class Labels(typing.NamedTuple):
-    """Class labels of one output, how many classes it tells apart, a label passed over; None if not known."""
-
-    y: typing.Any
-    classes: int | None
-    ignored: int | None
-
-
-def labels_of(model, y):
-    """The class labels in the targets, a list of `Labels`: those of the outputs whose loss takes integers.
-
-    Args:
-        model: A compiled `WeightedModel`.
-        y: A structure of anything: arrays, tensors, specifications.
-    """
-    y_pred = outputs.symbolic_outputs(model.networks[0])
-    if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
-        return []  # which target goes with which loss is known in the first step
-    parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
-    return [
-        Labels(
-            part.y_true,
-            None if part.y_pred is None else part.y_pred.shape[-1],
-            getattr(part.loss, "ignore_class", None),
-        )
-        for part in parts
-        if is_sparse(part.loss)
-    ]
 
 
 def check_weight_shape(weight_shape, loss_shape):
@@ -274,18 +128,6 @@ def check_no_masks(predictions):
             "With several outputs, of which one is masked, neither recompute=True nor several replicas give "
             "the step of one device. Leave recompute=False and one replica, or give weights for each step."
         )
-
-
-def check_dense(x):
-    """Refuses inputs of which no single example can be taken."""
-    for tensor in keras.tree.flatten(x):
-        if isinstance(tensor, (tf.SparseTensor, tf.RaggedTensor)):
-            name = type(tensor).__name__
-            to_dense = "tf.sparse.to_dense(x)" if name == "SparseTensor" else "x.to_tensor()"
-            raise ValueError(
-                f"score='gradient' takes each example by itself, which a {name} does not give. Make the "
-                f"batches dense, dataset.map(lambda x, y: ({to_dense}, y)), or take another score."
-            )
 
 
 def check_pair(network_a, network_b):
@@ -325,22 +167,13 @@ def _check_equal_shapes(a, b):
         )
 
 
-def is_regression(loss):
-    """Whether it is one of Keras's losses for real-valued targets."""
-    return isinstance(loss, _REGRESSION_LOSSES) or getattr(loss, "fn", loss) in _REGRESSION_FUNCTIONS
-
-
 def check_classification(loss, what):
     """Refuses a regression loss for something that compares predicted classes."""
-    if is_regression(loss):
+    if loss_kinds.is_regression(loss):
         raise ValueError(
-            f"{what} compares predicted classes, and the loss {name_of(loss)} is one for regression. For "
-            "regression use PRL(L): score='loss_layer_gradient' with Trim."
+            f"{what} compares predicted classes, and the loss {loss_kinds.name_of(loss)} is one for "
+            "regression. For regression use PRL(L): score='loss_layer_gradient' with Trim."
         )
-
-
-def name_of(loss):
-    return getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
 
 
 def check_scope(model):

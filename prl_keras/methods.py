@@ -13,7 +13,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from prl_keras import checks
+from prl_keras import checks, loss_kinds
 from prl_keras.co_teaching import CoTeachingModel
 from prl_keras.losses import Bootstrap
 from prl_keras.robust_model import RobustModel
@@ -82,7 +82,7 @@ def _clip_norm(epsilon, *, max_norm=1.0):
 
 
 def _huber_loss(loss, *, delta=1.0):
-    if not checks.is_regression(loss):
+    if not loss_kinds.is_regression(loss):
         raise ValueError(f"method='huber' is for regression; it cannot replace the loss {loss!r}.")
     return keras.losses.Huber(delta=delta, reduction=_reduction(loss))
 

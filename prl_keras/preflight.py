@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import batch_checks, checks, layer_wise, outputs, passes, scores
+from prl_keras import checks, data_checks, layer_wise, loss_kinds, outputs, passes, scores
 from prl_keras.robust_model import RobustModel
 from prl_keras.rules import Trim, kept_count
 from prl_keras.weighted_model import WeightedModel
@@ -116,14 +116,14 @@ def _look_at_loss(model, x, y, sample_weight):
     parts = _outputs(model, x, y)
     for part in parts:
         scores.per_example_loss(*part[:3])
-    names = ", ".join(dict.fromkeys(checks.name_of(part.loss) for part in parts))
+    names = ", ".join(dict.fromkeys(loss_kinds.name_of(part.loss) for part in parts))
     return True, f"{names}: one value per example"
 
 
 def _look_at_targets(model, x, y, sample_weight):
     arrays = keras.tree.map_structure(lambda t: None if t is None else np.asarray(t), (y, sample_weight))
-    checks.check_data(model, keras.tree.map_structure(np.asarray, x), arrays[0])
-    batch_checks.check_weights(arrays[1])
+    data_checks.check_data(model, keras.tree.map_structure(np.asarray, x), arrays[0])
+    data_checks.check_weights(arrays[1])
     values = np.concatenate([np.ravel(scores.per_example_loss(*part[:3])) for part in _outputs(model, x, y)])
     bad = int(np.sum(~np.isfinite(values)))
     if bad:
@@ -140,16 +140,16 @@ def _look_at_head(model, x, y, sample_weight):
         is_share = values.min() >= 0 and values.max() <= 1
         hidden = getattr(part.y_pred, "_keras_logits", None) is not None
         from_logits = getattr(part.loss, "from_logits", None)
-        wants_probabilities = scores.expects_probabilities(part.loss)
+        wants_probabilities = loss_kinds.expects_probabilities(part.loss)
         if wants_probabilities and not (hidden or is_share):
             return False, (
-                f"{checks.name_of(part.loss)} takes probabilities, and the outputs reach from "
+                f"{loss_kinds.name_of(part.loss)} takes probabilities, and the outputs reach from "
                 f"{values.min():.3g} to {values.max():.3g}. Write from_logits=True in the loss, or end the "
                 "network in a softmax or sigmoid."
             )
         if from_logits and hidden:
             return False, (
-                f"{checks.name_of(part.loss)} takes logits (from_logits=True), and the network ends in a "
+                f"{loss_kinds.name_of(part.loss)} takes logits (from_logits=True), and the network ends in a "
                 "softmax or sigmoid. Take one of them away."
             )
         if hidden:
@@ -174,7 +174,7 @@ def _look_at_classes(model, x, y, sample_weight):
     del sample_weight
     passes.glance(model, model.networks[0], x, y)  # builds it: then the number of classes is known
     described = []
-    for labels in checks.labels_of(model, y):
+    for labels in data_checks.labels_of(model, y):
         counts = np.bincount(np.ravel(labels.y).astype(int), minlength=labels.classes or 0)
         present = np.flatnonzero(counts)
         rarest = present[np.argmin(counts[present])]

@@ -6,10 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks
-
-_ONE_HOT_LOSSES = (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
-_ONE_HOT_FUNCTIONS = (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy)
+from prl_keras import loss_kinds
 
 
 def count_classes(shape, loss):
@@ -17,9 +14,9 @@ def count_classes(shape, loss):
     for one class label per example."""
     if not isinstance(shape, tuple) or len(shape) != 2:
         return None
-    if checks.is_binary(loss):
+    if loss_kinds.is_binary(loss):
         return 2 if shape[1] == 1 else None
-    return shape[1] if checks.is_sparse(loss) or _is_one_hot(loss) else None
+    return shape[1] if loss_kinds.is_sparse(loss) or loss_kinds.is_one_hot(loss) else None
 
 
 def class_labels(y, y_pred, loss):
@@ -32,10 +29,10 @@ def class_labels(y, y_pred, loss):
     """
     if count_classes(tuple(y_pred.shape), loss) is None:
         return None
-    if _is_one_hot(loss):
+    if loss_kinds.is_one_hot(loss):
         return tf.argmax(y, axis=-1, output_type=tf.int32)
     labels = tf.reshape(y, [-1])
-    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if checks.is_binary(loss) else labels, tf.int32)
+    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if loss_kinds.is_binary(loss) else labels, tf.int32)
 
 
 class KeptByClass(keras.metrics.Metric):
@@ -80,7 +77,3 @@ class KeptByClass(keras.metrics.Metric):
                 stacklevel=4,
             )
         self._warned |= frozenset(new)
-
-
-def _is_one_hot(loss):
-    return isinstance(loss, _ONE_HOT_LOSSES) or getattr(loss, "fn", loss) in _ONE_HOT_FUNCTIONS

@@ -7,12 +7,11 @@ the loss: PRL(L) and self-paced learning then keep the same examples. They part 
 """
 
 import functools
-import inspect
 
 import keras
 import tensorflow as tf
 
-from prl_keras import checks, outputs, per_example
+from prl_keras import checks, loss_kinds, outputs, per_example
 from prl_keras.contributions import row_norms
 
 NAMES = ("loss", "loss_layer_gradient", "gradient")
@@ -181,11 +180,11 @@ def _loss_layer(y_pred, loss):
     hidden = getattr(y_pred, "_keras_logits", None)  # set by keras.activations.softmax and sigmoid
     if hidden is not None:
         return tf.stop_gradient(tf.cast(hidden, tf.float32)), lambda logits: _head_again(logits, y_pred)
-    if expects_probabilities(loss):
+    if loss_kinds.expects_probabilities(loss):
         tiny = 1e-37
         probabilities = tf.clip_by_value(tf.cast(y_pred, tf.float32), tiny, 1.0)
         logits = tf.math.log(probabilities)
-        if checks.is_binary(loss) or y_pred.shape[-1] == 1:
+        if loss_kinds.is_binary(loss) or y_pred.shape[-1] == 1:
             logits -= tf.math.log(tf.maximum(1.0 - probabilities, tiny))
             return tf.stop_gradient(logits), keras.activations.sigmoid
         return tf.stop_gradient(logits), keras.activations.softmax
@@ -202,14 +201,3 @@ def _head_again(logits, y_pred):
     probabilities = tf.where(is_softmax, softmax, sigmoid)
     probabilities._keras_logits = logits  # so that Keras's cross-entropies stay stable
     return probabilities
-
-
-def expects_probabilities(loss):
-    """True for a cross-entropy with `from_logits=False`, as an object or as a function."""
-    if hasattr(loss, "from_logits"):
-        return not loss.from_logits
-    try:
-        parameter = inspect.signature(getattr(loss, "fn", loss)).parameters.get("from_logits")
-    except (TypeError, ValueError):
-        return False
-    return parameter is not None and parameter.default is False

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, outputs
+from prl_keras import checks, data_checks, outputs
 from prl_keras.distributed_fit import on_one_replica
 from prl_keras.robust_model import RobustModel
 from prl_keras.weighted_model import WeightedModel
@@ -46,7 +46,7 @@ def score_examples(model, dataset, batch_size=256):
     parts = []
     for batch in _batches(dataset, batch_size):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        checks.check_targets_given(y)
+        data_checks.check_targets_given(y)
         parts.append(mean_scores(*keras.tree.map_structure(tf.convert_to_tensor, (x, y))).numpy())
     if not parts:
         raise ValueError("The data set is empty; there is nothing to score.")

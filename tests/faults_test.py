@@ -119,6 +119,14 @@ class TestLabels:
         for a, b in zip(before, model.get_weights()):
             np.testing.assert_array_equal(a, b)
 
+    def test_of_validation_data(self):
+        model = compiled()
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=r"validation_data: .*y\[5\] is 7"):
+            model.fit(X, Y, validation_data=(X, BAD), verbose=0)
+        for a, b in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(a, b)
+
     def test_good_ones_train_as_ever_from_any_kind_of_data(self):
         weights = []
         for source in (None, *SOURCES):

@@ -22,7 +22,7 @@ Sastry, "Robust loss functions under label noise for deep neural networks", AAAI
 
 import numpy as np
 
-from prl_keras import checks, scores
+from prl_keras import loss_kinds, scores
 
 TRIMMED_LOSS = "val_trimmed_loss"
 _KEPT = 0.5  # of the examples; fewer than half are wrong
@@ -62,7 +62,7 @@ def validation_metrics(model, loss, x, y, batch_size=1024):
     predictions = [network.predict(x, batch_size=batch_size, verbose=0) for network in networks]
     losses = np.stack([scores.per_example_loss(y, predicted, loss) for predicted in predictions])
     labels, bounded = None, losses
-    if not checks.is_regression(loss):
+    if not loss_kinds.is_regression(loss):
         labels, bounded = class_labels(y), -np.expm1(-losses)
     return {
         **{f"val_{name}": float(value) for name, value in logs.items()},
