@@ -24,7 +24,7 @@ def check_data(model, x, y, may_be_empty=False):
             raise ValueError("The data set is empty (cardinality 0); there is nothing to train on.")
         return
     arrays = keras.tree.flatten(x)
-    if x is None or (isinstance(x, list) and not all(hasattr(array, "shape") for array in arrays)):
+    if x is None or (isinstance(x, list) and not _is_one_for_each_input(model.networks[0], x)):
         raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return  # a generator or a PyDataset: seen batch by batch
@@ -37,6 +37,11 @@ def check_data(model, x, y, may_be_empty=False):
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
     for labels in labels_of(model, y):
         check_labels(*labels)
+
+
+def _is_one_for_each_input(network, x):
+    inputs = getattr(network, "inputs", None) if network.built else None  # a subclass knows none
+    return all(hasattr(array, "shape") for array in x) and len(x) == len(inputs or x)
 
 
 def check_targets_given(y):

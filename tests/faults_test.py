@@ -275,6 +275,7 @@ class TestKindsOfData:
             ((generator(X),), "no targets y"),
             ((DATA((X, Y)),), "Invalid input shape|incompatible shape"),  # not batched
             ((X.tolist(), Y), r"x is a list; write np\.asarray"),
+            ((list(X), Y), r"x is a list; write np\.asarray"),
             ((None, Y), "x is None"),
             ((X, Y[:5]), "'y' sizes: 5"),
         ],
