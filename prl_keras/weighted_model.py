@@ -84,7 +84,7 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         checks.check_trainable(self)
         if self.score == "gradient":
             data_checks.check_dense(x)
-        is_bad = nonfinite.find((x, y))
+        is_bad, y_given = nonfinite.find((x, y)), y
         x, y = nonfinite.replace((x, y), is_bad)
         statistics = [v for network in self.networks for v in passes.statistics(network)]
         statistics = [(variable, tf.identity(variable.value)) for variable in statistics]
@@ -99,7 +99,9 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         # First of all: a second pass replaces the losses that layers added in the first.
         with self._logs_of_outputs_unchanged():
             losses_all = [network_pass.loss_with(good) for network_pass in started]
-        weights, share, is_any_good = self._select(started, sample_weight, is_bad, self._labels(y, started))
+        weights, share, is_any_good = self._select(
+            started, sample_weight, is_bad, self._labels(y_given, started)
+        )
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
         self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
         losses, gradients, trained = [], [], []
