@@ -97,7 +97,9 @@ def train(directory, steps, seed):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     callbacks = [
         # Kept at the end: a kill between its deletion and the weights would start all over.
-        keras.callbacks.BackupAndRestore(directory / _BACKUP, double_checkpoint=True, delete_checkpoint=False),
+        keras.callbacks.BackupAndRestore(
+            directory / _BACKUP, double_checkpoint=True, delete_checkpoint=False
+        ),
         _Progress(directory / _LOG, data),
     ]
     model.fit(data, epochs=steps // STEPS_PER_EPOCH, shuffle=False, callbacks=callbacks, verbose=0)
