@@ -68,7 +68,7 @@ class _Check:
         asserts = []
         for labels in self.labels_of(y):
             if isinstance(labels.y, tf.Tensor):
-                is_bad = _is_bad_label(labels, tf.cast(labels.y, tf.int64))
+                is_bad = data_checks.is_bad_label(tf.cast(labels.y, tf.int64), labels.classes, labels.ignored)
                 asserts.append(_assert_none(labels.y, is_bad, _label_message(labels, "{}")))
         for weight in keras.tree.flatten(weights):
             if isinstance(weight, tf.Tensor) and weight.dtype.is_floating:
@@ -89,7 +89,7 @@ class _Check:
             y = np.asarray(labels.y)
             if y.dtype != object:
                 data_checks.check_label_dtype(y.dtype, y.shape)
-                bad = y[_is_bad_label(labels, y)]
+                bad = y[data_checks.is_bad_label(y, labels.classes, labels.ignored)]
                 if bad.size:
                     raise ValueError(_MARK + _label_message(labels, bad.flat[0]))
         for weights in keras.tree.flatten((*batch, None)[2]):
@@ -99,15 +99,6 @@ class _Check:
                 if bad.size:
                     raise ValueError(_MARK + _weight_message(bad.flat[0]))
         return batch
-
-
-def _is_bad_label(labels, y):
-    bad = y < 0
-    if labels.classes is not None:
-        bad |= y >= labels.classes
-    if labels.ignored is not None:
-        bad &= y != labels.ignored
-    return bad
 
 
 def _label_message(labels, value):

@@ -63,9 +63,7 @@ def check_labels(y, classes, ignored=None):
     """
     y = np.asarray(y)
     check_label_dtype(y.dtype, y.shape)
-    bad = y < 0 if classes is None else (y < 0) | (y >= classes)
-    if ignored is not None:
-        bad &= y != ignored
+    bad = is_bad_label(y, classes, ignored)
     if bad.any():
         index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
         value = y.reshape(len(y), -1)[index].tolist()
@@ -74,6 +72,16 @@ def check_labels(y, classes, ignored=None):
             f"{value[0] if len(value) == 1 else value}."
             " Renumber the labels from 0, or give the network more outputs."
         )
+
+
+def is_bad_label(y, classes, ignored):
+    """bool in the shape of `y`, an array or a tensor of integers; the others as in `check_labels`."""
+    bad = y < 0
+    if classes is not None:
+        bad |= y >= classes
+    if ignored is not None:
+        bad &= y != ignored
+    return bad
 
 
 def check_label_dtype(dtype, shape):

@@ -81,7 +81,7 @@ class OutputLosses:
     def pack(self, structure, y_pred, what):
         """What `structure` (one for all outputs, a list or a dict) has for each output, as a flat list."""
         paths = [path or (0,) for path, _ in keras.tree.flatten_with_path(y_pred)]
-        tops = list(dict.fromkeys(path[0] for path in paths))
+        tops = order = list(dict.fromkeys(path[0] for path in paths))
         if isinstance(structure, dict) and isinstance(tops[0], int):
             tops = list(self.names or ())
         elif isinstance(structure, (list, tuple)):
@@ -93,7 +93,6 @@ class OutputLosses:
                     f"{what} is {_keys(structure)}; the outputs are "
                     f"{', '.join(map(repr, tops)) or 'unnamed'}."
                 )
-        order = list(dict.fromkeys(path[0] for path in paths))
         return [_follow(structure, (tops[order.index(path[0])], *path[1:])) for path in paths]
 
     def _show(self, path):

@@ -153,8 +153,9 @@ def _run(directory, steps, seed, kill_every):
             last = _step(directory) + rng.uniform(0.5, 1.5) * (kill_every or math.inf)
             while process.poll() is None:
                 time.sleep(_SECONDS)
-                bar.update(max(0, _step(directory) - bar.n))
-                if _step(directory) >= last:
+                step = _step(directory)
+                bar.update(max(0, step - bar.n))
+                if step >= last:
                     time.sleep(rng.uniform(0, 0.5))  # anywhere in an epoch, or in its backup
                     process.send_signal(signal.SIGKILL)
                     process.wait()
