@@ -16,6 +16,7 @@ from prl_keras.robust_model import RobustModel
 from prl_keras.rules import ClipNorm, KeepLowest, Trim, linear_ramp
 from prl_keras.scoring import score_examples
 from prl_keras.selection_quality import SelectionQuality
+from prl_keras.selection_record import SelectionRecord
 
 __all__ = [
     "METHODS",
@@ -28,6 +29,7 @@ __all__ = [
     "Method",
     "RobustModel",
     "SelectionQuality",
+    "SelectionRecord",
     "Trim",
     "build",
     "check",

@@ -39,7 +39,10 @@ class CheckedFit:
             with batch_checks.as_value_errors():
                 return super(CheckedFit, self).fit(data, y, *args, **kwargs)
 
-        history = without_xla_if_it_cannot(self, fit)
+        try:
+            history = without_xla_if_it_cannot(self, fit)
+        finally:
+            self.record_selection(None)
         if history.epoch and "loss" not in history.history:
             raise ValueError("The data set is empty: it gave no batch, and nothing was trained.")
         self._share_statistics()

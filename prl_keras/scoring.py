@@ -2,11 +2,10 @@
 
 import functools
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, data_checks, outputs
+from prl_keras import checks, data_passes, outputs
 from prl_keras.distributed_fit import on_one_replica
 from prl_keras.robust_model import RobustModel
 from prl_keras.weighted_model import WeightedModel
@@ -43,24 +42,5 @@ def score_examples(model, dataset, batch_size=256):
     def mean_scores(x, y):
         return on_one_replica(model.distribute_strategy, mean_score, x, y)
 
-    parts = []
-    for batch in _batches(dataset, batch_size):
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        data_checks.check_targets_given(y)
-        parts.append(mean_scores(*keras.tree.map_structure(tf.convert_to_tensor, (x, y))).numpy())
-    if not parts:
-        raise ValueError("The data set is empty; there is nothing to score.")
+    parts = [mean_scores(x, y).numpy() for x, y in data_passes.batches(dataset, batch_size)]
     return np.concatenate(parts)
-
-
-def _batches(dataset, batch_size):
-    if isinstance(dataset, keras.utils.PyDataset):
-        return (dataset[i] for i in range(dataset.num_batches))
-    if isinstance(dataset, tuple):
-        return tf.data.Dataset.from_tensor_slices(dataset).batch(batch_size)
-    if isinstance(dataset, tf.data.Dataset):
-        return dataset
-    raise ValueError(
-        f"dataset is a {type(dataset).__name__}; give a tf.data.Dataset of batches, a "
-        "keras.utils.PyDataset, or a tuple of arrays (x, y)."
-    )

@@ -54,6 +54,16 @@ class Selection:
             self.__dict__["_weights_graph"] = (self._compile_config, graph)
         return graph
 
+    def record_selection(self, record):
+        """From now on tells `record` of each training step what it kept; None ends that.
+
+        Args:
+            record: A `SelectionRecord`, or anything with `update(x, y, weights, is_ranked)`.
+        """
+        if record is not self._record:
+            self._record = record
+            self.train_function = None  # the next fit traces the step anew
+
     def _select(self, network_passes, sample_weight, is_bad, labels):
         """Logs what was kept of the global batch.
 

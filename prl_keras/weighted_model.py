@@ -35,7 +35,7 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         names = ["loss_all", "kept_fraction"] + ([] if score is None else ["score_threshold"])
         self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.selection_metrics.append(keras.metrics.Sum(name="nonfinite"))
-        self.kept_by_class = None
+        self.kept_by_class = self._record = None
         output = outputs.symbolic_outputs(networks[0])
         is_ranked = score is not None and not keras.tree.is_nested(output) and output is not None
         width = output.shape[1] if is_ranked and len(output.shape) == 2 else None
@@ -84,7 +84,7 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         checks.check_trainable(self)
         if self.score == "gradient":
             data_checks.check_dense(x)
-        is_bad, y_given = nonfinite.find((x, y)), y
+        is_bad, given = nonfinite.find((x, y)), (x, y)
         x, y = nonfinite.replace((x, y), is_bad)
         statistics = [v for network in self.networks for v in passes.statistics(network)]
         statistics = [(variable, tf.identity(variable.value)) for variable in statistics]
@@ -100,8 +100,10 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         with self._logs_of_outputs_unchanged():
             losses_all = [network_pass.loss_with(good) for network_pass in started]
         weights, share, is_any_good = self._select(
-            started, sample_weight, is_bad, self._labels(y_given, started)
+            started, sample_weight, is_bad, self._labels(given[1], started)
         )
+        if self._record is not None:
+            self._record.update(*given, weights, is_ranked_by(is_bad, sample_weight))
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
         self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
         losses, gradients, trained = [], [], []

@@ -1,0 +1,40 @@
+"""One pass over the data that a user has, in the order they come."""
+
+import keras
+import tensorflow as tf
+
+from prl_keras import data_checks
+
+
+def batches(dataset, batch_size):
+    """Yields `(x, y)`, structures of tensors, batch by batch.
+
+    Args:
+        dataset: A `tf.data.Dataset` or `keras.utils.PyDataset` of batches `(x, y)` or
+            `(x, y, sample_weight)`, or a tuple of arrays `(x, y)`.
+        batch_size: For a tuple of arrays.
+
+    Raises:
+        ValueError: for an empty data set, missing targets, or what is no data set.
+    """
+    is_empty = True
+    for batch in _given(dataset, batch_size):
+        is_empty = False
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        data_checks.check_targets_given(y)
+        yield keras.tree.map_structure(tf.convert_to_tensor, (x, y))
+    if is_empty:
+        raise ValueError("The data set is empty; there is nothing to score.")
+
+
+def _given(dataset, batch_size):
+    if isinstance(dataset, keras.utils.PyDataset):
+        return (dataset[i] for i in range(dataset.num_batches))
+    if isinstance(dataset, tuple):
+        return tf.data.Dataset.from_tensor_slices(dataset).batch(batch_size)
+    if isinstance(dataset, tf.data.Dataset):
+        return dataset
+    raise ValueError(
+        f"dataset is a {type(dataset).__name__}; give a tf.data.Dataset of batches, a "
+        "keras.utils.PyDataset, or a tuple of arrays (x, y)."
+    )

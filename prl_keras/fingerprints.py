@@ -1,0 +1,54 @@
+"""Which example is this? A number that an example keeps, however the data are shuffled and batched."""
+
+import keras
+import tensorflow as tf
+
+_A, _B = 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85  # multipliers of xorshift64* and of l'Ecuyer's congruences
+
+
+def fingerprints(x, y, positions=None):
+    """A hash of all the numbers of each example, inputs and targets.
+
+        h = sum_j a_j * b_j  (mod 2**64),  b_j the j-th number: an integer, or the bits of a float32
+
+    with fixed odd `a_j`. Whole numbers have no rounding, so it is the same at any place of any batch, on any
+    device. The `a_j` look random, and then two different examples share one with a probability below
+    2**-32 (multilinear hashing, Dietzfelbinger 1996).
+
+    Args:
+        x, y: Structures of dense tensors `[batch, ...]`: numbers or strings.
+        positions: At most about so many numbers of each tensor, evenly spaced; None for all.
+
+    Returns:
+        int64 `[batch]`.
+
+    Raises:
+        ValueError: for sparse or ragged tensors.
+    """
+    total = tf.zeros([], tf.int64)
+    for i, leaf in enumerate(leaf for leaf in keras.tree.flatten((x, y)) if leaf is not None):
+        if isinstance(leaf, (tf.SparseTensor, tf.RaggedTensor)):
+            raise ValueError("A sparse or ragged tensor has no fingerprint; give a dense one.")
+        values = _as_integers(tf.convert_to_tensor(leaf))
+        if positions is not None:
+            values = values[:, :: tf.maximum(1, tf.shape(values)[1] // positions)]
+        factors = _odd_numbers(tf.shape(values)[1], seed=i)
+        total += tf.reduce_sum(values * factors, axis=1)
+    return total
+
+
+def _as_integers(tensor):
+    """int64 `[batch, numbers]`."""
+    if tensor.dtype == tf.string:
+        tensor = tf.strings.to_hash_bucket_fast(tensor, 2**62)
+    elif tensor.dtype.is_floating:
+        tensor = tf.bitcast(tf.cast(tensor, tf.float32), tf.int32)
+    return tf.reshape(tf.cast(tensor, tf.int64), [tf.shape(tensor)[0], tf.reduce_prod(tf.shape(tensor)[1:])])
+
+
+def _odd_numbers(count, seed):
+    """int64 `[count]`, the same ones for a seed."""
+    numbers = (tf.range(1, tf.cast(count, tf.int64) + 1) + (seed << 32)) * _A
+    for _ in range(2):
+        numbers = tf.bitwise.bitwise_xor(numbers, tf.bitwise.right_shift(numbers, 29)) * _B
+    return tf.bitwise.bitwise_or(numbers, 1)

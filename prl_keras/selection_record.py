@@ -1,0 +1,153 @@
+"""Which examples did training drop, and when? Written down as it trains."""
+
+import os
+import pathlib
+import warnings
+import zipfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras import data_passes
+from prl_keras.fingerprints import fingerprints
+
+_FEW = 64  # numbers of an example's tensors that are enough, where they tell all the examples apart
+
+
+class SelectionRecord(keras.callbacks.Callback):
+    """Records which examples a model with a rule drops, epoch by epoch; `prl_keras.audit` reads it.
+
+    The data need no numbers and the pipeline may shuffle: an example is known by its content
+    (`fingerprints`). What changes it on the way, such as augmentation in the pipeline, makes it unknown;
+    that is warned of, and belongs into layers of the network. Copies of an example share their record. With
+    `tf.distribute` each replica records its own share.
+
+    An example is dropped where its weight is 0: by the rule, because it is not finite, or, for
+    `exchange="disagreement"`, because the two networks agree. Padding (`sample_weight` 0) is not seen.
+
+    It takes 24 bytes an example in training (28 for a pair), and an eighth of one for each epoch and network.
+
+    Args:
+        dataset: What is trained on, in the order that the record is to have: a `tf.data.Dataset` or a
+            `keras.utils.PyDataset` of batches, or a tuple of arrays `(x, y)`. It is read once.
+        path: A file, `.npz`, that gets the record after each epoch, whole or not at all. A training that goes
+            on from a later epoch than the first (`initial_epoch`, `BackupAndRestore`) goes on with it.
+        batch_size: For a tuple of arrays, when it is read here.
+
+    Attributes:
+        seen: bool `[epochs, n]`, whether an example was trained on in an epoch.
+        dropped: bool `[epochs, networks, n]`, whether a network did without it.
+
+    Raises:
+        ValueError: for an empty data set, or missing targets.
+    """
+
+    def __init__(self, dataset, path=None, batch_size=256):
+        super().__init__()
+        self.path = None if path is None else pathlib.Path(path)
+        found = [
+            (fingerprints(*batch, _FEW), fingerprints(*batch))
+            for batch in data_passes.batches(dataset, batch_size)
+        ]
+        few, every = (np.concatenate(parts) for parts in zip(*found))
+        is_enough = len(np.unique(few)) == len(np.unique(every))
+        self._positions = _FEW if is_enough else None
+        self._known, slots = np.unique(few if is_enough else every, return_inverse=True)
+        self._slots = slots.astype(np.int32)
+        self._epochs = []  # bits `[1 + networks, n]` of each: seen, and dropped by each network
+        self._has_begun = self._has_warned = False
+
+    @property
+    def seen(self):
+        return self._bits()[:, 0]
+
+    @property
+    def dropped(self):
+        return self._bits()[:, 1:]
+
+    def set_model(self, model):
+        super().set_model(model)
+        if not hasattr(model, "record_selection"):
+            raise ValueError(
+                f"{type(model).__name__} drops no examples; SelectionRecord goes with RobustModel and "
+                "CoTeachingModel."
+            )
+        self._has_begun = False
+        with model.distribute_strategy.scope():
+            self._sorted = tf.constant(self._known)
+            self._counts = tf.Variable(  # a row for each known example and a last one for all others
+                tf.zeros([len(self._known) + 1, 1 + len(model.networks)]),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+        model.record_selection(self)
+
+    def update(self, x, y, weights, is_ranked):
+        """Counts a batch; part of the training step.
+
+        Args:
+            x, y: The batch, `[batch, ...]`.
+            weights: What the examples weigh, `[batch]` for each network.
+            is_ranked: bool `[batch]`, False for padding.
+        """
+        found = fingerprints(x, y, self._positions)
+        rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
+        rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
+        columns = [is_ranked, *(tf.logical_and(is_ranked, weight == 0) for weight in weights)]
+        columns = tf.cast(tf.stack(columns, axis=1), tf.float32)
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            self._counts.scatter_add(tf.IndexedSlices(columns, rows))
+        else:
+            self._counts.assign_add(tf.math.unsorted_segment_sum(columns, rows, len(self._known) + 1))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self._has_begun and epoch and self.path is not None and self.path.exists():
+            self._read(epoch)
+        self._has_begun = True
+        self._counts.assign(tf.zeros_like(self._counts))
+
+    def on_epoch_end(self, epoch, logs=None):
+        counts = tf.convert_to_tensor(self._counts).numpy()
+        self._warn_of_unknown(counts[-1, 0], counts[:, 0].sum())
+        seen, *dropped = counts[self._slots].T
+        self._epochs.append(np.packbits([seen > 0, *(2 * column > seen for column in dropped)], axis=1))
+        if self.path is not None and self.model.distribute_strategy.extended.should_checkpoint:
+            self._write()
+
+    def _bits(self):
+        if not self._epochs:
+            raise ValueError("Nothing is recorded yet; give this callback to fit.")
+        return np.unpackbits(np.stack(self._epochs), axis=2, count=len(self._slots)).astype(bool)
+
+    def _warn_of_unknown(self, unknown, seen):
+        if unknown and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{unknown / seen:.0%} of the examples that were trained on are not in the data of "
+                "SelectionRecord, and are not recorded. Give it the data of fit, and put augmentation into "
+                "layers of the network: what is changed on the way is another example.",
+                stacklevel=3,
+            )
+
+    def _write(self):
+        temporary = self.path.with_name(f".unfinished.{self.path.name}")
+        with open(temporary, "wb") as file:
+            np.savez(file, epochs=self._epochs, known=self._known, slots=self._slots)
+        os.replace(temporary, self.path)
+
+    def _read(self, epochs):
+        """Takes up what the file has of so many epochs."""
+        try:
+            with np.load(self.path) as saved:
+                data, epochs_of_file = (saved["known"], saved["slots"]), saved["epochs"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
+        is_same = all(map(np.array_equal, data, (self._known, self._slots)))
+        if not is_same or epochs_of_file.shape[1] != self._counts.shape[1]:
+            raise ValueError(
+                f"{self.path} is the record of other data or another kind of model; remove it, or take "
+                "another path."
+            )
+        self._epochs = list(epochs_of_file[:epochs])
