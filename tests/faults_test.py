@@ -63,9 +63,10 @@ SOURCES = {
 class TestEpsilon:
     @pytest.mark.parametrize("make", [prl.Trim, lambda e: prl.linear_ramp(e, 10)])
     def test_of_half_or_more_is_warned_of_once(self, make):
-        with pytest.warns(UserWarning, match="An epsilon of 0.5 or more") as seen:
-            make(0.5)
-        assert [warning.filename for warning in seen] == [__file__]  # the user's own line
+        for epsilon in (0.5, 0.6):
+            with pytest.warns(UserWarning, match="An epsilon of 0.5 or more") as seen:
+                make(epsilon)
+            assert [warning.filename for warning in seen] == [__file__]  # the user's own line
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             make(0.49)

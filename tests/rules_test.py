@@ -119,6 +119,9 @@ class TestTrim:
         with pytest.raises(ValueError, match=r"epsilon=.*\[0, 1\)"):
             prl.Trim(epsilon)
 
+    def test_ranks_a_negative_score_below_zero(self):
+        np.testing.assert_array_equal(prl.Trim(0.49)(np.array([0.0, -0.5], np.float32)), [0, 2])
+
 
 class TestKeepLowest:
     def test_keeps_count_with_weight_n_over_count(self):
