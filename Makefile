@@ -22,10 +22,7 @@ test-oldest: $(VENV)-oldest/.ready
 	$(VENV)-oldest/bin/python -m pytest -m "not long" -n 2 --dist loadfile
 
 coverage: $(VENV)/.ready
-	$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -m "not long" -k "not full_disk" -n 2 --dist loadfile
-	$(PY) -m coverage combine --quiet
-	$(PY) -m coverage report
+	$(PY) -m pytest -m "not long" -k "not full_disk" -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -58,7 +58,7 @@ class Selection:
         """From now on tells `record` of each training step what it kept; None ends that.
 
         Args:
-            record: A `SelectionRecord`, or anything with `update(x, y, weights, is_ranked)`.
+            record: A `SelectionRecord`, or anything with `update(x, y, scores, weights, is_ranked)`.
         """
         if record is not self._record:
             self._record = record

@@ -1,4 +1,4 @@
-"""Which examples did training drop, and when? Written down as it trains."""
+"""Which examples did training suspect and drop, and when? Written down as it trains."""
 
 import os
 import pathlib
@@ -16,7 +16,10 @@ _FEW = 64  # numbers of an example's tensors that are enough, where they tell al
 
 
 class SelectionRecord(keras.callbacks.Callback):
-    """Records which examples a model with a rule drops, epoch by epoch; `prl_keras.audit` reads it.
+    """Records the score of each example in training, and whether it was dropped; `prl_keras.audit` reads it.
+
+    These are the scores that the training step takes anyway, of the network as it was at that step: a mean
+    over late epochs ranks wrong labels better than the last weights alone (results/audit).
 
     The data need no numbers and the pipeline may shuffle: an example is known by its content
     (`fingerprints`). What changes it on the way, such as augmentation in the pipeline, makes it unknown;
@@ -26,7 +29,7 @@ class SelectionRecord(keras.callbacks.Callback):
     An example is dropped where its weight is 0: by the rule, because it is not finite, or, for
     `exchange="disagreement"`, because the two networks agree. Padding (`sample_weight` 0) is not seen.
 
-    It takes 24 bytes an example in training (28 for a pair), and an eighth of one for each epoch and network.
+    It takes at most 32 bytes an example, and less than 5 more for each epoch.
 
     Args:
         dataset: What is trained on, in the order that the record is to have: a `tf.data.Dataset` or a
@@ -38,6 +41,8 @@ class SelectionRecord(keras.callbacks.Callback):
     Attributes:
         seen: bool `[epochs, n]`, whether an example was trained on in an epoch.
         dropped: bool `[epochs, networks, n]`, whether a network did without it.
+        scores: float32 `[epochs, n]`, the model's own score, of a pair the mean of both networks'. NaN where
+            an example was not seen or is not finite, and everywhere for `score=None`.
 
     Raises:
         ValueError: for an empty data set, or missing targets.
@@ -56,6 +61,7 @@ class SelectionRecord(keras.callbacks.Callback):
         self._known, slots = np.unique(few if is_enough else every, return_inverse=True)
         self._slots = slots.astype(np.int32)
         self._epochs = []  # bits `[1 + networks, n]` of each: seen, and dropped by each network
+        self._scores = []
         self._has_begun = self._has_warned = False
 
     @property
@@ -65,6 +71,10 @@ class SelectionRecord(keras.callbacks.Callback):
     @property
     def dropped(self):
         return self._bits()[:, 1:]
+
+    @property
+    def scores(self):
+        return np.stack(self._given(self._scores))
 
     def set_model(self, model):
         super().set_model(model)
@@ -77,26 +87,31 @@ class SelectionRecord(keras.callbacks.Callback):
         with model.distribute_strategy.scope():
             self._sorted = tf.constant(self._known)
             self._counts = tf.Variable(  # a row for each known example and a last one for all others
-                tf.zeros([len(self._known) + 1, 1 + len(model.networks)]),
+                tf.zeros([len(self._known) + 1, 2 + len(model.networks)]),
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
             )
         model.record_selection(self)
 
-    def update(self, x, y, weights, is_ranked):
+    def update(self, x, y, scores, weights, is_ranked):
         """Counts a batch; part of the training step.
 
         Args:
             x, y: The batch, `[batch, ...]`.
+            scores: float32 `[batch]` for each network, or None.
             weights: What the examples weigh, `[batch]` for each network.
             is_ranked: bool `[batch]`, False for padding.
         """
         found = fingerprints(x, y, self._positions)
         rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
         rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
-        columns = [is_ranked, *(tf.logical_and(is_ranked, weight == 0) for weight in weights)]
-        columns = tf.cast(tf.stack(columns, axis=1), tf.float32)
+        counted = tf.cast(is_ranked, tf.float32)
+        mean = tf.add_n(scores) / len(scores) if scores else tf.fill(tf.shape(counted), np.nan)
+        columns = [tf.where(is_ranked, mean, 0.0), counted]
+        columns = tf.stack(
+            columns + [counted * tf.cast(weight == 0, tf.float32) for weight in weights], axis=1
+        )
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             self._counts.scatter_add(tf.IndexedSlices(columns, rows))
         else:
@@ -110,16 +125,22 @@ class SelectionRecord(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         counts = tf.convert_to_tensor(self._counts).numpy()
-        self._warn_of_unknown(counts[-1, 0], counts[:, 0].sum())
-        seen, *dropped = counts[self._slots].T
+        self._warn_of_unknown(counts[-1, 1], counts[:, 1].sum())
+        score, seen, *dropped = counts[self._slots].T
+        with np.errstate(invalid="ignore"):
+            self._scores.append(score / seen)
         self._epochs.append(np.packbits([seen > 0, *(2 * column > seen for column in dropped)], axis=1))
         if self.path is not None and self.model.distribute_strategy.extended.should_checkpoint:
             self._write()
 
     def _bits(self):
-        if not self._epochs:
+        bits = np.stack(self._given(self._epochs))
+        return np.unpackbits(bits, axis=2, count=len(self._slots)).astype(bool)
+
+    def _given(self, epochs):
+        if not epochs:
             raise ValueError("Nothing is recorded yet; give this callback to fit.")
-        return np.unpackbits(np.stack(self._epochs), axis=2, count=len(self._slots)).astype(bool)
+        return epochs
 
     def _warn_of_unknown(self, unknown, seen):
         if unknown and not self._has_warned:
@@ -134,20 +155,20 @@ class SelectionRecord(keras.callbacks.Callback):
     def _write(self):
         temporary = self.path.with_name(f".unfinished.{self.path.name}")
         with open(temporary, "wb") as file:
-            np.savez(file, epochs=self._epochs, known=self._known, slots=self._slots)
+            np.savez(file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores)
         os.replace(temporary, self.path)
 
     def _read(self, epochs):
         """Takes up what the file has of so many epochs."""
         try:
             with np.load(self.path) as saved:
-                data, epochs_of_file = (saved["known"], saved["slots"]), saved["epochs"]
+                data, bits, scores = (saved["known"], saved["slots"]), saved["epochs"], saved["scores"]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
-        if not is_same or epochs_of_file.shape[1] != self._counts.shape[1]:
+        if not is_same or bits.shape[1] != self._counts.shape[1] - 1:
             raise ValueError(
                 f"{self.path} is the record of other data or another kind of model; remove it, or take "
                 "another path."
             )
-        self._epochs = list(epochs_of_file[:epochs])
+        self._epochs, self._scores = list(bits[:epochs]), list(scores[:epochs])

@@ -3,6 +3,7 @@
 import numbers
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from prl_keras import checks, data_checks, nonfinite, outputs, passes, rare_classes, replicas, scores
@@ -103,7 +104,8 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
             started, sample_weight, is_bad, self._labels(given[1], started)
         )
         if self._record is not None:
-            self._record.update(*given, weights, is_ranked_by(is_bad, sample_weight))
+            scored = [] if self.score is None else [tf.where(is_bad, np.nan, p.scores) for p in started]
+            self._record.update(*given, scored, weights, is_ranked_by(is_bad, sample_weight))
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
         self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
         losses, gradients, trained = [], [], []

@@ -23,6 +23,7 @@ def recorded(strategy):
 one, several = recorded(tf.distribute.get_strategy()), recorded(mirrored)
 np.testing.assert_array_equal(one.seen, several.seen)
 np.testing.assert_array_equal(one.dropped, several.dropped)
+np.testing.assert_allclose(one.scores, several.scores, rtol=1e-4)
 assert one.seen.all() and 0.2 < one.dropped.mean() < 0.4
 print("equal")
 """
@@ -74,12 +75,14 @@ class TestWhatIsRecorded:
         model = prl.RobustModel(network(), rule=prl.Trim(0.3))
         model.compile(keras.optimizers.SGD(0.5), "mse")
         record = prl.SelectionRecord((X, Y))
-        expected = []
+        expected, scores = [], []
         for epoch in range(4):  # one batch an epoch: the weights before it choose
             expected.append(model.example_weights(X, Y)[0].numpy() == 0)
+            scores.append(prl.score_examples(model, (X, Y)))
             model.fit(X, Y, batch_size=N, verbose=0, callbacks=[record])
             assert len(record.dropped) == epoch + 1
         np.testing.assert_array_equal(bits(record), expected)
+        np.testing.assert_allclose(record.scores, scores, rtol=1e-5)
         assert (np.sum(expected, axis=1) == 15).all() and (expected[0] != expected[-1]).any()
 
     def test_of_a_pair_each_network_has_its_own(self):
@@ -88,9 +91,19 @@ class TestWhatIsRecorded:
         pair.compile("sgd", "mse")
         record = prl.SelectionRecord((X, Y))
         expected = [weights.numpy() == 0 for weights in pair.example_weights(X, Y)]
+        scores = prl.score_examples(pair, (X, Y))
         pair.fit(X, Y, batch_size=N, verbose=0, callbacks=[record])
         np.testing.assert_array_equal(record.dropped, [expected])
+        np.testing.assert_allclose(record.scores, [scores], rtol=1e-5)
         assert (expected[0] != expected[1]).any()
+
+    def test_a_method_that_scores_nothing_has_no_scores(self):
+        keras.utils.set_random_seed(0)
+        plain = prl.RobustModel(network(), score=None)
+        plain.compile("sgd", "mse")
+        record = prl.SelectionRecord((X, Y))
+        plain.fit(X, Y, verbose=0, callbacks=[record])
+        assert record.seen.all() and not record.dropped.any() and np.isnan(record.scores).all()
 
     def test_integers_images_and_datasets(self):
         x = RNG.integers(0, 255, (N, 8, 8, 3), dtype=np.uint8)
@@ -114,6 +127,7 @@ class TestWhatIsRecorded:
         model().fit(X, y, sample_weight=weight, batch_size=8, verbose=0, callbacks=[record])
         assert bits(record)[0, 3] and not record.seen[0, 5] and not bits(record)[0, 5]
         assert record.seen.sum() == N - 1
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(record.scores[0])), [3, 5])
 
     def test_what_is_held_out_is_not_seen(self):
         record = prl.SelectionRecord((X, Y))
