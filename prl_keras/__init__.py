@@ -6,11 +6,13 @@ Deep Neural Networks under Agnostic Corrupted Supervision".
 """
 
 from prl_keras import scores
+from prl_keras.audit import audit
 from prl_keras.checks import BatchMixingError
 from prl_keras.co_teaching import CoTeachingModel
 from prl_keras.corruption import Corrupted, corrupt
 from prl_keras.losses import Bootstrap
 from prl_keras.methods import METHODS, Method, build
+from prl_keras.noise_rate import EpsilonEstimate, estimate_epsilon
 from prl_keras.preflight import check
 from prl_keras.robust_model import RobustModel
 from prl_keras.rules import ClipNorm, KeepLowest, Trim, linear_ramp
@@ -25,15 +27,18 @@ __all__ = [
     "ClipNorm",
     "CoTeachingModel",
     "Corrupted",
+    "EpsilonEstimate",
     "KeepLowest",
     "Method",
     "RobustModel",
     "SelectionQuality",
     "SelectionRecord",
     "Trim",
+    "audit",
     "build",
     "check",
     "corrupt",
+    "estimate_epsilon",
     "linear_ramp",
     "score_examples",
     "scores",

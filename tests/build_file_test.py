@@ -114,7 +114,10 @@ def test_every_third_party_dep_is_in_the_requirements():
 
 
 def test_arrows_point_one_way():
-    """binaries -> experiments -> the library, which needs TensorFlow, Keras and NumPy alone."""
+    """binaries -> experiments -> the library, which needs TensorFlow, Keras and NumPy alone.
+
+    But for the table of `audit`, for which pandas is imported when it is called (import_test).
+    """
     for path in python_files():
         name = target_name(path)
         for label in real_imports(path):
@@ -122,5 +125,5 @@ def test_arrows_point_one_way():
                 assert not label.startswith(":binaries"), (name, label)
             elif name.startswith("prl_keras"):
                 assert not label.startswith((":binaries", ":prl_keras/experiments")), (name, label)
-                if label.startswith("pip:"):
+                if label.startswith("pip:") and (name, label) != ("prl_keras/audit", "pip:pandas"):
                     assert label in ("pip:tensorflow", "pip:keras", "pip:numpy"), (name, label)

@@ -1,0 +1,173 @@
+"""How many labels are wrong? An estimate from a trained model, and an interval that admits its errors."""
+
+import statistics
+import typing
+
+import numpy as np
+
+from prl_keras.predictions import predict_beside
+
+_FACTOR = 2.0  # a model's error rate lies within this factor of what the model itself admits
+_LEARNT = 0.1  # at most this share of the wrong labels was learnt
+_STEPS = 200  # of expectation maximization
+
+
+class EpsilonEstimate(typing.NamedTuple):
+    """A fraction of wrong labels, `estimate`, and the interval `[low, high]` around it, all in `[0, 1]`."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=256):
+    """Which fraction of the labels (or targets) of a data set is wrong, by a model that was trained on it.
+
+    The model should have been trained robustly, with an epsilon that is not below the truth: what it has
+    learnt by heart it cannot find. `estimate.high` above the epsilon that it was told says: train again, with
+    more.
+
+    **Class labels.** The estimate is the share `d` of examples whose given class is not the predicted one:
+    right where the model is good. A model that errs at a rate `e` on right labels, and has learnt a share `m`
+    of the wrong ones, disagrees with
+
+        d = epsilon (1 - m) + (1 - epsilon) e,
+
+    so the interval is of all the epsilons that go with some `m` in [0, 0.1] and some `e` within a factor of 2
+    of what the model admits itself: how often its two networks disagree, or of a single one `1 - confidence`,
+    on average. For hard data it is wide, since there nobody can tell noise from error without help.
+
+    **Targets.** The logarithms of the losses are two normal distributions, right targets and wrong ones; the
+    estimate is the share of the upper one (expectation maximization). The interval adds what lies between
+    the two. Where they do not part (less than two standard deviations), it begins at 0.
+
+    **With trusted labels** of some examples, drawn at random, the share of wrong labels among these is
+    adjusted by what the model suspects in them and in all (the regression estimator of survey sampling;
+    prediction-powered inference, Angelopoulos et al. 2023). That assumes nothing of the model.
+
+    Args:
+        model, dataset, batch_size: As in `audit`.
+        trusted: `(examples, labels)`: places in the data set `[k]`, at least 2, drawn at random and all
+            different, and their true class numbers `[k]` or targets `[k, q]`; or None. A target counts as
+            wrong if any coordinate is not equal to the given one.
+        confidence: Of the interval, in (0, 1), as far as chance goes.
+
+    Returns:
+        `EpsilonEstimate`.
+
+    Raises:
+        ValueError: as in `audit`; for trusted examples or a confidence that are none.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must be a number in (0, 1), such as 0.9.")
+    found = predict_beside(model, dataset, batch_size)
+    if trusted is not None:
+        return _corrected(found, *_check_trusted(trusted, found.given), confidence)
+    return estimate_from(found, confidence)
+
+
+def estimate_from(found, confidence=0.9):
+    """As `estimate_epsilon` without trusted labels, from `Predictions`."""
+    if found.probabilities is not None:
+        return _of_classes(found, confidence)
+    return _of_targets(found.losses, confidence)
+
+
+def _of_classes(found, confidence):
+    d = float(np.mean(found.predicted != found.given))
+    admitted = found.disagreement
+    if admitted is None:
+        admitted = float(np.mean(1 - found.probabilities.max(axis=1)))
+    few, many = admitted / _FACTOR, min(admitted * _FACTOR, 1.0)
+    chance = _normal(confidence) * np.sqrt(d * (1 - d) / len(found.given))
+    low = _solve(d - chance, many, 0.0)
+    high = _solve(d + chance, few, _LEARNT)
+    return EpsilonEstimate(d, min(low, d), max(high, d))
+
+
+def _solve(d, e, m):
+    """The epsilon of `d = epsilon (1 - m) + (1 - epsilon) e`, in [0, 1]."""
+    return float(np.clip((d - e) / max(1 - m - e, 1e-9), 0, 1))
+
+
+def _of_targets(losses, confidence):
+    values = np.log(np.maximum(losses, np.finfo(np.float32).tiny))
+    share, is_apart, posterior = _two_normals(values)
+    between = float(np.mean(np.minimum(posterior, 1 - posterior)))
+    slack = between + _normal(confidence) * np.sqrt(share * (1 - share) / len(losses))
+    low = share - slack if is_apart else 0.0
+    return EpsilonEstimate(share, float(np.clip(low, 0, 1)), float(np.clip(share + slack, 0, 1)))
+
+
+def _two_normals(values):
+    """Fits two normal distributions.
+
+    Returns:
+        The share of the upper one, whether their means are two standard deviations apart, and the probability
+        `[n]` that a value is of the upper one.
+    """
+    middle = np.median(values)
+    posterior = (values > middle).astype(float)
+    for _ in range(_STEPS):
+        shares, means, deviations = [], [], []
+        for weight in (1 - posterior, posterior):
+            total = weight.sum() + 1e-12
+            shares.append(total / len(values))
+            means.append((weight * values).sum() / total)
+            deviations.append(np.sqrt((weight * (values - means[-1]) ** 2).sum() / total) + 1e-6)
+        logs = [
+            np.log(share) - np.log(deviation) - ((values - mean) / deviation) ** 2 / 2
+            for share, mean, deviation in zip(shares, means, deviations)
+        ]
+        posterior = 1 / (1 + np.exp(np.clip(logs[0] - logs[1], -500, 500)))
+    is_apart = abs(means[1] - means[0]) > 2 * max(deviations)
+    return float(shares[1]), is_apart, posterior
+
+
+def _corrected(found, examples, is_wrong, confidence):
+    """The regression estimator of survey sampling: what was counted, adjusted by what the model suspects."""
+    suspected = _suspected(found)
+    k, n, seen = len(examples), len(suspected), suspected[examples]
+    slope = np.cov(is_wrong, seen)[0, 1] / seen.var(ddof=1) if seen.var() > 0 else 0.0
+    estimate = is_wrong.mean() + slope * (suspected.mean() - seen.mean())
+    rest = is_wrong - slope * seen
+    # Of few that the model all gets right the deviation is 0, but by the rule of three there may be some.
+    chance = max(_normal(confidence) * np.sqrt(rest.var(ddof=1) / k), -np.log(1 - confidence) / k)
+    slack = chance * np.sqrt(1 - k / n)
+    return EpsilonEstimate(*(float(np.clip(v, 0, 1)) for v in (estimate, estimate - slack, estimate + slack)))
+
+
+def _check_trusted(trusted, given):
+    """-> examples int `[k]`, whether their given label is wrong, float `[k]`."""
+    try:
+        examples, true = trusted
+        examples, true = np.asarray(examples), np.asarray(true)
+    except (TypeError, ValueError):
+        raise ValueError("trusted must be (examples, labels), two arrays of one length.") from None
+    is_integer = examples.ndim == 1 and examples.dtype.kind in "iu"
+    if not is_integer or len(examples) < 2 or len(np.unique(examples)) < len(examples):
+        raise ValueError("The trusted examples must be at least 2 places in the data set, all different.")
+    if examples.min() < 0 or examples.max() >= len(given):
+        raise ValueError(
+            f"The trusted examples must be places in the data set, 0 to {len(given) - 1}; they are "
+            f"{examples.min()} to {examples.max()}."
+        )
+    if true.size != given[examples].size or len(true) != len(examples):
+        raise ValueError(
+            f"The trusted labels have shape {true.shape}; {len(examples)} examples need "
+            f"{given[examples].shape}."
+        )
+    differs = true.reshape(given[examples].shape).astype(given.dtype) != given[examples]
+    return examples, differs.reshape(len(examples), -1).any(axis=1).astype(float)
+
+
+def _suspected(found):
+    """float `[n]`: 1 where the model holds the given label, or target, for wrong."""
+    if found.probabilities is not None:
+        return (found.predicted != found.given).astype(float)
+    return _two_normals(np.log(np.maximum(found.losses, np.finfo(np.float32).tiny)))[2]
+
+
+def _normal(confidence):
+    """Standard deviations on each side of a normal distribution's mean that hold this share of it."""
+    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,0 +1,98 @@
+"""What a trained model says of each example of a data set, beside what the data say."""
+
+import functools
+import typing
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras import checks, data_passes, loss_kinds, rare_classes, scores
+from prl_keras.distributed_fit import on_one_replica
+from prl_keras.weighted_model import WeightedModel
+
+_SEVERAL = (
+    "The model has several outputs; audit one of them, keras.Model(inputs, output), compiled with its loss."
+)
+
+
+class Predictions(typing.NamedTuple):
+    """Of `n` examples, in data order, in inference mode; of a pair the mean of the two networks.
+
+    Attributes:
+        given: int32 class numbers `[n]`, or float32 targets `[n, q]`.
+        predicted: the same, of the model.
+        probabilities: float32 `[n, classes]`, or None for regression.
+        losses: float32 `[n]`, the loss of each example.
+        disagreement: How often the two networks of a pair predict different classes, in `[0, 1]`; else None.
+    """
+
+    given: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray | None
+    losses: np.ndarray
+    disagreement: float | None
+
+
+def predict_beside(model, dataset, batch_size=256):
+    """Runs a model over a data set, once and in the order it comes.
+
+    Args:
+        model: A compiled Keras model of one output, `RobustModel` and `CoTeachingModel` among them.
+        dataset, batch_size: As in `score_examples`.
+
+    Returns:
+        `Predictions`.
+
+    Raises:
+        ValueError: for a model of several outputs or without a loss, or a loss on several classes for each
+            example (a sequence, pixels, several labels); as in `score_examples`.
+    """
+    checks.check_compiled(model)
+    networks = model.networks if isinstance(model, WeightedModel) else [model]
+    if keras.tree.is_nested(model.loss):
+        raise ValueError(_SEVERAL)
+    loss = keras.losses.get(model.loss)
+
+    def look(x, y):
+        given, outputs, losses = zip(*[_look(network(x, training=False), y, loss) for network in networks])
+        differ = tf.argmax(outputs[0], axis=1) != tf.argmax(outputs[-1], axis=1)
+        return given[0], tf.add_n(outputs) / len(networks), tf.add_n(losses) / len(networks), differ
+
+    @functools.partial(tf.function, autograph=False, reduce_retracing=True)
+    def look_on_one_replica(x, y):
+        return on_one_replica(model.distribute_strategy, look, x, y)
+
+    parts = [look_on_one_replica(x, y) for x, y in data_passes.batches(dataset, batch_size)]
+    given, outputs, losses, differ = (np.concatenate(column) for column in zip(*parts))
+    if given.dtype.kind == "f":
+        return Predictions(given, outputs, None, losses, None)
+    predicted = np.argmax(outputs, axis=1).astype(given.dtype)
+    return Predictions(given, predicted, outputs, losses, differ.mean() if len(networks) == 2 else None)
+
+
+def _look(y_pred, y, loss):
+    """-> what is given, int32 `[batch]` or float32 `[batch, q]`, the probabilities or targets that are
+    predicted, float32, and the losses."""
+    if keras.tree.is_nested(y_pred):
+        raise ValueError(_SEVERAL)
+    losses = scores.per_example_loss(y, y_pred, loss)
+    labels = rare_classes.class_labels(y, y_pred, loss)
+    y_pred = tf.cast(y_pred, tf.float32)
+    if labels is not None:
+        return labels, _probabilities(y_pred, loss), losses
+    if loss_kinds.is_sparse(loss) or loss_kinds.is_binary(loss) or loss_kinds.is_one_hot(loss):
+        raise ValueError(
+            f"The loss {loss_kinds.name_of(loss)} on predictions of shape {tuple(y_pred.shape)} has "
+            "more than one label for an example; audited is one label, or one vector of targets, for each."
+        )
+    rows = tf.shape(y_pred)[0]
+    return tf.reshape(tf.cast(y, tf.float32), [rows, -1]), tf.reshape(y_pred, [rows, -1]), losses
+
+
+def _probabilities(y_pred, loss):
+    """float32 `[batch, classes]`, of a single output the two of its sides."""
+    is_binary = loss_kinds.is_binary(loss)
+    if not loss_kinds.expects_probabilities(loss):
+        y_pred = tf.sigmoid(y_pred) if is_binary else tf.nn.softmax(y_pred)
+    return tf.concat([1 - y_pred, y_pred], axis=1) if is_binary else y_pred

@@ -1,0 +1,251 @@
+"""audit: one row for each example, in data order, with what the model and its training say of it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import prl_keras as prl
+
+N = 60
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(N, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 3, N)
+TARGETS = RNG.normal(size=(N, 2)).astype(np.float32)
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def network(outputs=3, activation=None, seed=0):
+    kernel = keras.initializers.GlorotUniform(seed)
+    return keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(outputs, activation, kernel_initializer=kernel)]
+    )
+
+
+def compiled(loss=LOGITS, **options):
+    model = prl.RobustModel(network(**options))
+    model.compile("sgd", loss)
+    return model
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def probabilities(table):
+    return table.filter(like="probability_").to_numpy()
+
+
+class TestClasses:
+    @pytest.mark.parametrize(
+        "loss, activation, y",
+        [
+            (LOGITS, None, LABELS),
+            (LOGITS, None, LABELS[:, None]),
+            ("sparse_categorical_crossentropy", "softmax", LABELS),
+            (
+                keras.losses.CategoricalCrossentropy(from_logits=True),
+                None,
+                np.eye(3, dtype="float32")[LABELS],
+            ),
+        ],
+    )
+    def test_columns_are_those_of_the_model_in_data_order(self, loss, activation, y):
+        model = compiled(loss, activation=activation)
+        table = prl.audit(model, (X, y), batch_size=7)
+        expected = softmax(X @ model.network.get_weights()[0])
+        assert table.index.name == "example" and list(table.index) == list(range(N))
+        np.testing.assert_array_equal(table["given"], LABELS)
+        np.testing.assert_array_equal(table["predicted"], expected.argmax(axis=1))
+        np.testing.assert_allclose(probabilities(table), expected, rtol=1e-4)
+        given = expected[np.arange(N), LABELS]
+        np.testing.assert_allclose(table["given_probability"], given, rtol=1e-4)
+        np.testing.assert_allclose(table["loss"], -np.log(given), rtol=1e-4)
+        np.testing.assert_allclose(table["score"], 1 - given, rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("from_logits", [True, False])
+    def test_two_classes_of_one_output(self, from_logits):
+        loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
+        model = compiled(loss, outputs=1, activation=None if from_logits else "sigmoid")
+        y = (LABELS > 0).astype("int64")[:, None]
+        table = prl.audit(model, (X, y))
+        expected = 1 / (1 + np.exp(-X @ model.network.get_weights()[0][:, 0]))
+        np.testing.assert_allclose(
+            probabilities(table), np.stack([1 - expected, expected], axis=1), atol=1e-6
+        )
+        np.testing.assert_array_equal(table["predicted"], expected > 0.5)
+        np.testing.assert_array_equal(table["given"], y[:, 0])
+
+    def test_of_a_pair_are_the_mean_of_both_networks(self):
+        pair = prl.CoTeachingModel(network(seed=1), network(seed=2))
+        pair.compile("sgd", LOGITS)
+        both = [softmax(X @ each.get_weights()[0]) for each in pair.networks]
+        np.testing.assert_allclose(
+            probabilities(prl.audit(pair, (X, LABELS))), np.mean(both, axis=0), rtol=1e-4
+        )
+
+    def test_a_plain_model_can_be_audited_too(self):
+        plain = network()
+        plain.compile("sgd", LOGITS)
+        given = prl.audit(plain, tf.data.Dataset.from_tensor_slices((X, LABELS)).batch(8))[
+            "given_probability"
+        ]
+        robust = prl.audit(prl_of(plain), (X, LABELS))["given_probability"]
+        np.testing.assert_allclose(given, robust, rtol=1e-5)
+
+    def test_a_label_that_the_loss_ignores_ranks_last_and_is_not_flagged(self):
+        y = LABELS.copy()
+        y[:5] = -1
+        model = compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
+        table = prl.audit(model, (X, y), epsilon=0.99)
+        assert table["given_probability"][:5].isna().all() and not table["is_flagged"][:5].any()
+        assert set(table["rank"][:5]) == set(range(N - 4, N + 1))
+
+    def test_the_most_suspect_are_flagged(self):
+        model = compiled()
+        table = prl.audit(model, (X, LABELS), epsilon=0.25)
+        assert table["is_flagged"].sum() == 15
+        assert table["score"][table["is_flagged"]].min() >= table["score"][~table["is_flagged"]].max()
+        order = table.sort_values("rank")
+        assert (np.diff(order["score"]) <= 0).all() and list(order["rank"]) == list(range(1, N + 1))
+        estimate = prl.estimate_epsilon(model, (X, LABELS)).estimate
+        assert prl.audit(model, (X, LABELS))["is_flagged"].sum() == round(estimate * N)
+
+    def test_ties_are_ranked_in_data_order(self):
+        model = compiled()
+        model.network.set_weights([np.zeros((4, 3)), np.zeros(3)])
+        assert list(prl.audit(model, (X, LABELS))["rank"]) == list(range(1, N + 1))
+
+
+class TestTargets:
+    def test_columns(self):
+        model = compiled("mse", outputs=2)
+        table = prl.audit(model, (X, TARGETS), epsilon=0.1)
+        predicted = X @ model.network.get_weights()[0]
+        np.testing.assert_allclose(table[["predicted_0", "predicted_1"]], predicted, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(table[["given_0", "given_1"]], TARGETS)
+        loss = ((predicted - TARGETS) ** 2).mean(axis=1)
+        np.testing.assert_allclose(table["loss"], loss, rtol=1e-4)
+        np.testing.assert_array_equal(table["rank"], np.argsort(np.argsort(-table["loss"])) + 1)
+        assert table["is_flagged"].sum() == 6
+
+    def test_very_many_targets_have_no_columns(self):
+        kernel = keras.layers.Dense(101)
+        model = prl.RobustModel(keras.Sequential([keras.Input((4,)), kernel]))
+        model.compile("sgd", "mse")
+        table = prl.audit(model, (X, np.zeros((N, 101), "float32")))
+        assert list(table.columns) == ["score", "rank", "is_flagged", "loss"]
+
+
+class TestRecord:
+    def trained(self, epochs):
+        keras.utils.set_random_seed(0)
+        model = compiled()
+        record = prl.SelectionRecord((X, LABELS))
+        model.fit(X, LABELS, batch_size=16, epochs=epochs, verbose=0, callbacks=[record])
+        return model, record
+
+    @pytest.mark.parametrize("epochs, late", [(1, 1), (2, 1), (6, 2), (7, 2), (9, 3)])
+    def test_the_score_is_the_mean_over_the_last_third_of_the_epochs(self, epochs, late):
+        model, record = self.trained(epochs)
+        table = prl.audit(model, (X, LABELS), record)
+        np.testing.assert_allclose(table["score"], record.scores[-late:].mean(axis=0), rtol=1e-5)
+
+    def test_when_and_how_often_it_was_dropped(self):
+        model, record = self.trained(4)
+        table, dropped = prl.audit(model, (X, LABELS), record), record.dropped[:, 0]
+        assert (table["times_seen"] == 4).all()
+        np.testing.assert_array_equal(table["times_dropped"], dropped.sum(axis=0))
+        for example, row in table.iterrows():
+            epochs = np.flatnonzero(dropped[:, example]) + 1
+            if len(epochs):
+                assert (row["first_dropped"], row["last_dropped"]) == (epochs[0], epochs[-1])
+            else:
+                assert np.isnan(row["first_dropped"]) and np.isnan(row["last_dropped"])
+        assert dropped.any() and not dropped.all()
+
+    def test_what_was_held_out_ranks_last(self):
+        model, record = compiled(), prl.SelectionRecord((X, LABELS))
+        model.fit(X, LABELS, validation_split=0.1, verbose=0, callbacks=[record])
+        table = prl.audit(model, (X, LABELS), record, epsilon=0.5)
+        assert table["score"][54:].isna().all() and (table["rank"][54:] > 54).all()
+        assert (table["times_seen"] == [1] * 54 + [0] * 6).all()
+
+    def test_of_other_data_is_refused(self):
+        model, record = self.trained(1)
+        with pytest.raises(ValueError, match="60 examples, the data set has 50"):
+            prl.audit(model, (X[:50], LABELS[:50]), record)
+
+    def test_of_a_method_that_scores_nothing_leaves_the_score_to_the_model(self):
+        model = prl.RobustModel(network(), score=None)
+        model.compile("sgd", LOGITS)
+        record = prl.SelectionRecord((X, LABELS))
+        model.fit(X, LABELS, verbose=0, callbacks=[record])
+        table = prl.audit(model, (X, LABELS), record)
+        np.testing.assert_allclose(table["score"], 1 - table["given_probability"], rtol=1e-5)
+
+
+class TestFaults:
+    def test_several_outputs_and_several_labels_are_refused(self):
+        inputs = keras.Input((4,))
+        several = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs)])
+        model = prl.RobustModel(several)
+        model.compile("sgd", "mse")
+        with pytest.raises(ValueError, match="several outputs"):
+            prl.audit(model, tf.data.Dataset.from_tensors((X, (TARGETS, TARGETS))))
+        steps = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Reshape((2, 3))])
+        sequences = prl.RobustModel(steps)
+        sequences.compile("sgd", LOGITS)
+        with pytest.raises(ValueError, match="more than one label"):
+            prl.audit(sequences, (X, np.zeros((N, 2), int)))
+
+    def test_a_model_that_is_not_compiled_and_an_empty_data_set(self):
+        with pytest.raises(ValueError, match="compile"):
+            prl.audit(prl.RobustModel(network()), (X, LABELS))
+        with pytest.raises(ValueError, match="empty"):
+            prl.audit(compiled(), (X[:0], LABELS[:0]))
+
+
+class TestWhereTheTableGoes:
+    def test_csv(self, tmp_path):
+        pandas = pytest.importorskip("pandas")
+        table = prl.audit(compiled(), (X, LABELS))
+        table.to_csv(tmp_path / "audit.csv")
+        again = pandas.read_csv(tmp_path / "audit.csv", index_col="example")
+        pandas.testing.assert_frame_equal(again, table, check_dtype=False, rtol=1e-5)
+
+    def test_parquet(self, tmp_path):
+        pytest.importorskip("pyarrow", reason="pandas writes Parquet by pyarrow")
+        pandas = pytest.importorskip("pandas")
+        table = prl.audit(compiled(), (X, LABELS))
+        table.to_parquet(tmp_path / "audit.parquet")
+        pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "audit.parquet"), table)
+
+    def test_cleanlab(self):
+        filters = pytest.importorskip("cleanlab.filter", reason="requirements-peers.txt")
+        table = prl.audit(compiled(), (X, LABELS))
+        issues = filters.find_label_issues(labels=table["given"], pred_probs=probabilities(table))
+        assert issues.shape == (N,) and issues.dtype == bool
+
+
+def prl_of(plain):
+    model = prl.RobustModel(plain)
+    model.compile("sgd", LOGITS)
+    return model
+
+
+def test_it_finds_wrong_labels():
+    """Three classes, a fifth of the labels wrong: the flags are nearly all right."""
+    x = RNG.normal(size=(1500, 4)).astype(np.float32)
+    y = x[:, :3].argmax(axis=1)
+    noisy, is_wrong = prl.corrupt("symmetric", y, 0.2, np.random.default_rng(0), num_classes=3)
+    keras.utils.set_random_seed(0)
+    model = prl.RobustModel(network(), rule=prl.Trim(0.25))
+    model.compile(keras.optimizers.Adam(0.05), LOGITS)
+    record = prl.SelectionRecord((x, noisy))
+    model.fit(x, noisy, batch_size=100, epochs=9, verbose=0, callbacks=[record])
+    table = prl.audit(model, (x, noisy), record)
+    assert is_wrong[table["rank"] <= 150].mean() > 0.97  # of the 10% most suspect
+    assert abs(table["is_flagged"].mean() - 0.2) < 0.05
+    assert is_wrong[table["is_flagged"]].mean() > 0.85
