@@ -32,8 +32,8 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
     shown = capsys.readouterr().out
-    shares = [int(share) for share in re.findall(r"(\d+)%", shown)]
-    assert len(shares) == 2 and min(shares) > 80, shown
+    suspect, estimate, low, high, dropped = (int(share) for share in re.findall(r"(\d+)%", shown))
+    assert suspect > 80 and dropped > 80 and abs(estimate - 40) < 5 and low <= 40 <= high, shown
     assert (tmp_path / "network.keras").exists()
 
 
