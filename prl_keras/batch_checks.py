@@ -50,7 +50,8 @@ def checked(x, labels_of):
         for labels in labels_of(spec[1]):
             if isinstance(labels.y, tf.TensorSpec):
                 data_checks.check_label_dtype(labels.y.dtype.as_numpy_dtype, labels.y.shape)
-        return x.map(check.in_graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        in_graph = tf.autograph.experimental.do_not_convert(check.in_graph)
+        return x.map(in_graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if isinstance(x, keras.utils.PyDataset):
         return _CheckedPyDataset(x, check)
     if isinstance(x, types.GeneratorType):

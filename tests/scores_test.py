@@ -35,6 +35,18 @@ class TestPerExampleLoss:
         values = prl.scores.per_example_loss(y, np.zeros_like(y), "mse")
         np.testing.assert_allclose(values, (y**2).mean(axis=(1, 2)))
 
+    @pytest.mark.parametrize("loss", ["mse", ["mse", "mse"], ("mse", None)])
+    def test_of_several_outputs_is_the_sum(self, loss):
+        y = [RNG.normal(size=(5, width)).astype(np.float32) for width in (2, 3)]
+        zeros = [np.zeros_like(part) for part in y]
+        expected = sum((part**2).mean(axis=1) for part in (y[:1] if isinstance(loss, tuple) else y))
+        values = prl.scores.per_example_loss(y, zeros, list(loss) if isinstance(loss, tuple) else loss)
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+    def test_takes_a_list_of_one_loss_for_a_single_output(self):
+        values = prl.scores.per_example_loss(LOGITS, np.zeros_like(LOGITS), ["mse"])
+        np.testing.assert_allclose(values, (LOGITS**2).mean(axis=1), rtol=1e-5)
+
     @pytest.mark.parametrize("loss", [lambda t, p: tf.reduce_mean((t - p) ** 2), "scalar_class"])
     def test_refuses_a_loss_that_returns_a_scalar(self, loss):
         class Scalar(keras.losses.Loss):
@@ -160,6 +172,12 @@ class TestHiddenLogits:
             np.testing.assert_allclose(scores[0], np.sqrt(2), rtol=1e-5)
             assert scores[1] < 0.7
 
+    def test_probabilities_of_exactly_0_and_1(self):
+        sure = np.eye(4, dtype=np.float32)[(LABELS + 1) % 4]
+        np.testing.assert_allclose(norm(LABELS, sure, SPARSE()), np.full(9, np.sqrt(2)), rtol=1e-5)
+        binary = keras.losses.BinaryCrossentropy()
+        np.testing.assert_allclose(norm(np.eye(2)[:, :1], np.ones((2, 1)), binary), [0, 1], atol=1e-5)
+
     def test_loss_on_probabilities_without_cross_entropy_is_taken_through_the_head(self):
         """A hand-written -log p: with respect to p it would be self-paced learning."""
 
@@ -201,7 +219,23 @@ class TestAgainstSelfPacedLearning:
         assert losses[1] < losses[0] and gradients[0] < gradients[1]
 
 
+class TestGradientNorm:
+    def test_is_of_training_mode_unless_told_otherwise(self):
+        mixing = keras.Sequential(
+            [keras.Input((3,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+        )
+        data = np.ones((4, 3), np.float32), np.ones((4, 1), np.float32), mixing, "mse"
+        with pytest.raises(prl.BatchMixingError):
+            prl.scores.gradient_norm(*data)
+        assert prl.scores.gradient_norm(*data, training=False).shape == (4,)
+
+
 class TestResolve:
+    def test_takes_the_mean_of_a_functions_values_over_further_axes(self):
+        y = RNG.normal(size=(3, 5)).astype(np.float32)
+        score = prl.scores.resolve(lambda y_true, y_pred: abs(y_true - y_pred))
+        np.testing.assert_allclose(score(y, np.zeros_like(y), "mse"), abs(y).mean(axis=1), rtol=1e-5)
+
     def test_refuses_an_unknown_name(self):
         with pytest.raises(ValueError, match="'loss', 'loss_layer_gradient', 'gradient'"):
             prl.scores.resolve("gradients")

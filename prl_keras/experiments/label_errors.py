@@ -1,0 +1,185 @@
+"""Finding wrong labels, measured: one training with `audit`, against cleanlab's way of several trainings.
+
+Each case is one training (or the trainings of all folds) of one setting. It leaves a JSON file with how well
+each ranking finds the wrong labels, so a benchmark that is killed goes on where it was.
+"""
+
+import dataclasses
+import pathlib
+import types
+
+import keras
+import numpy as np
+from sklearn import metrics, model_selection
+
+import prl_keras as prl
+from prl_keras.experiments import datasets, files
+from prl_keras.experiments.config import RunConfig
+from prl_keras.experiments.protocol import PROTOCOLS
+from prl_keras.experiments.training import Training
+from prl_keras.predictions import predict_beside
+
+_TOP = 0.01  # of the data, whose precision is reported
+_TRUSTED = 100
+_DIGITS = {"epochs": 30, "batch_size": 128, "learning_rate": 0.001, "ramp_epochs": 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How the examples are ranked: which method is trained, told what, on how many folds.
+
+    Attributes:
+        method: A name in `prl_keras.METHODS`.
+        told_more: Is added to the true epsilon, which the method is told; it may be wrong by that.
+        folds: 1 trains on all the data and ranks them; k trains k times, each on the other k - 1 parts, and
+            ranks the part left out.
+    """
+
+    method: str
+    told_more: float = 0.0
+    folds: int = 1
+
+    @property
+    def trainings(self):
+        """What it computes, in trainings of one network on all the data."""
+        networks = 2 if prl.METHODS[self.method].exchange else 1
+        return networks * (1 if self.folds == 1 else self.folds - 1)
+
+
+CASES = types.MappingProxyType(
+    {
+        "prl_l": Case("prl_l"),
+        "prl_l_told_more": Case("prl_l", 0.1),
+        "co_prl_l": Case("co_prl_l"),
+        "co_prl_l_told_more": Case("co_prl_l", 0.1),
+        "prl_l_5_folds": Case("prl_l", folds=5),
+        "standard": Case("standard"),
+        "standard_2_folds": Case("standard", folds=2),
+        "standard_5_folds": Case("standard", folds=5),
+    }
+)
+
+
+def measure(name, dataset, corruption, epsilon, seed, output_dir, data_options=None):
+    """Runs one case on one setting, or reads what it left.
+
+    Args:
+        name: A key of `CASES`.
+        dataset: "digits", or a data set of `PROTOCOLS` at the scale "cpu".
+        corruption, epsilon, seed: As in `RunConfig`; the seed is that of the noise, too.
+        output_dir: Gets the JSON file.
+        data_options: For `datasets.load`.
+
+    Returns:
+        dict: the setting, `rankings` {name: {"average_precision", "roc_auc", "precision_top"}}, and where the
+        case trains on all the data the `estimate` of epsilon and the one with 100 `trusted` labels.
+    """
+    path = pathlib.Path(output_dir) / f"{dataset}-{corruption}-{epsilon:g}-{name}-seed{seed}.json"
+    if path.exists():
+        return files.read_json(path)
+    case = CASES[name]
+    config, data = _config(case, dataset, corruption, epsilon, seed, data_options)
+    scores, model, noise = (_in_sample if case.folds == 1 else _out_of_fold)(case, config, data)
+    result = {
+        "dataset": dataset, "corruption": corruption, "epsilon": epsilon, "seed": seed, "case": name,
+        "trainings": case.trainings, "achieved_epsilon": float(np.mean(noise.is_corrupted)),
+        "rankings": {key: _quality(noise.is_corrupted, score) for key, score in scores.items()},
+    }  # fmt: skip
+    if model is not None:
+        result |= _estimates(model, data, noise, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, result)
+    return result
+
+
+def _config(case, dataset, corruption, epsilon, seed, data_options):
+    data = datasets.load(dataset, **(data_options or {}))
+    settings = dict(_DIGITS)
+    if dataset != "digits":
+        protocol = PROTOCOLS[dataset, "cpu"]
+        data = data.subset(protocol.train_size, protocol.test_size)
+        settings = {
+            name: getattr(protocol, name) for name in ("epochs", "batch_size", "learning_rate", "network")
+        }
+        settings["ramp_epochs"] = protocol.ramp_epochs(corruption)
+    config = RunConfig(
+        dataset, case.method, corruption if epsilon else "none", epsilon,
+        assumed_epsilon=round(epsilon + case.told_more, 6), seed=seed, noise_seed=seed, **settings,
+    )  # fmt: skip
+    return config, data
+
+
+def _in_sample(case, config, data):
+    training = Training(config, data)
+    model, given = training.model, (data.train_x, training.targets)
+    record = prl.SelectionRecord(given) if prl.METHODS[case.method].score else None
+    _fit(model, *given, config, [record] if record else [])
+    found = predict_beside(model, given)
+    scores = _rankings(found.probabilities, given[1], found.losses)
+    scores["score_examples"] = prl.score_examples(model, given)
+    if record is not None:
+        dropped = record.dropped.mean(axis=1)
+        late = -max(1, round(len(dropped) / 3))
+        scores |= {
+            "audit": prl.audit(model, given, record)["score"].to_numpy(),
+            "recorded scores, all epochs": np.nanmean(record.scores, axis=0),
+            "times dropped": dropped.mean(axis=0),
+            "times dropped, last third": dropped[late:].mean(axis=0),
+        }
+    return scores, model, training
+
+
+def _out_of_fold(case, config, data):
+    training = Training(config, data)
+    splits = model_selection.KFold if data.task == "regression" else model_selection.StratifiedKFold
+    splitter = splits(case.folds, shuffle=True, random_state=config.seed)
+    strata = None if data.task == "regression" else training.targets
+    clean = dataclasses.replace(config, corruption="none", epsilon=0)  # the targets are corrupted already
+    found = []
+    for rest, left_out in splitter.split(data.train_x, strata):
+        part = dataclasses.replace(data, train_x=data.train_x[rest], train_y=training.targets[rest])
+        model = Training(clean, part).model
+        _fit(model, part.train_x, part.train_y, config, [])
+        of_part = predict_beside(model, (data.train_x[left_out], training.targets[left_out]))
+        found.append((left_out, of_part.probabilities, of_part.losses))
+        keras.backend.clear_session()
+    order = np.argsort(np.concatenate([rows for rows, _, _ in found]))
+    probabilities = None if found[0][1] is None else np.concatenate([part for _, part, _ in found])[order]
+    losses = np.concatenate([part for _, _, part in found])[order]
+    return _rankings(probabilities, training.targets, losses), None, training
+
+
+def _fit(model, x, y, config, callbacks):
+    keras.utils.set_random_seed(config.seed)  # of the order of the batches
+    model.fit(x, y, batch_size=config.batch_size, epochs=config.epochs, callbacks=callbacks, verbose=0)
+
+
+def _rankings(probabilities, given, losses):
+    """Scores by what a model says at last, higher = more suspect; those of classes as cleanlab names them."""
+    if probabilities is None:
+        return {"loss": losses}
+    from cleanlab import rank
+
+    return {
+        method: 1 - rank.get_label_quality_scores(given, probabilities.astype(float), method=method)
+        for method in ("self_confidence", "normalized_margin")
+    }
+
+
+def _quality(is_wrong, score):
+    top = np.argsort(-score, kind="stable")[: max(1, round(_TOP * len(score)))]
+    if not is_wrong.any():
+        return {"average_precision": None, "roc_auc": None, "precision_top": 0.0}
+    return {
+        "average_precision": float(metrics.average_precision_score(is_wrong, score)),
+        "roc_auc": float(metrics.roc_auc_score(is_wrong, score)),
+        "precision_top": float(is_wrong[top].mean()),
+    }
+
+
+def _estimates(model, data, noise, seed):
+    given = data.train_x, noise.targets
+    examples = np.random.default_rng([seed, _TRUSTED]).choice(len(noise.targets), _TRUSTED, replace=False)
+    alone = prl.estimate_epsilon(model, given)
+    trusted = prl.estimate_epsilon(model, given, trusted=(examples, data.train_y[examples]))
+    return {"estimate": alone._asdict(), "trusted": trusted._asdict()}

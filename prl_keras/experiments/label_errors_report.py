@@ -1,0 +1,102 @@
+"""The benchmark of `label_errors`: all its cases, and the tables of what they left."""
+
+import itertools
+import pathlib
+
+import pandas as pd
+import tqdm
+
+from prl_keras.experiments import files
+from prl_keras.experiments.label_errors import CASES, measure
+from prl_keras.experiments.markdown import markdown_table, number
+
+_QUALITIES = {
+    "average_precision": "Average precision",
+    "roc_auc": "Area under the ROC curve",
+    "precision_top": "Precision in the 1% most suspect",
+}
+
+
+def run_all(dataset, corruptions, epsilons, seeds, cases, output_dir, data_options=None):
+    """Measures every case on every setting, those that left no file yet.
+
+    Raises:
+        ValueError: for an unknown case, before anything is trained.
+    """
+    unknown = [name for name in cases if name not in CASES]
+    if unknown:
+        raise ValueError(f"cases={unknown} are not known; choose from {', '.join(CASES)}.")
+    settings = list(itertools.product(seeds, corruptions, epsilons, cases))
+    progress = tqdm.tqdm(settings, unit="case")
+    for seed, corruption, epsilon, name in progress:
+        progress.set_description(f"{dataset} {corruption} {epsilon:g} {name} seed {seed}")
+        measure(name, dataset, corruption, epsilon, seed, output_dir, data_options)
+
+
+def write_report(directory, path):
+    """Writes tables of all the files in a folder: means over the seeds.
+
+    Raises:
+        ValueError: if there are none, or one is damaged.
+    """
+    results = [files.read_json(file) for file in sorted(pathlib.Path(directory).glob("*.json"))]
+    if not results:
+        raise ValueError(f"{directory} holds no results; run the cases first.")
+    sections = []
+    for dataset in dict.fromkeys(result["dataset"] for result in results):
+        of_dataset = [result for result in results if result["dataset"] == dataset]
+        noisy = [result for result in of_dataset if result["epsilon"]]
+        sections += [_ranking_table(dataset, noisy, quality) for quality in _QUALITIES if noisy]
+        sections += [_epsilon_table(dataset, [result for result in of_dataset if "estimate" in result])]
+    with files.replacing(path) as temporary:
+        temporary.write_text("\n\n".join(section for section in sections if section) + "\n")
+
+
+def _setting(result):
+    return f"{result['corruption']} {result['epsilon']:.0%}"
+
+
+def _ranking_table(dataset, results, quality):
+    rows = [
+        {
+            "case": result["case"], "ranking": ranking, "trainings": result["trainings"],
+            "setting": _setting(result), "value": values[quality],
+        }
+        for result in results
+        for ranking, values in result["rankings"].items()
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).pivot_table(
+        index=["case", "ranking", "trainings"], columns="setting", values="value", aggfunc="mean", sort=False
+    )
+    table["mean"] = table.mean(axis=1, skipna=False)
+    lines = [
+        [f"{case}: {ranking}", str(trainings), *(number(value, 3) for value in values)]
+        for (case, ranking, trainings), values in zip(table.index, table.to_numpy())
+    ]
+    seeds = pd.DataFrame([(_setting(r), r["case"], r["seed"]) for r in results]).groupby([0, 1])[2].nunique()
+    most = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    return f"### {_QUALITIES[quality]}: {dataset} (means over {most} seeds)\n\n" + markdown_table(
+        ["case: ranking", "trainings", *table.columns], lines
+    )
+
+
+def _epsilon_table(dataset, results):
+    if not results:
+        return ""
+    lines = []
+    for result in results:
+        truth = result["achieved_epsilon"]
+        cells = [result["case"], str(result["seed"]), number(truth, 3)]
+        for kind in ("estimate", "trusted"):
+            found = result[kind]
+            is_held = found["low"] <= truth <= found["high"]
+            cells += [
+                number(found["estimate"], 3),
+                f"{number(found['low'], 3)} to {number(found['high'], 3)}{'' if is_held else ' (missed)'}",
+            ]
+        lines.append([_setting(result), *cells])
+    header = [
+        "setting", "case", "seed", "true epsilon", "estimate", "90% interval",
+        "with 100 trusted labels", "90% interval, trusted",
+    ]  # fmt: skip
+    return f"### Epsilon: {dataset}\n\n" + markdown_table(header, lines)
