@@ -63,6 +63,7 @@ class SelectionRecord(keras.callbacks.Callback):
         self._epochs = []  # bits `[1 + networks, n]` of each: seen, and dropped by each network
         self._scores = []
         self._has_begun = self._has_warned = False
+        self._counts = None
 
     @property
     def seen(self):
@@ -119,7 +120,7 @@ class SelectionRecord(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self._has_begun and epoch and self.path is not None and self.path.exists():
-            self._read(epoch)
+            self.load(epoch)
         self._has_begun = True
         self._counts.assign(tf.zeros_like(self._counts))
 
@@ -158,17 +159,25 @@ class SelectionRecord(keras.callbacks.Callback):
             np.savez(file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores)
         os.replace(temporary, self.path)
 
-    def _read(self, epochs):
-        """Takes up what the file has of so many epochs."""
+    def load(self, epochs=None):
+        """Takes up what the file at `path` has, of so many epochs at most, and returns this record.
+
+        Raises:
+            OSError, ValueError: if the file is missing, damaged, or the record of other data or another kind
+                of model.
+        """
         try:
             with np.load(self.path) as saved:
                 data, bits, scores = (saved["known"], saved["slots"]), saved["epochs"], saved["scores"]
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
-        if not is_same or bits.shape[1] != self._counts.shape[1] - 1:
+        if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 1):
             raise ValueError(
                 f"{self.path} is the record of other data or another kind of model; remove it, or take "
                 "another path."
             )
         self._epochs, self._scores = list(bits[:epochs]), list(scores[:epochs])
+        return self

@@ -36,7 +36,8 @@ class TestFiles:
     def test_are_whole_and_say_what_was_done(self, tmp_path):
         result = run(TINY, tmp_path / "run", verbose=0)
         names = {path.name for path in (tmp_path / "run").iterdir()}
-        assert names == {"config.json", "history.csv", "result.json", "model.keras", "curves.png"}
+        expected = {"config.json", "history.csv", "result.json", "model.keras", "curves.png", "selection.npz"}
+        assert names == expected
         config = json.loads((tmp_path / "run" / "config.json").read_text())
         assert config["method"] == "prl_l" and config["corruption_rate"] == 0.2
         assert config["versions"]["keras"] == keras.__version__ and "git_revision" in config["versions"]

@@ -21,6 +21,7 @@ class Dataset:
         train_y, test_y: int64 labels `[n]`, or float32 targets `[n, q]`.
         num_outputs: number of classes, or q.
         source: one line that says which data were really read.
+        class_names: a string for each class, its number if left out; of targets none.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Dataset:
     test_y: np.ndarray
     num_outputs: int
     source: str
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.task == "classification" and not self.class_names:
+            object.__setattr__(self, "class_names", tuple(map(str, range(self.num_outputs))))
 
     def subset(self, train_size=None, test_size=None):
         """A `Dataset` of fewer examples: the first of a permutation that is always the same.
@@ -151,6 +157,7 @@ def _images(name, data_dir, download):
     # Divided without a float64 copy: CIFAR's train part is 614 MB as float32.
     train_x, test_x = (np.divide(x, np.float32(255), dtype=np.float32) for x in (read.train_x, read.test_x))
     labels = read.train_y, read.test_y
+    names = read.class_names
     return Dataset(
-        name, "classification", train_x, labels[0], test_x, labels[1], read.num_classes, read.source
+        name, "classification", train_x, labels[0], test_x, labels[1], len(names), read.source, names
     )

@@ -18,6 +18,7 @@ from prl_keras.experiments import curves, datasets, files, strategies
 from prl_keras.experiments.training import CHECKPOINTS, Training, summarize
 
 _FILES = ("config.json", "history.csv", "result.json", "model.keras", "curves.png")
+SELECTION = "selection.npz"  # a file of runs of methods that drop examples
 
 
 def run(
@@ -33,6 +34,7 @@ def run(
     | result.json | the summary that is returned |
     | model.keras | the trained model |
     | curves.png | test metric, and cleanness of the kept set, over the epochs |
+    | selection.npz | which examples training suspected and dropped (`prl_keras.SelectionRecord`) |
     | checkpoints/ | what `resume` needs; removed at the end |
 
     Args:
@@ -109,7 +111,9 @@ def _train(training, output_dir, verbose, callbacks, strategy):
     is_chief = strategies.is_chief(strategy)
     strategies.wait_for_all(strategy)  # what was to be removed is
     verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
-    table = training.fit(output_dir, verbose=verbose if is_chief else 0, callbacks=callbacks)
+    table = training.fit(
+        output_dir, verbose=verbose if is_chief else 0, callbacks=callbacks, selection=output_dir / SELECTION
+    )
     result = summarize(table, training.dataset.task)
     with strategies.written_by_chief(strategy, output_dir / "model.keras") as temporary:
         training.model.save(temporary)
@@ -144,7 +148,7 @@ def _make(output_dir):
 
 def _remove(output_dir):
     """Removes a run, and nothing else that lies beside it."""
-    for name in _FILES:
+    for name in (*_FILES, SELECTION):
         (output_dir / name).unlink(missing_ok=True)
     shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
 

@@ -15,8 +15,8 @@ class Images(NamedTuple):
 
     Attributes:
         train_x, test_x: uint8 `[n, height, width, channels]`, as stored.
-        train_y, test_y: int64 `[n]`, labels in `[0, num_classes)`.
-        num_classes: int.
+        train_y, test_y: int64 `[n]`, class numbers from 0.
+        class_names: A string for each class.
         source: What was read, as `describe` says it.
     """
 
@@ -24,7 +24,7 @@ class Images(NamedTuple):
     train_y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
-    num_classes: int
+    class_names: tuple[str, ...]
     source: str
 
 
@@ -40,7 +40,7 @@ def read_images(name, data_dir=None, download=False):
         return example["image"], tf.cast(example["label"], tf.int64)
 
     train, test = (read_split(builder, split, image_and_label) for split in ("train", "test"))
-    return Images(*train, *test, builder.info.features["label"].num_classes, describe(builder))
+    return Images(*train, *test, tuple(builder.info.features["label"].names), describe(builder))
 
 
 def open_builder(name, data_dir=None, download=False):

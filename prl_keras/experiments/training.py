@@ -56,7 +56,7 @@ class Training:
         """The achieved share of corrupted targets."""
         return float(np.mean(self.is_corrupted))
 
-    def fit(self, directory, checkpoint_seconds=0, verbose=0, callbacks=()):
+    def fit(self, directory, checkpoint_seconds=0, verbose=0, callbacks=(), selection=None):
         """Trains, from the last checkpoint in `directory` if there is one.
 
         Args:
@@ -64,6 +64,7 @@ class Training:
             checkpoint_seconds: The least time between two checkpoints, and two writings of history.csv.
             verbose: As in `keras.Model.fit`.
             callbacks: Further Keras callbacks.
+            selection: A file for the `SelectionRecord` of a method that has one; None records nothing.
 
         Returns:
             The history, a DataFrame with a row per epoch.
@@ -83,6 +84,9 @@ class Training:
             data.train_x, self.targets, config.batch_size, config.seed, first_epoch=finished
         )
         callbacks = [record, saver, *callbacks]
+        if selection is not None and hasattr(self.model, "record_selection"):
+            # In front of the checkpoint of an epoch, so that it is never behind it.
+            callbacks.insert(0, prl.SelectionRecord((data.train_x, self.targets), selection))
         method = prl.METHODS[config.method]
         if method.score or method.exchange:
             probe = slice(0, _PROBE_SIZE)
