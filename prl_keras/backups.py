@@ -22,10 +22,15 @@ def check_backups(model, callbacks):
     Raises:
         ValueError: if a folder holds the backup of a model of another kind, score, rule, exchange or shape.
     """
-    found = getattr(callbacks, "callbacks", callbacks) or []
-    for callback in found if isinstance(found, (list, tuple)) else [found]:
+    for callback in listed(callbacks):
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             _check(model, pathlib.Path(callback.backup_dir))
+
+
+def listed(callbacks):
+    """What `fit` takes for callbacks, as a list."""
+    found = getattr(callbacks, "callbacks", callbacks) or []
+    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 def _check(model, directory):

@@ -78,6 +78,7 @@ class SelectionRecord(keras.callbacks.Callback):
         return np.stack(self._given(self._scores))
 
     def set_model(self, model):
+        is_attached = model is self._model and getattr(model, "_record", None) is self
         super().set_model(model)
         if not hasattr(model, "record_selection"):
             raise ValueError(
@@ -85,6 +86,8 @@ class SelectionRecord(keras.callbacks.Callback):
                 "CoTeachingModel."
             )
         self._has_begun = False
+        if is_attached:
+            return  # the same step goes on counting into the same place
         with model.distribute_strategy.scope():
             self._sorted = tf.constant(self._known)
             self._counts = tf.Variable(  # a row for each known example and a last one for all others
@@ -93,6 +96,7 @@ class SelectionRecord(keras.callbacks.Callback):
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
             )
+        model.record_selection(None)  # what may be traced counts into another place
         model.record_selection(self)
 
     def update(self, x, y, scores, weights, is_ranked):

@@ -175,6 +175,27 @@ class TestFaults:
         trained.fit(X, Y, verbose=0, callbacks=[record])
         np.testing.assert_array_equal(bits(record), [IS_HIGH] * 2)
 
+    def test_it_is_traced_once_for_all_the_fits(self):
+        traces = []
+
+        def rule(scores, is_ranked=None, step=0):
+            traces.append(1)
+            return tf.ones_like(scores)
+
+        keras.utils.set_random_seed(0)
+        trained = prl.RobustModel(network(), score=target, rule=rule)
+        trained.compile("sgd", "mse")
+        record, counts = prl.SelectionRecord((X, Y)), []
+        for _ in range(3):
+            trained.fit(X, Y, batch_size=10, verbose=0, callbacks=[record])
+            counts.append(len(traces))
+        assert counts[0] == counts[1] == counts[2] and len(record.dropped) == 3
+        other = model()
+        other.fit(X, Y, verbose=0, callbacks=[record])  # and back
+        trained.fit(X, Y, batch_size=10, verbose=0, callbacks=record)
+        np.testing.assert_array_equal(bits(record)[3:], [IS_HIGH, np.zeros(N, bool)])
+        assert record.seen.all()
+
     def test_examples_that_were_changed_on_the_way_are_warned_of_once(self):
         x = X.copy()
         x[:10] += 1

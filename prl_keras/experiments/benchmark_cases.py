@@ -33,6 +33,7 @@ class Case:
         width: Units of both hidden layers of an mlp; None for the network as it is.
         is_subclass: Whether the network is hidden in a subclass of `keras.Model`, into which PRL(G)
             cannot look, so that it takes the gradients of the examples one by one.
+        is_recorded: Whether `fit` has a `SelectionRecord`.
         through_fit: Whether the steps are those of `fit` over a data set, else of one batch in memory.
         implementation: "prl_keras", or one of `PEERS`.
     """
@@ -46,6 +47,7 @@ class Case:
     batch_size: int = 128
     width: int | None = None
     is_subclass: bool = False
+    is_recorded: bool = False
     through_fit: bool = False
     implementation: str = "prl_keras"
 
@@ -80,6 +82,7 @@ class Case:
             "recompute" * self.recompute,
             f"microbatches of {self.microbatch_size}" if self.microbatch_size else "",
             "by vectorized_map" * self.is_subclass,
+            "recorded" * self.is_recorded,
             f"epsilon {self.epsilon:g}" if self.epsilon else "",
             "two networks" if self.network_count == 2 else "",
         ]
@@ -191,6 +194,7 @@ def _mlp():
     setting = functools.partial(Case, network="mlp", norm="none", batch_size=512, through_fit=True)
     return [
         setting("prl_l", 0.4),
+        setting("prl_l", 0.4, is_recorded=True),
         setting("prl_l", 0.4, recompute=True),
         setting("co_prl_l", 0.4),
         setting("prl_g", 0.4),

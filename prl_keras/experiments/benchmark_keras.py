@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from prl_keras import build
+from prl_keras import SelectionRecord, build
 from prl_keras.experiments.networks import make_network
 
 IMAGE_SHAPE, FEATURES, OUTPUTS = (32, 32, 3), 512, 10  # CIFAR-10's images; the features of faces, 5 landmarks
@@ -59,7 +59,11 @@ def make_work(case, authors_dir=None):
     )
     steps = FIT_BATCHES if case.through_fit else 1
     x, y = random_data(steps * case.batch_size, IMAGE_SHAPE if is_image else (FEATURES,), has_classes)
-    run = _fit(model, x, y, case.batch_size) if case.through_fit else _train_on_one_batch(model, x, y)
+    callbacks = [SelectionRecord((x, y))] if case.is_recorded else []
+    if case.through_fit:
+        run = _fit(model, x, y, case.batch_size, callbacks)
+    else:
+        run = _train_on_one_batch(model, x, y)
     return Work(run, steps, sum(int(np.prod(w.shape)) for w in networks[0].trainable_weights))
 
 
@@ -127,5 +131,5 @@ def _train_on_one_batch(model, x, y):
     return run
 
 
-def _fit(model, x, y, batch_size):
-    return lambda count: model.fit(x, y, batch_size, epochs=count, verbose=0)
+def _fit(model, x, y, batch_size, callbacks):
+    return lambda count: model.fit(x, y, batch_size, epochs=count, verbose=0, callbacks=callbacks)
