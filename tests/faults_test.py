@@ -1,5 +1,6 @@
 """Faults in data, arguments and devices: refused in a sentence, supported, or warned of (docs/faults.md)."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -61,7 +62,7 @@ SOURCES = {
 
 
 class TestEpsilon:
-    @pytest.mark.parametrize("make", [prl.Trim, lambda e: prl.linear_ramp(e, 10)])
+    @pytest.mark.parametrize("make", [prl.Trim, functools.partial(prl.linear_ramp, steps=10)])
     def test_of_half_or_more_is_warned_of_once(self, make):
         for epsilon in (0.5, 0.6):
             with pytest.warns(UserWarning, match="An epsilon of 0.5 or more") as seen:
