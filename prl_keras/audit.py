@@ -4,6 +4,7 @@ import numpy as np
 
 from prl_keras.noise_rate import estimate_from
 from prl_keras.predictions import predict_beside
+from prl_keras.rules import check_epsilon
 
 _LATE = 1 / 3  # of the recorded epochs; results/audit compares
 _MOST_COLUMNS = 100  # of targets that are shown, each beside its prediction
@@ -26,7 +27,8 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
 
     The last two lines are there with a `record`, the two before them for class labels. The score is the mean
     of the recorded ones over the last third of the epochs; without a record `1 - given_probability`, or the
-    loss of targets. What was not seen then has no score, and ranks last.
+    loss of targets. What was not seen then has no score, and ranks last; what is not finite has an infinite
+    one. Sample weights are not looked at.
 
     cleanlab takes the columns as they are:
 
@@ -48,22 +50,22 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
 
     Raises:
         ValueError: as in `score_examples`; for several outputs, or several labels for each example; a record
-            of another number of examples.
+            of other data.
     """
     import pandas as pd
 
+    if epsilon is not None:
+        check_epsilon(epsilon)
+    if record is not None:
+        record.check_same(dataset, batch_size)
     found = predict_beside(model, dataset, batch_size)
     n = len(found.losses)
-    if record is not None and record.seen.shape[1] != n:
-        raise ValueError(
-            f"The record is of {record.seen.shape[1]} examples, the data set has {n}. Give audit the data "
-            "that SelectionRecord was made with."
-        )
     score = _score(found, record)
     if epsilon is None:
         epsilon = estimate_from(found).estimate
+    flagged = round(epsilon * int(np.sum(~np.isnan(score))))
     rank = np.argsort(np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")) + 1
-    columns = {"score": score, "rank": rank, "is_flagged": (rank <= round(epsilon * n)) & ~np.isnan(score)}
+    columns = {"score": score, "rank": rank, "is_flagged": rank <= flagged}
     columns |= _classes(found) if found.probabilities is not None else _targets(found)
     if record is not None:
         columns |= _history(record)
@@ -73,11 +75,13 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
 def _score(found, record):
     """float32 `[n]`: how suspect each example is."""
     if record is not None and not np.isnan(record.scores).all():
-        late = record.scores[-max(1, round(_LATE * len(record.scores))) :]
-        seen = ~np.isnan(late)
-        total = np.where(seen, late, 0).sum(axis=0)
+        late = slice(-max(1, round(_LATE * len(record.scores))), None)
+        scores, seen = record.scores[late], record.seen[late]
+        scores = np.where(np.isnan(scores), np.inf, scores)
+        total = np.where(seen, scores, 0).sum(axis=0)
         return np.where(seen.any(axis=0), total / np.maximum(seen.sum(axis=0), 1), np.nan).astype(np.float32)
-    return found.losses if found.probabilities is None else 1 - _of_given(found)
+    score = found.losses if found.probabilities is None else 1 - _of_given(found)
+    return np.where(found.is_finite, score, np.inf)
 
 
 def _of_given(found):

@@ -27,19 +27,22 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
     learnt by heart it cannot find. `estimate.high` above the epsilon that it was told says: train again, with
     more.
 
-    **Class labels.** The estimate is the share `d` of examples whose given class is not the predicted one:
-    right where the model is good. A model that errs at a rate `e` on right labels, and has learnt a share `m`
-    of the wrong ones, disagrees with
+    **Class labels.** A model that errs at a rate `e` on right labels, and has learnt a share `m` of the wrong
+    ones, predicts another class than the given one for a share
 
-        d = epsilon (1 - m) + (1 - epsilon) e,
+        d = epsilon (1 - m) + (1 - epsilon) e
 
-    so the interval is of all the epsilons that go with some `m` in [0, 0.1] and some `e` within a factor of 2
-    of what the model admits itself: how often its two networks disagree, or of a single one `1 - confidence`,
-    on average. For hard data it is wide, since there nobody can tell noise from error without help.
+    of the examples. The estimate is the epsilon of m = 0 and of the e that the model admits itself: how often
+    its two networks disagree, or of a single one half of `1 - confidence`, on average. The interval is of all
+    the epsilons that go with some `m` in [0, 0.1] and some `e` within a factor of 2 of the networks'
+    disagreement, or of `1 - confidence`. For hard data it is wide, since there nobody can tell noise from
+    error without help.
 
     **Targets.** The logarithms of the losses are two normal distributions, right targets and wrong ones; the
     estimate is the share of the upper one (expectation maximization). The interval adds what lies between
     the two. Where they do not part (less than two standard deviations), it begins at 0.
+
+    Examples whose inputs or targets are not finite count as wrong.
 
     **With trusted labels** of some examples, drawn at random, the share of wrong labels among these is
     adjusted by what the model suspects in them and in all (the regression estimator of survey sampling;
@@ -62,27 +65,37 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1), such as 0.9.")
     found = predict_beside(model, dataset, batch_size)
     if trusted is not None:
-        return _corrected(found, *_check_trusted(trusted, found.given), confidence)
+        classes = None if found.probabilities is None else found.probabilities.shape[1]
+        return _corrected(found, *_check_trusted(trusted, found.given, classes), confidence)
     return estimate_from(found, confidence)
 
 
 def estimate_from(found, confidence=0.9):
     """As `estimate_epsilon` without trusted labels, from `Predictions`."""
-    if found.probabilities is not None:
-        return _of_classes(found, confidence)
-    return _of_targets(found.losses, confidence)
+    is_finite = found.is_finite
+    good, bad = found.only(is_finite), float(np.mean(~is_finite))
+    if bad == 1:
+        return EpsilonEstimate(1.0, 1.0, 1.0)
+    if good.probabilities is not None:
+        of_good = _of_classes(good, confidence)
+    else:
+        of_good = _of_targets(good.losses, confidence)
+    return EpsilonEstimate(*(bad + (1 - bad) * share for share in of_good))
 
 
 def _of_classes(found, confidence):
     d = float(np.mean(found.predicted != found.given))
-    admitted = found.disagreement
-    if admitted is None:
+    if found.disagreement is None:
         admitted = float(np.mean(1 - found.probabilities.max(axis=1)))
+        likely = admitted / _FACTOR  # of the examples that it was trained on
+    else:
+        admitted = likely = float(found.disagreement)
     few, many = admitted / _FACTOR, min(admitted * _FACTOR, 1.0)
     chance = _normal(confidence) * np.sqrt(d * (1 - d) / len(found.given))
     low = _solve(d - chance, many, 0.0)
     high = _solve(d + chance, few, _LEARNT)
-    return EpsilonEstimate(d, min(low, d), max(high, d))
+    estimate = _solve(d, likely, 0.0)
+    return EpsilonEstimate(estimate, min(low, estimate), max(high, estimate))
 
 
 def _solve(d, e, m):
@@ -91,8 +104,7 @@ def _solve(d, e, m):
 
 
 def _of_targets(losses, confidence):
-    values = np.log(np.maximum(losses, np.finfo(np.float32).tiny))
-    share, is_apart, posterior = _two_normals(values)
+    share, is_apart, posterior = _two_normals(_logs(losses))
     between = float(np.mean(np.minimum(posterior, 1 - posterior)))
     slack = between + _normal(confidence) * np.sqrt(share * (1 - share) / len(losses))
     low = share - slack if is_apart else 0.0
@@ -137,7 +149,7 @@ def _corrected(found, examples, is_wrong, confidence):
     return EpsilonEstimate(*(float(np.clip(v, 0, 1)) for v in (estimate, estimate - slack, estimate + slack)))
 
 
-def _check_trusted(trusted, given):
+def _check_trusted(trusted, given, classes):
     """-> examples int `[k]`, whether their given label is wrong, float `[k]`."""
     try:
         examples, true = trusted
@@ -157,15 +169,28 @@ def _check_trusted(trusted, given):
             f"The trusted labels have shape {true.shape}; {len(examples)} examples need "
             f"{given[examples].shape}."
         )
+    if true.dtype.kind not in ("iu" if given.dtype.kind == "i" else "iuf"):
+        raise ValueError(f"The trusted labels have dtype {true.dtype}; give class numbers, or real targets.")
     differs = true.reshape(given[examples].shape).astype(given.dtype) != given[examples]
+    if given.dtype.kind == "i" and (true.min() < 0 or (classes is not None and true.max() >= classes)):
+        raise ValueError(
+            f"The trusted labels must be classes, 0 to {classes - 1}; they are {true.min()} to {true.max()}."
+        )
     return examples, differs.reshape(len(examples), -1).any(axis=1).astype(float)
 
 
 def _suspected(found):
     """float `[n]`: 1 where the model holds the given label, or target, for wrong."""
+    is_finite = found.is_finite
     if found.probabilities is not None:
-        return (found.predicted != found.given).astype(float)
-    return _two_normals(np.log(np.maximum(found.losses, np.finfo(np.float32).tiny)))[2]
+        return np.where(is_finite, found.predicted != found.given, True).astype(float)
+    suspected = np.ones(len(is_finite))
+    suspected[is_finite] = _two_normals(_logs(found.losses[is_finite]))[2]
+    return suspected
+
+
+def _logs(losses):
+    return np.log(np.maximum(losses, np.finfo(np.float32).tiny))
 
 
 def _normal(confidence):

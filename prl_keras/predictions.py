@@ -33,6 +33,18 @@ class Predictions(typing.NamedTuple):
     losses: np.ndarray
     disagreement: float | None
 
+    @property
+    def is_finite(self):
+        """bool `[n]`: whether the model's losses and outputs are; where its inputs are not, these are not."""
+        outputs = self.predicted if self.probabilities is None else self.probabilities
+        return np.isfinite(self.losses) & np.isfinite(outputs).reshape(len(self.losses), -1).all(axis=1)
+
+    def only(self, examples):
+        """Of some examples alone, by their places or a mask."""
+        columns = self._replace(disagreement=None)
+        kept = [None if column is None else column[examples] for column in columns]
+        return Predictions(*kept)._replace(disagreement=self.disagreement)
+
 
 def predict_beside(model, dataset, batch_size=256):
     """Runs a model over a data set, once and in the order it comes.

@@ -51,6 +51,8 @@ class SelectionRecord(keras.callbacks.Callback):
     def __init__(self, dataset, path=None, batch_size=256):
         super().__init__()
         self.path = None if path is None else pathlib.Path(path)
+        if self.path is not None and (self.path.is_dir() or not self.path.parent.is_dir()):
+            raise ValueError(f"path={str(path)!r} must be a file, .npz, in a folder that exists.")
         found = [
             (fingerprints(*batch, _FEW), fingerprints(*batch))
             for batch in data_passes.batches(dataset, batch_size)
@@ -79,6 +81,8 @@ class SelectionRecord(keras.callbacks.Callback):
 
     def set_model(self, model):
         is_attached = model is self._model and getattr(model, "_record", None) is self
+        if self._epochs and self._model not in (None, model):
+            raise ValueError("This is the record of another model; make a new SelectionRecord for this one.")
         super().set_model(model)
         if not hasattr(model, "record_selection"):
             raise ValueError(
@@ -163,6 +167,20 @@ class SelectionRecord(keras.callbacks.Callback):
             np.savez(file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores)
         os.replace(temporary, self.path)
 
+    def check_same(self, dataset, batch_size=256):
+        """Refuses a data set that is not the one this record was made with, in the same order.
+
+        Raises:
+            ValueError: if it is another, or as in `SelectionRecord`.
+        """
+        batches = data_passes.batches(dataset, batch_size)
+        found = np.concatenate([fingerprints(*batch, self._positions) for batch in batches])
+        if not np.array_equal(found, self._known[self._slots]):
+            raise ValueError(
+                f"The record is of {len(self._slots)} other examples, or in another order, than the "
+                f"{len(found)} of this data set. Give the data that SelectionRecord was made with."
+            )
+
     def load(self, epochs=None):
         """Takes up what the file at `path` has, of so many epochs at most, and returns this record.
 
@@ -170,12 +188,18 @@ class SelectionRecord(keras.callbacks.Callback):
             OSError, ValueError: if the file is missing, damaged, or the record of other data or another kind
                 of model.
         """
+        if self.path is None:
+            raise ValueError("This record has no file; write SelectionRecord(dataset, path).")
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path} does not exist, so there is no record to load.")
         try:
-            with np.load(self.path) as saved:
+            with zipfile.ZipFile(self.path) as archive, np.load(self.path) as saved:
+                if archive.testzip() is not None:
+                    raise ValueError("a part of it is changed")
                 data, bits, scores = (saved["known"], saved["slots"]), saved["epochs"], saved["scores"]
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            if bits.shape[0] != len(scores) or scores.shape[1:] != data[1].shape or bits.ndim != 3:
+                raise ValueError("its parts do not go together")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
         if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 1):

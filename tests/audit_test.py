@@ -170,12 +170,14 @@ class TestRecord:
         model.fit(X, LABELS, validation_split=0.1, verbose=0, callbacks=[record])
         table = prl.audit(model, (X, LABELS), record, epsilon=0.5)
         assert table["score"][54:].isna().all() and (table["rank"][54:] > 54).all()
+        assert table["is_flagged"].sum() == 27  # half of those that have a score
         assert (table["times_seen"] == [1] * 54 + [0] * 6).all()
 
     def test_of_other_data_is_refused(self):
         model, record = self.trained(1)
-        with pytest.raises(ValueError, match="60 examples, the data set has 50"):
-            prl.audit(model, (X[:50], LABELS[:50]), record)
+        for data in ((X[:50], LABELS[:50]), (X[::-1], LABELS[::-1]), (X, (LABELS + 1) % 3)):
+            with pytest.raises(ValueError, match="other examples, or in another order"):
+                prl.audit(model, data, record)
 
     def test_of_a_method_that_scores_nothing_leaves_the_score_to_the_model(self):
         model = prl.RobustModel(network(), score=None)
@@ -187,6 +189,26 @@ class TestRecord:
 
 
 class TestFaults:
+    @pytest.mark.parametrize("is_recorded", [True, False])
+    def test_what_is_not_finite_is_the_most_suspect(self, is_recorded):
+        x = X.copy()
+        x[3], x[7, 0] = np.nan, np.inf
+        model, record = compiled(), prl.SelectionRecord((x, LABELS))
+        model.fit(x, LABELS, verbose=0, callbacks=[record])
+        table = prl.audit(model, (x, LABELS), record if is_recorded else None)
+        assert set(table["rank"][[3, 7]]) == {1, 2} and table["is_flagged"][[3, 7]].all()
+        found = prl.estimate_epsilon(model, (x, LABELS))
+        assert 2 / N <= found.low <= found.estimate <= found.high <= 1
+        y = TARGETS.copy()
+        y[5] = np.nan
+        regression = compiled("mse", outputs=2)
+        assert prl.audit(regression, (X, y))["rank"][5] == 1
+
+    @pytest.mark.parametrize("epsilon", [1.0, -0.1, "0.3", float("nan")])
+    def test_an_epsilon_that_is_none(self, epsilon):
+        with pytest.raises(ValueError, match="epsilon"):
+            prl.audit(compiled(), (X, LABELS), epsilon=epsilon)
+
     def test_several_outputs_and_several_labels_are_refused(self):
         inputs = keras.Input((4,))
         several = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs)])

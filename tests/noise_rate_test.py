@@ -25,14 +25,16 @@ def classes(is_wrong, is_error, is_learnt, admitted):
 
 
 class TestClasses:
-    def test_the_estimate_is_the_share_that_the_model_disagrees_with(self):
+    def test_the_estimate_is_the_share_that_the_model_disagrees_with_but_for_its_errors(self):
         x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
         y = np.random.default_rng(1).integers(0, 3, 200)
         model = prl.RobustModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
         model.compile("sgd", LOGITS)
         found = prl.estimate_epsilon(model, (x, y), batch_size=33)
-        predicted = model.predict(x, verbose=0).argmax(axis=1)
-        assert found.estimate == pytest.approx(np.mean(predicted != y))
+        logits = model.predict(x, verbose=0)
+        confidence = np.exp(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).max(axis=1)
+        d, e = np.mean(logits.argmax(axis=1) != y), np.mean(1 - confidence) / 2
+        assert found.estimate == pytest.approx((d - e) / (1 - e), rel=1e-4)
         assert 0 <= found.low <= found.estimate <= found.high <= 1
 
     @settings(deadline=None, max_examples=60)
@@ -150,6 +152,10 @@ class TestTrusted:
             (([1, 99], [0, 0]), "0 to 9"),
             (([1, -1], [0, 0]), "0 to 9"),
             (([1, 2], [0, 0, 0]), "shape"),
+            (([1, 2], [0, 3]), "0 to 2; they are 0 to 3"),
+            (([1, 2], [0, -3]), "0 to 2"),
+            (([1, 2], [0.5, 1]), "dtype"),
+            (([1, 2], ["a", "b"]), "dtype"),
             ([1, 2, 3], "two arrays"),
             (5, "two arrays"),
         ],

@@ -190,11 +190,17 @@ class TestFaults:
             trained.fit(X, Y, batch_size=10, verbose=0, callbacks=[record])
             counts.append(len(traces))
         assert counts[0] == counts[1] == counts[2] and len(record.dropped) == 3
-        other = model()
-        other.fit(X, Y, verbose=0, callbacks=[record])  # and back
+        another = prl.SelectionRecord((X, Y))
+        trained.fit(X, Y, batch_size=10, verbose=0, callbacks=[another])  # and back
         trained.fit(X, Y, batch_size=10, verbose=0, callbacks=record)
-        np.testing.assert_array_equal(bits(record)[3:], [IS_HIGH, np.zeros(N, bool)])
-        assert record.seen.all()
+        assert record.seen.all() and another.seen.all() and len(record.seen) == 4
+
+    def test_it_is_of_one_model(self):
+        record = prl.SelectionRecord((X, Y))
+        model().fit(X, Y, verbose=0, callbacks=[record])
+        with pytest.raises(ValueError, match="another model"):
+            model().fit(X, Y, verbose=0, callbacks=[record])
+        assert record.seen.shape == (1, N)
 
     def test_examples_that_were_changed_on_the_way_are_warned_of_once(self):
         x = X.copy()
@@ -240,13 +246,28 @@ class TestFile:
 
     def test_a_damaged_file_and_one_of_other_data_are_named(self, tmp_path):
         path = tmp_path / "record.npz"
-        path.write_bytes(b"PK\x03\x04")
         options = {"epochs": 4, "initial_epoch": 2, "verbose": 0}
-        with pytest.raises(ValueError, match=r"record\.npz is damaged"):
-            model().fit(X, Y, **options, callbacks=[prl.SelectionRecord((X, Y), path)])
+        for content in (b"PK\x03\x04", b"", b"text"):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"record\.npz is damaged"):
+                model().fit(X, Y, **options, callbacks=[prl.SelectionRecord((X, Y), path)])
+        record = prl.SelectionRecord((X, Y))
+        parts = {"known": record._known, "slots": record._slots}
+        np.savez(path, **parts, epochs=np.zeros((3, 2, 7), np.uint8), scores=np.zeros((2, N)))
+        with pytest.raises(ValueError, match="do not go together"):
+            prl.SelectionRecord((X, Y), path).load()
         model().fit(X, Y, verbose=0, callbacks=[prl.SelectionRecord((X, Y), path)])
         with pytest.raises(ValueError, match="other data"):
             model().fit(X, Y, **options, callbacks=[prl.SelectionRecord((X[::-1], Y[::-1]), path)])
+
+    def test_a_path_that_cannot_be_written_is_refused_at_once(self, tmp_path):
+        for path in (tmp_path, tmp_path / "none" / "record.npz"):
+            with pytest.raises(ValueError, match="must be a file"):
+                prl.SelectionRecord((X, Y), path)
+        with pytest.raises(ValueError, match="no file"):
+            prl.SelectionRecord((X, Y)).load()
+        with pytest.raises(FileNotFoundError, match="no record to load"):
+            prl.SelectionRecord((X, Y), tmp_path / "record.npz").load()
 
 
 def test_fingerprints_do_not_depend_on_the_batch_or_the_kind_of_number():

@@ -320,6 +320,13 @@ class TestSearch:
 
 
 class TestFailures:
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OSError, match=r"file.search cannot be made"):
+            make_tuner(
+                "random", hypermodel(), "val_accuracy", tmp_path / "file" / "search", epochs=1, max_trials=1
+            )
+
     def test_a_trial_that_goes_nan_is_recorded_and_the_search_goes_on(self, data, tmp_path):
         space = {"learning_rate": [TOO_HIGH, 0.01], "optimizer": keras.optimizers.SGD, "epsilon": 0.2}
         tuner = search(tmp_path, data, space, "grid", max_trials=None)

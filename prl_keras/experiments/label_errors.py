@@ -110,6 +110,7 @@ def _config(case, dataset, corruption, epsilon, seed, data_options):
 
 
 def _in_sample(case, config, data):
+    keras.backend.clear_session()
     training = Training(config, data)
     model, given = training.model, (data.train_x, training.targets)
     record = prl.SelectionRecord(given) if prl.METHODS[case.method].score else None
@@ -138,11 +139,11 @@ def _out_of_fold(case, config, data):
     found = []
     for rest, left_out in splitter.split(data.train_x, strata):
         part = dataclasses.replace(data, train_x=data.train_x[rest], train_y=training.targets[rest])
+        keras.backend.clear_session()  # what the last training left
         model = Training(clean, part).model
         _fit(model, part.train_x, part.train_y, config, [])
         of_part = predict_beside(model, (data.train_x[left_out], training.targets[left_out]))
         found.append((left_out, of_part.probabilities, of_part.losses))
-        keras.backend.clear_session()
     order = np.argsort(np.concatenate([rows for rows, _, _ in found]))
     probabilities = None if found[0][1] is None else np.concatenate([part for _, part, _ in found])[order]
     losses = np.concatenate([part for _, _, part in found])[order]

@@ -1,5 +1,6 @@
 """The benchmark of `label_errors`: all its cases, and the tables of what they left."""
 
+import importlib.util
 import itertools
 import pathlib
 
@@ -22,10 +23,13 @@ def run_all(dataset, corruptions, epsilons, seeds, cases, output_dir, data_optio
 
     Raises:
         ValueError: for an unknown case, before anything is trained.
+        ImportError: if cleanlab is needed and missing.
     """
     unknown = [name for name in cases if name not in CASES]
     if unknown:
         raise ValueError(f"cases={unknown} are not known; choose from {', '.join(CASES)}.")
+    if dataset != "celeb_a" and importlib.util.find_spec("cleanlab") is None:
+        raise ImportError("Class labels are ranked by cleanlab: pip install -r requirements-peers.txt.")
     settings = list(itertools.product(seeds, corruptions, epsilons, cases))
     progress = tqdm.tqdm(settings, unit="case")
     for seed, corruption, epsilon, name in progress:

@@ -231,6 +231,7 @@ def make_tuner(
 
     Raises:
         ValueError: for an argument outside of the above, or a search of other arguments in output_dir.
+        OSError: if output_dir cannot be made.
     """
     if kind not in tuning_oracles.TUNERS:
         raise ValueError(f"tuner={kind!r} is not known; write one of {', '.join(tuning_oracles.TUNERS)}.")
@@ -248,6 +249,10 @@ def make_tuner(
     }  # fmt: skip
     if not overwrite:
         tuning_checks.check_settings(output_dir / _SETTINGS, settings)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)  # keras-tuner's error would be TensorFlow's
+    except OSError as error:
+        raise OSError(f"{output_dir} cannot be made: {error}. Take another output_dir.") from error
     tuner = RobustTuner(
         tuning_oracles.make_oracle(kind, objective, max_trials, epochs, seed),
         hypermodel,
