@@ -163,9 +163,16 @@ class SelectionRecord(keras.callbacks.Callback):
 
     def _write(self):
         temporary = self.path.with_name(f".unfinished.{self.path.name}")
-        with open(temporary, "wb") as file:
-            np.savez(file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores)
-        os.replace(temporary, self.path)
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"{self.path} cannot be written: {error}. What was there before is whole. Make room, or take "
+                "another path."
+            ) from error
 
     def check_same(self, dataset, batch_size=256):
         """Refuses a data set that is not the one this record was made with, in the same order.

@@ -112,6 +112,6 @@ def test_a_full_disk_is_a_line_that_names_the_file_and_what_is_there_is_whole(tm
     assert f"{name} cannot be written" in output and "Make room" in output
     assert "Traceback (most recent call last):\n  File" not in output
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == ({"config.json", "history.csv"} if at == "checkpoint" else set())
+    assert left == ({"config.json", "history.csv", "selection.npz"} if at == "checkpoint" else set())
     if at == "checkpoint":
         assert run(TINY, tmp_path, resume=True, verbose=0)["epochs"] == 2
