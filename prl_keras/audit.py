@@ -52,17 +52,19 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
         ValueError: as in `score_examples`; for several outputs, or several labels for each example; a record
             of other data.
     """
-    import pandas as pd
-
     if epsilon is not None:
         check_epsilon(epsilon)
     if record is not None:
         record.check_same(dataset, batch_size)
     found = predict_beside(model, dataset, batch_size)
-    n = len(found.losses)
-    score = _score(found, record)
-    if epsilon is None:
-        epsilon = estimate_from(found).estimate
+    return table_of(found, record, estimate_from(found).estimate if epsilon is None else epsilon)
+
+
+def table_of(found, record, epsilon):
+    """The table of `audit`, from `Predictions` and a record of the same examples, or None."""
+    import pandas as pd
+
+    n, score = len(found.losses), _score(found, record)
     flagged = round(epsilon * int(np.sum(~np.isnan(score))))
     rank = np.argsort(np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")) + 1
     columns = {"score": score, "rank": rank, "is_flagged": rank <= flagged}

@@ -4,7 +4,6 @@ import contextlib
 import functools
 
 from prl_keras import backups, batch_checks, checks, data_checks, passes
-from prl_keras.backups import listed
 from prl_keras.distributed_fit import share_statistics
 from prl_keras.rules import Trim
 from prl_keras.xla_fallback import without_xla_if_it_cannot
@@ -40,7 +39,7 @@ class CheckedFit:
             with batch_checks.as_value_errors():
                 return super(CheckedFit, self).fit(data, y, *args, **kwargs)
 
-        if self._record not in listed(kwargs.get("callbacks")):
+        if self._record not in backups.listed(kwargs.get("callbacks")):
             self.record_selection(None)  # one of an earlier fit; its own callbacks attach themselves
         history = without_xla_if_it_cannot(self, fit)
         if history.epoch and "loss" not in history.history:

@@ -18,8 +18,8 @@ _FEW = 64  # numbers of an example's tensors that are enough, where they tell al
 class SelectionRecord(keras.callbacks.Callback):
     """Records the score of each example in training, and whether it was dropped; `prl_keras.audit` reads it.
 
-    These are the scores that the training step takes anyway, of the network as it was at that step: a mean
-    over late epochs ranks wrong labels better than the last weights alone (results/audit).
+    These are the scores that the training step takes anyway, of the network as it was at that step
+    (results/audit compares rankings).
 
     The data need no numbers and the pipeline may shuffle: an example is known by its content
     (`fingerprints`). What changes it on the way, such as augmentation in the pipeline, makes it unknown;

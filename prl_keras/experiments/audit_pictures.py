@@ -18,7 +18,7 @@ def histogram(table):
     Args:
         table: Of `prl_keras.audit`.
     """
-    scores = table["score"].dropna()
+    scores = table["score"][np.isfinite(table["score"])]
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
     positive = scores[scores > 0]
     is_long = len(positive) and scores.max() > 100 * positive.median()  # losses of targets

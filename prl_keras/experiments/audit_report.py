@@ -9,10 +9,13 @@ import keras
 import pandas as pd
 
 import prl_keras as prl
+from prl_keras.audit import table_of
 from prl_keras.experiments import audit_pictures, datasets, files
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.run import SELECTION
 from prl_keras.experiments.training import corrupt
+from prl_keras.noise_rate import estimate_from
+from prl_keras.predictions import predict_beside
 
 _SHOWN = 50  # most suspect examples
 _PAGE = string.Template("""<!DOCTYPE html>
@@ -82,11 +85,13 @@ def audit_run(run_dir, output=None, data_options=None):
     if (run_dir / SELECTION).exists():
         record = prl.SelectionRecord(given, run_dir / SELECTION).load()
     model = keras.models.load_model(run_dir / "model.keras")
-    table = prl.audit(model, given, record)
+    found = predict_beside(model, given)
+    epsilon = estimate_from(found)
+    table = table_of(found, record, epsilon.estimate)
     output = pathlib.Path(output) if output else run_dir / "audit.html"
     with files.replacing(output.with_suffix(".csv")) as temporary:
         table.to_csv(temporary)
-    page = _page(config, data, table, prl.estimate_epsilon(model, given), is_corrupted, record)
+    page = _page(config, data, table, epsilon, is_corrupted, record)
     with files.replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
