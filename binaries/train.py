@@ -23,7 +23,9 @@ flags.DEFINE_enum("dataset", _DEFAULT.dataset, list(DATASETS), "Data set.")
 flags.DEFINE_enum("method", _DEFAULT.method, list(METHODS), "Training method.")
 flags.DEFINE_enum("corruption", _DEFAULT.corruption, CORRUPTIONS, "Corruption of the training targets.")
 flags.DEFINE_float("epsilon", _DEFAULT.epsilon, "Fraction of the training targets to corrupt, in [0, 1).")
-flags.DEFINE_float("assumed_epsilon", None, "Fraction that the method is told; the true one if left out.")
+flags.DEFINE_string(
+    "assumed_epsilon", None, "Fraction that the method is told, or auto; the true one if left out."
+)
 flags.DEFINE_integer("ramp_epochs", _DEFAULT.ramp_epochs, "Epochs over which dropping rises from 0.")
 flags.DEFINE_integer("epochs", _DEFAULT.epochs, "Passes over the training data.")
 flags.DEFINE_integer("batch_size", _DEFAULT.batch_size, "Examples per step, of all replicas together.")
@@ -57,11 +59,20 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in output_dir."
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the run in output_dir.")
 
 
+def _fraction(text):
+    """A number, or what is none, for `RunConfig` to look at."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like --method=prl_l.")
     values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(RunConfig)}
     try:
+        values["assumed_epsilon"] = _fraction(values["assumed_epsilon"])
         config = RunConfig(**values)
         name = f"{config.dataset}-{config.method}-{config.corruption}-{config.epsilon:g}-seed{config.seed}"
         output_dir = _OUTPUT_DIR.value or os.path.join("runs", name)

@@ -10,6 +10,7 @@ from prl_keras.audit import audit
 from prl_keras.checks import BatchMixingError
 from prl_keras.co_teaching import CoTeachingModel
 from prl_keras.corruption import Corrupted, corrupt
+from prl_keras.estimated_epsilon import EstimatedEpsilon
 from prl_keras.losses import Bootstrap
 from prl_keras.methods import METHODS, Method, build
 from prl_keras.noise_rate import EpsilonEstimate, estimate_epsilon
@@ -28,6 +29,7 @@ __all__ = [
     "CoTeachingModel",
     "Corrupted",
     "EpsilonEstimate",
+    "EstimatedEpsilon",
     "KeepLowest",
     "Method",
     "RobustModel",

@@ -25,10 +25,10 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
     | `times_seen`, `times_dropped` | by training: in how many epochs; once for each network |
     | `first_dropped`, `last_dropped` | epochs, from 1; missing where it never was |
 
-    The last two lines are there with a `record`, the two before them for class labels. The score is the mean
-    of the recorded ones over the last third of the epochs; without a record `1 - given_probability`, or the
-    loss of targets. What was not seen then has no score, and ranks last; what is not finite has an infinite
-    one. Sample weights are not looked at.
+    The last two lines are there with a `record`, the two before them for class labels. The score is
+    `1 - given_probability`, or the loss of targets; with a record the mean over the last third of the epochs
+    of `1 - probability of the given class`, or of the recorded scores of targets. What was not seen then has
+    no score, and ranks last; what is not finite has an infinite one. Sample weights are not looked at.
 
     cleanlab takes the columns as they are:
 
@@ -76,14 +76,19 @@ def table_of(found, record, epsilon):
 
 def _score(found, record):
     """float32 `[n]`: how suspect each example is."""
-    if record is not None and not np.isnan(record.scores).all():
-        late = slice(-max(1, round(_LATE * len(record.scores))), None)
-        scores, seen = record.scores[late], record.seen[late]
-        scores = np.where(np.isnan(scores), np.inf, scores)
-        total = np.where(seen, scores, 0).sum(axis=0)
-        return np.where(seen.any(axis=0), total / np.maximum(seen.sum(axis=0), 1), np.nan).astype(np.float32)
     score = found.losses if found.probabilities is None else 1 - _of_given(found)
-    return np.where(found.is_finite, score, np.inf)
+    score = np.where(found.is_finite, score, np.inf)
+    if record is None:
+        return score
+    recorded = (
+        record.scores if found.probabilities is None else 1 - record.given_probabilities.astype("float32")
+    )
+    if np.isnan(recorded).all():  # nothing was scored
+        return score
+    late = slice(-max(1, round(_LATE * len(recorded))), None)
+    recorded, seen = recorded[late], record.seen[late]
+    total = np.where(seen, np.where(np.isnan(recorded), np.inf, recorded), 0).sum(axis=0)
+    return np.where(seen.any(axis=0), total / np.maximum(seen.sum(axis=0), 1), np.nan).astype(np.float32)
 
 
 def _of_given(found):

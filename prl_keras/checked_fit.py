@@ -2,9 +2,13 @@
 
 import contextlib
 import functools
+import inspect
+
+import keras
 
 from prl_keras import backups, batch_checks, checks, data_checks, passes
 from prl_keras.distributed_fit import share_statistics
+from prl_keras.noise_watch import NoiseWatch
 from prl_keras.rules import Trim
 from prl_keras.xla_fallback import without_xla_if_it_cannot
 
@@ -27,20 +31,24 @@ class CheckedFit:
         checks.check_compiled(self)
         checks.check_scope(self)
         data_checks.check_data(self, x, y)
-        data_checks.check_weights(kwargs.get("sample_weight"))
-        validation = kwargs.get("validation_data")
+        given = inspect.signature(keras.Model.fit).bind(self, x, y, *args, **kwargs).arguments
+        given = {name: value for name, value in given.items() if name not in ("self", "x", "y")}
+        data_checks.check_weights(given.get("sample_weight"))
+        validation = given.get("validation_data")
         if isinstance(validation, tuple) and len(validation) in (2, 3):
             with _naming("validation_data"):
                 data_checks.check_data(self, *validation[:2], may_be_empty=True)
-        backups.check_backups(self, kwargs.get("callbacks"))
+        callbacks = backups.listed(given.get("callbacks"))
+        backups.check_backups(self, callbacks)
+        if self._record not in callbacks:
+            self.record_selection(None)  # one of an earlier fit; its own callbacks attach themselves
+        given["callbacks"] = self._with_watch(given.get("callbacks"))
 
         def fit():
             data = batch_checks.checked(x, functools.partial(data_checks.labels_of, self))
             with batch_checks.as_value_errors():
-                return super(CheckedFit, self).fit(data, y, *args, **kwargs)
+                return super(CheckedFit, self).fit(data, y, **given)
 
-        if self._record not in backups.listed(kwargs.get("callbacks")):
-            self.record_selection(None)  # one of an earlier fit; its own callbacks attach themselves
         history = without_xla_if_it_cannot(self, fit)
         if history.epoch and "loss" not in history.history:
             raise ValueError("The data set is empty: it gave no batch, and nothing was trained.")
@@ -52,6 +60,7 @@ class CheckedFit:
         """`keras.Model.train_on_batch`, after the checks of `fit`."""
         checks.check_compiled(self)
         checks.check_scope(self)
+        self._with_watch(None)  # fit goes on with the same graph
         data_checks.check_data(self, x, y, may_be_empty=True)
         data_checks.check_weights(sample_weight)
         train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
@@ -70,6 +79,19 @@ class CheckedFit:
         """`keras.Model.reset_metrics`, which Keras calls before each epoch and each evaluation."""
         self._look_at_classes()
         super().reset_metrics()
+
+    def _with_watch(self, callbacks):
+        """The callbacks with the one that estimates epsilon, first: what is saved after an epoch has it."""
+        if self._watch is None and self.score is not None and isinstance(self.rule, Trim):
+            self._watch = NoiseWatch(self)
+        if self._watch is None:
+            return callbacks
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            return [self._watch, *backups.listed(callbacks)]
+        if self._watch not in callbacks.callbacks:
+            self._watch.set_model(self)
+            callbacks.callbacks.insert(0, self._watch)
+        return callbacks
 
     def _look_at_classes(self):
         metric = self.class_metric

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from prl_keras import checks, loss_kinds
 from prl_keras.co_teaching import CoTeachingModel
+from prl_keras.estimated_epsilon import EstimatedEpsilon
 from prl_keras.losses import Bootstrap
 from prl_keras.robust_model import RobustModel
 from prl_keras.rules import ClipNorm, KeepLowest, Trim, check_epsilon, linear_ramp
@@ -67,8 +68,8 @@ class Method:
         }
 
 
-def _trim(epsilon):
-    return Trim(epsilon)
+def _trim(epsilon, *, min_keep_per_class=0):
+    return Trim(epsilon, min_keep_per_class)
 
 
 def _keep_lowest(epsilon, *, count=1):
@@ -132,12 +133,13 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
         method: A name in `METHODS`.
         make_network: Function without arguments that gives a fresh Keras model; a pair calls it twice
             and needs different initial weights.
-        epsilon: Fraction to drop, in `[0, 1)`, or a schedule of the optimizer step. Methods that
-            drop no fraction check it and do not use it.
+        epsilon: Fraction to drop, in `[0, 1)`, a schedule of the optimizer step, or "auto" for
+            `EstimatedEpsilon(ramp_steps)`. Methods that drop no fraction check it and do not use it.
         loss: The task's loss; "huber" and "bootstrap" put their own in its place.
         optimizer: A Keras optimizer or its name. Each call makes its own copy.
         metrics: Keras metrics.
-        ramp_steps: If positive, epsilon rises linearly from 0 over so many steps (`linear_ramp`).
+        ramp_steps: If positive, epsilon rises linearly from 0 over so many steps (`linear_ramp`); for "auto"
+            the warm-up.
         **options: The method's own (`METHODS[method].options`), `recompute` and `microbatch_size` as in
             `RobustModel` (methods without a score have no use for them), and arguments of `compile` such
             as `jit_compile`.
@@ -195,6 +197,13 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
 
 
 def _schedule(epsilon, ramp_steps):
+    if isinstance(epsilon, str) and epsilon == "auto":
+        if not ramp_steps:
+            raise ValueError(
+                'epsilon="auto" needs a warm-up: write ramp_steps=..., the optimizer steps that the networks '
+                "take to learn their classes, such as those of 10 epochs."
+            )
+        return EstimatedEpsilon(ramp_steps)
     check_epsilon(epsilon)  # for every method alike
     if not ramp_steps:
         return epsilon

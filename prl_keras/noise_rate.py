@@ -1,23 +1,17 @@
 """How many labels are wrong? An estimate from a trained model, and an interval that admits its errors."""
 
-import statistics
-import typing
-
 import numpy as np
 
+from prl_keras.noise_intervals import (
+    EpsilonEstimate,
+    admitted_errors,
+    normal_deviations,
+    of_classes,
+    of_targets,
+    probably_wrong,
+    with_bad,
+)
 from prl_keras.predictions import predict_beside
-
-_FACTOR = 2.0  # a model's error rate lies within this factor of what the model itself admits
-_LEARNT = 0.1  # at most this share of the wrong labels was learnt
-_STEPS = 200  # of expectation maximization
-
-
-class EpsilonEstimate(typing.NamedTuple):
-    """A fraction of wrong labels, `estimate`, and the interval `[low, high]` around it, all in `[0, 1]`."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=256):
@@ -38,9 +32,11 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
     disagreement, or of `1 - confidence`. For hard data it is wide, since there nobody can tell noise from
     error without help.
 
-    **Targets.** The logarithms of the losses are two normal distributions, right targets and wrong ones; the
-    estimate is the share of the upper one (expectation maximization). The interval adds what lies between
-    the two. Where they do not part (less than two standard deviations), it begins at 0.
+    **Targets.** The losses are of two kinds, of right targets and of wrong ones. Two normal distributions of
+    their logarithms, and two gamma distributions, are fitted by expectation maximization; the estimate is the
+    share of the upper part in the one that fits better by Schwarz's criterion, 0 if one part fits better. The
+    interval holds those of both fits, and what lies between the parts. Where they do not part well (less than
+    2.5 standard deviations of the gamma distributions' logarithms), it begins at 0.
 
     Examples whose inputs or targets are not finite count as wrong.
 
@@ -77,63 +73,12 @@ def estimate_from(found, confidence=0.9):
     if bad == 1:
         return EpsilonEstimate(1.0, 1.0, 1.0)
     if good.probabilities is not None:
-        of_good = _of_classes(good, confidence)
+        differ = float(np.mean(good.predicted != good.given))
+        unsure = float(np.mean(1 - good.probabilities.max(axis=1)))
+        of_good = of_classes(differ, admitted_errors(unsure, good.disagreement), len(good.given), confidence)
     else:
-        of_good = _of_targets(good.losses, confidence)
-    return EpsilonEstimate(*(bad + (1 - bad) * share for share in of_good))
-
-
-def _of_classes(found, confidence):
-    d = float(np.mean(found.predicted != found.given))
-    if found.disagreement is None:
-        admitted = float(np.mean(1 - found.probabilities.max(axis=1)))
-        likely = admitted / _FACTOR  # of the examples that it was trained on
-    else:
-        admitted = likely = float(found.disagreement)
-    few, many = admitted / _FACTOR, min(admitted * _FACTOR, 1.0)
-    chance = _normal(confidence) * np.sqrt(d * (1 - d) / len(found.given))
-    low = _solve(d - chance, many, 0.0)
-    high = _solve(d + chance, few, _LEARNT)
-    estimate = _solve(d, likely, 0.0)
-    return EpsilonEstimate(estimate, min(low, estimate), max(high, estimate))
-
-
-def _solve(d, e, m):
-    """The epsilon of `d = epsilon (1 - m) + (1 - epsilon) e`, in [0, 1]."""
-    return float(np.clip((d - e) / max(1 - m - e, 1e-9), 0, 1))
-
-
-def _of_targets(losses, confidence):
-    share, is_apart, posterior = _two_normals(_logs(losses))
-    between = float(np.mean(np.minimum(posterior, 1 - posterior)))
-    slack = between + _normal(confidence) * np.sqrt(share * (1 - share) / len(losses))
-    low = share - slack if is_apart else 0.0
-    return EpsilonEstimate(share, float(np.clip(low, 0, 1)), float(np.clip(share + slack, 0, 1)))
-
-
-def _two_normals(values):
-    """Fits two normal distributions.
-
-    Returns:
-        The share of the upper one, whether their means are two standard deviations apart, and the probability
-        `[n]` that a value is of the upper one.
-    """
-    middle = np.median(values)
-    posterior = (values > middle).astype(float)
-    for _ in range(_STEPS):
-        shares, means, deviations = [], [], []
-        for weight in (1 - posterior, posterior):
-            total = weight.sum() + 1e-12
-            shares.append(total / len(values))
-            means.append((weight * values).sum() / total)
-            deviations.append(np.sqrt((weight * (values - means[-1]) ** 2).sum() / total) + 1e-6)
-        logs = [
-            np.log(share) - np.log(deviation) - ((values - mean) / deviation) ** 2 / 2
-            for share, mean, deviation in zip(shares, means, deviations)
-        ]
-        posterior = 1 / (1 + np.exp(np.clip(logs[0] - logs[1], -500, 500)))
-    is_apart = abs(means[1] - means[0]) > 2 * max(deviations)
-    return float(shares[1]), is_apart, posterior
+        of_good = of_targets(good.losses, np.ones(len(good.losses)), confidence)
+    return with_bad(of_good, bad)
 
 
 def _corrected(found, examples, is_wrong, confidence):
@@ -144,7 +89,7 @@ def _corrected(found, examples, is_wrong, confidence):
     estimate = is_wrong.mean() + slope * (suspected.mean() - seen.mean())
     rest = is_wrong - slope * seen
     # Of few that the model all gets right the deviation is 0, but by the rule of three there may be some.
-    chance = max(_normal(confidence) * np.sqrt(rest.var(ddof=1) / k), -np.log(1 - confidence) / k)
+    chance = max(normal_deviations(confidence) * np.sqrt(rest.var(ddof=1) / k), -np.log(1 - confidence) / k)
     slack = chance * np.sqrt(1 - k / n)
     return EpsilonEstimate(*(float(np.clip(v, 0, 1)) for v in (estimate, estimate - slack, estimate + slack)))
 
@@ -185,14 +130,5 @@ def _suspected(found):
     if found.probabilities is not None:
         return np.where(is_finite, found.predicted != found.given, True).astype(float)
     suspected = np.ones(len(is_finite))
-    suspected[is_finite] = _two_normals(_logs(found.losses[is_finite]))[2]
+    suspected[is_finite] = probably_wrong(found.losses[is_finite])
     return suspected
-
-
-def _logs(losses):
-    return np.log(np.maximum(losses, np.finfo(np.float32).tiny))
-
-
-def _normal(confidence):
-    """Standard deviations on each side of a normal distribution's mean that hold this share of it."""
-    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

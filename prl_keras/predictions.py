@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, data_passes, loss_kinds, rare_classes, scores
+from prl_keras import checks, class_labels, data_passes, loss_kinds, scores
 from prl_keras.distributed_fit import on_one_replica
 from prl_keras.weighted_model import WeightedModel
 
@@ -89,10 +89,10 @@ def _look(y_pred, y, loss):
     if keras.tree.is_nested(y_pred):
         raise ValueError(_SEVERAL)
     losses = scores.per_example_loss(y, y_pred, loss)
-    labels = rare_classes.class_labels(y, y_pred, loss)
+    labels = class_labels.class_labels(y, y_pred, loss)
     y_pred = tf.cast(y_pred, tf.float32)
     if labels is not None:
-        return labels, _probabilities(y_pred, loss), losses
+        return labels, class_labels.class_probabilities(y_pred, loss), losses
     if loss_kinds.is_sparse(loss) or loss_kinds.is_binary(loss) or loss_kinds.is_one_hot(loss):
         raise ValueError(
             f"The loss {loss_kinds.name_of(loss)} on predictions of shape {tuple(y_pred.shape)} has "
@@ -100,11 +100,3 @@ def _look(y_pred, y, loss):
         )
     rows = tf.shape(y_pred)[0]
     return tf.reshape(tf.cast(y, tf.float32), [rows, -1]), tf.reshape(y_pred, [rows, -1]), losses
-
-
-def _probabilities(y_pred, loss):
-    """float32 `[batch, classes]`, of a single output the two of its sides."""
-    is_binary = loss_kinds.is_binary(loss)
-    if not loss_kinds.expects_probabilities(loss):
-        y_pred = tf.sigmoid(y_pred) if is_binary else tf.nn.softmax(y_pred)
-    return tf.concat([1 - y_pred, y_pred], axis=1) if is_binary else y_pred

@@ -6,34 +6,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import loss_kinds
-
-
-def count_classes(shape, loss):
-    """How many classes predictions of a shape `(batch, outputs)` tell apart under a loss; None if it is none
-    for one class label per example."""
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        return None
-    if loss_kinds.is_binary(loss):
-        return 2 if shape[1] == 1 else None
-    return shape[1] if loss_kinds.is_sparse(loss) or loss_kinds.is_one_hot(loss) else None
-
-
-def class_labels(y, y_pred, loss):
-    """The given class of each example, int32 `[batch]`, or None as in `count_classes`.
-
-    Args:
-        y: Class numbers `[batch]` or `[batch, 1]`, one-hot labels, or labels 0 and 1.
-        y_pred: Predictions `[batch, ...]`.
-        loss: A `keras.losses.Loss` or a function.
-    """
-    if count_classes(tuple(y_pred.shape), loss) is None:
-        return None
-    if loss_kinds.is_one_hot(loss):
-        return tf.argmax(y, axis=-1, output_type=tf.int32)
-    labels = tf.reshape(y, [-1])
-    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if loss_kinds.is_binary(loss) else labels, tf.int32)
-
 
 class KeptByClass(keras.metrics.Metric):
     """The lowest fraction that was kept of a class, among the classes that were seen.

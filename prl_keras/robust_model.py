@@ -41,6 +41,8 @@ class RobustModel(WeightedModel):
     Of class labels, and a network that is built before `fit`, also `kept_fraction_min_class`, the lowest
     fraction that was kept of a class in the epoch; `kept_by_class`, float `[classes]`, has those of all in
     the last epoch. A class that `Trim` drops whole for an epoch is warned of.
+    `epsilon_estimate` is what `fit` made of the last epoch, an `EpsilonEstimate`; where it contradicts the
+    epsilon of `Trim` for three epochs there is a warning, and `Trim(EstimatedEpsilon(...))` follows it.
     The metrics of `compile` see a good example of the batch in the place of one that is not finite. A
     `LossScaleOptimizer` looks for gradients that are not finite itself.
 

@@ -35,8 +35,8 @@ def linear_ramp(epsilon, steps):
     Returns:
         A `keras.optimizers.schedules.LearningRateSchedule` for `Trim`.
     """
-    _check_fraction("epsilon", epsilon)
-    _check_count("steps", steps)
+    check_fraction("epsilon", epsilon)
+    check_count("steps", steps)
     _warn_of_half(epsilon, stacklevel=3)
     return keras.optimizers.schedules.PolynomialDecay(
         initial_learning_rate=0.0, decay_steps=steps, end_learning_rate=epsilon, power=1.0
@@ -99,7 +99,7 @@ class Trim:
 
     def __post_init__(self):
         check_epsilon(self.epsilon)
-        _check_count("min_keep_per_class", self.min_keep_per_class, lowest=0)
+        check_count("min_keep_per_class", self.min_keep_per_class, lowest=0)
         if not isinstance(self.epsilon, keras.optimizers.schedules.LearningRateSchedule):
             # By its shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
             decimal = str(self.epsilon) if isinstance(self.epsilon, np.floating) else self.epsilon
@@ -140,7 +140,7 @@ class KeepLowest:
     count: int = 1
 
     def __post_init__(self):
-        _check_count("count", self.count)
+        check_count("count", self.count)
         object.__setattr__(self, "count", int(self.count))
 
     def __call__(self, scores, is_ranked=None, step=0):
@@ -197,7 +197,7 @@ class ClipNorm:
 def check_epsilon(epsilon):
     """Refuses what is neither a fraction in `[0, 1)` nor a schedule."""
     if not isinstance(epsilon, keras.optimizers.schedules.LearningRateSchedule):
-        _check_fraction("epsilon", epsilon)
+        check_fraction("epsilon", epsilon)
 
 
 def _prepare(scores, is_ranked):
@@ -232,7 +232,7 @@ def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _check_fraction(name, value):
+def check_fraction(name, value):
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(
             f"{name}={value!r} must be a number in [0, 1), the fraction of examples to drop; write "
@@ -251,6 +251,6 @@ def _warn_of_half(epsilon, stacklevel):
         )
 
 
-def _check_count(name, value, lowest=1):
+def check_count(name, value, lowest=1):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < lowest:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {lowest}.")

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, nonfinite, passes, rare_classes, replicas
+from prl_keras import checks, class_labels, nonfinite, passes, replicas
 from prl_keras.distributed_fit import on_one_replica
 
 
@@ -129,7 +129,7 @@ class Selection:
         """int32 `[batch]`, the given classes; of what are no classes 0."""
         y_pred = network_passes[0].y_pred
         is_several = keras.tree.is_nested(y_pred) or keras.tree.is_nested(self.loss)
-        labels = None if is_several else rare_classes.class_labels(y, y_pred, keras.losses.get(self.loss))
+        labels = None if is_several else class_labels.class_labels(y, y_pred, keras.losses.get(self.loss))
         if labels is None and getattr(self.rule, "min_keep_per_class", 0):
             raise ValueError(
                 f"rule={self.rule!r} needs one class label per example; the loss {self.loss!r} on outputs of "
@@ -146,7 +146,7 @@ class Selection:
         loss = getattr(self, "loss", None)
         if self.class_metric is None or loss is None or keras.tree.is_nested(loss):
             return False
-        return rare_classes.count_classes(self.networks[0].output_shape, keras.losses.get(loss)) is not None
+        return class_labels.count_classes(self.networks[0].output_shape, keras.losses.get(loss)) is not None
 
     def _metric(self, name):
         return next(metric for metric in self.metrics if metric.name == name)

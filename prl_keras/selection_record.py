@@ -16,10 +16,10 @@ _FEW = 64  # numbers of an example's tensors that are enough, where they tell al
 
 
 class SelectionRecord(keras.callbacks.Callback):
-    """Records the score of each example in training, and whether it was dropped; `prl_keras.audit` reads it.
+    """Records what training made of each example, and whether it was dropped; `prl_keras.audit` reads it.
 
-    These are the scores that the training step takes anyway, of the network as it was at that step
-    (results/audit compares rankings).
+    These are the scores and predictions that the training step makes anyway, of the network as it was at that
+    step (results/audit compares rankings).
 
     The data need no numbers and the pipeline may shuffle: an example is known by its content
     (`fingerprints`). What changes it on the way, such as augmentation in the pipeline, makes it unknown;
@@ -29,7 +29,7 @@ class SelectionRecord(keras.callbacks.Callback):
     An example is dropped where its weight is 0: by the rule, because it is not finite, or, for
     `exchange="disagreement"`, because the two networks agree. Padding (`sample_weight` 0) is not seen.
 
-    It takes at most 32 bytes an example, and less than 5 more for each epoch.
+    It takes at most 32 bytes an example, and less than 7 more for each epoch.
 
     Args:
         dataset: What is trained on, in the order that the record is to have: a `tf.data.Dataset` or a
@@ -43,6 +43,8 @@ class SelectionRecord(keras.callbacks.Callback):
         dropped: bool `[epochs, networks, n]`, whether a network did without it.
         scores: float32 `[epochs, n]`, the model's own score, of a pair the mean of both networks'. NaN where
             an example was not seen or is not finite, and everywhere for `score=None`.
+        given_probabilities: float16 `[epochs, n]`, the probability of the given class, of a pair the mean of
+            both networks'. NaN as above, and where there is not one class label for each example.
 
     Raises:
         ValueError: for an empty data set, or missing targets.
@@ -63,7 +65,7 @@ class SelectionRecord(keras.callbacks.Callback):
         self._known, slots = np.unique(few if is_enough else every, return_inverse=True)
         self._slots = slots.astype(np.int32)
         self._epochs = []  # bits `[1 + networks, n]` of each: seen, and dropped by each network
-        self._scores = []
+        self._scores, self._probabilities = [], []
         self._has_begun = self._has_warned = False
         self._counts = None
 
@@ -78,6 +80,10 @@ class SelectionRecord(keras.callbacks.Callback):
     @property
     def scores(self):
         return np.stack(self._given(self._scores))
+
+    @property
+    def given_probabilities(self):
+        return np.stack(self._given(self._probabilities))
 
     def set_model(self, model):
         is_attached = model is self._model and getattr(model, "_record", None) is self
@@ -95,7 +101,7 @@ class SelectionRecord(keras.callbacks.Callback):
         with model.distribute_strategy.scope():
             self._sorted = tf.constant(self._known)
             self._counts = tf.Variable(  # a row for each known example and a last one for all others
-                tf.zeros([len(self._known) + 1, 2 + len(model.networks)]),
+                tf.zeros([len(self._known) + 1, 3 + len(model.networks)]),
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
@@ -103,7 +109,7 @@ class SelectionRecord(keras.callbacks.Callback):
         model.record_selection(None)  # what may be traced counts into another place
         model.record_selection(self)
 
-    def update(self, x, y, scores, weights, is_ranked):
+    def update(self, x, y, scores, weights, is_ranked, probabilities=()):
         """Counts a batch; part of the training step.
 
         Args:
@@ -111,13 +117,15 @@ class SelectionRecord(keras.callbacks.Callback):
             scores: float32 `[batch]` for each network, or None.
             weights: What the examples weigh, `[batch]` for each network.
             is_ranked: bool `[batch]`, False for padding.
+            probabilities: Of the given class, float32 `[batch]` for each network, or none.
         """
         found = fingerprints(x, y, self._positions)
         rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
         rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
         counted = tf.cast(is_ranked, tf.float32)
-        mean = tf.add_n(scores) / len(scores) if scores else tf.fill(tf.shape(counted), np.nan)
-        columns = [tf.where(is_ranked, mean, 0.0), counted]
+        nothing = tf.fill(tf.shape(counted), np.nan)
+        means = [tf.add_n(parts) / len(parts) if parts else nothing for parts in (scores, probabilities)]
+        columns = [counted, *(tf.where(is_ranked, mean, 0.0) for mean in means)]
         columns = tf.stack(
             columns + [counted * tf.cast(weight == 0, tf.float32) for weight in weights], axis=1
         )
@@ -134,10 +142,11 @@ class SelectionRecord(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         counts = tf.convert_to_tensor(self._counts).numpy()
-        self._warn_of_unknown(counts[-1, 1], counts[:, 1].sum())
-        score, seen, *dropped = counts[self._slots].T
+        self._warn_of_unknown(counts[-1, 0], counts[:, 0].sum())
+        seen, score, probability, *dropped = counts[self._slots].T
         with np.errstate(invalid="ignore"):
             self._scores.append(score / seen)
+            self._probabilities.append((probability / seen).astype(np.float16))
         self._epochs.append(np.packbits([seen > 0, *(2 * column > seen for column in dropped)], axis=1))
         if self.path is not None and self.model.distribute_strategy.extended.should_checkpoint:
             self._write()
@@ -165,7 +174,10 @@ class SelectionRecord(keras.callbacks.Callback):
         temporary = self.path.with_name(f".unfinished.{self.path.name}")
         try:
             with open(temporary, "wb") as file:
-                np.savez(file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores)
+                np.savez(
+                    file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores,
+                    probabilities=self._probabilities,
+                )  # fmt: skip
             os.replace(temporary, self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -203,16 +215,18 @@ class SelectionRecord(keras.callbacks.Callback):
             with zipfile.ZipFile(self.path) as archive, np.load(self.path) as saved:
                 if archive.testzip() is not None:
                     raise ValueError("a part of it is changed")
-                data, bits, scores = (saved["known"], saved["slots"]), saved["epochs"], saved["scores"]
-            if bits.shape[0] != len(scores) or scores.shape[1:] != data[1].shape or bits.ndim != 3:
+                data, bits = (saved["known"], saved["slots"]), saved["epochs"]
+                numbers = [saved["scores"], saved["probabilities"]]
+            if any(part.shape != (len(bits), *data[1].shape) for part in numbers) or bits.ndim != 3:
                 raise ValueError("its parts do not go together")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
-        if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 1):
+        if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 2):
             raise ValueError(
                 f"{self.path} is the record of other data or another kind of model; remove it, or take "
                 "another path."
             )
-        self._epochs, self._scores = list(bits[:epochs]), list(scores[:epochs])
+        self._epochs = list(bits[:epochs])
+        self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
         return self

@@ -6,13 +6,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, data_checks, nonfinite, outputs, passes, rare_classes, replicas, scores
+from prl_keras import (
+    checks,
+    class_labels,
+    data_checks,
+    nonfinite,
+    outputs,
+    passes,
+    rare_classes,
+    replicas,
+    scores,
+)
 from prl_keras.checked_fit import CheckedFit
 from prl_keras.distributed_fit import (
     DistributedFit,
     gradients_for_optimizer,
     logs_for_fit,
 )
+from prl_keras.estimated_epsilon import EstimatedEpsilon, own_epsilon
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
 from prl_keras.saved_seeds import SavedSeeds
 from prl_keras.selection import Selection, is_ranked_by
@@ -30,13 +41,15 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         _check_configuration(networks, score, rule, recompute, microbatch_size)
         # compile() chooses loss scaling by this model's own precision, so it takes the network's.
         super().__init__(**{"dtype": networks[0].dtype_policy, **kwargs})
-        self.score, self.rule = score, rule
+        self.score, self.rule = score, own_epsilon(rule)
+        if isinstance(getattr(self.rule, "epsilon", None), EstimatedEpsilon):
+            self._epsilon = self.rule.epsilon.value  # one of the weights
         self.recompute, self.microbatch_size = recompute, microbatch_size
         self.supports_jit = not recompute  # XLA needs to know beforehand how many examples are kept
         names = ["loss_all", "kept_fraction"] + ([] if score is None else ["score_threshold"])
         self.selection_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.selection_metrics.append(keras.metrics.Sum(name="nonfinite"))
-        self.kept_by_class = self._record = None
+        self.kept_by_class = self._record = self._watch = None
         output = outputs.symbolic_outputs(networks[0])
         is_ranked = score is not None and not keras.tree.is_nested(output) and output is not None
         width = output.shape[1] if is_ranked and len(output.shape) == 2 else None
@@ -47,6 +60,11 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
     def networks(self):
         """The list of the networks that are trained."""
         raise NotImplementedError
+
+    @property
+    def epsilon_estimate(self):
+        """`EpsilonEstimate` of the last epoch of `fit` (see `NoiseWatch`), or None."""
+        return None if self._watch is None else self._watch.estimate
 
     @property
     def output_names(self):
@@ -100,12 +118,15 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         # First of all: a second pass replaces the losses that layers added in the first.
         with self._logs_of_outputs_unchanged():
             losses_all = [network_pass.loss_with(good) for network_pass in started]
-        weights, share, is_any_good = self._select(
-            started, sample_weight, is_bad, self._labels(given[1], started)
-        )
+        labels = self._labels(given[1], started)
+        weights, share, is_any_good = self._select(started, sample_weight, is_bad, labels)
+        if self._watch is not None:
+            self._watch.update(y, labels, started, is_bad, is_ranked_by(is_bad, sample_weight))
         if self._record is not None:
             scored = [] if self.score is None else [tf.where(is_bad, np.nan, p.scores) for p in started]
-            self._record.update(*given, scored, weights, is_ranked_by(is_bad, sample_weight))
+            likely = class_labels.given_probabilities(labels, started)
+            likely = [tf.where(is_bad, np.nan, column) for column in likely]
+            self._record.update(*given, scored, weights, is_ranked_by(is_bad, sample_weight), likely)
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
         self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
         losses, gradients, trained = [], [], []

@@ -72,8 +72,8 @@ class TestOfClasses:
         assert table["is_flagged"].sum() == flagged
         first = table.sort_values("rank").index[0]
         assert page.text.index(f"#{first}") == page.text.index("#")
-        recorded = np.load(digits / "selection.npz")["scores"]
-        np.testing.assert_allclose(table["score"], recorded[-3:].mean(axis=0), rtol=1e-4)
+        recorded = np.load(digits / "selection.npz")["probabilities"][-3:].astype("float32")
+        np.testing.assert_allclose(table["score"], 1 - recorded.mean(axis=0), rtol=1e-4, atol=1e-6)
 
     def test_the_truth_is_reported_apart_and_true(self, digits):
         text = Page(audit_run(digits).read_text()).text

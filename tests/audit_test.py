@@ -150,7 +150,14 @@ class TestRecord:
     def test_the_score_is_the_mean_over_the_last_third_of_the_epochs(self, epochs, late):
         model, record = self.trained(epochs)
         table = prl.audit(model, (X, LABELS), record)
-        np.testing.assert_allclose(table["score"], record.scores[-late:].mean(axis=0), rtol=1e-5)
+        expected = 1 - record.given_probabilities[-late:].astype("float32").mean(axis=0)
+        np.testing.assert_allclose(table["score"], expected, rtol=1e-5)
+
+    def test_of_targets_it_is_of_the_recorded_scores(self):
+        model, record = compiled("mse", outputs=2), prl.SelectionRecord((X, TARGETS))
+        model.fit(X, TARGETS, epochs=6, verbose=0, callbacks=[record])
+        table = prl.audit(model, (X, TARGETS), record)
+        np.testing.assert_allclose(table["score"], record.scores[-2:].mean(axis=0), rtol=1e-5)
 
     def test_when_and_how_often_it_was_dropped(self):
         model, record = self.trained(4)
@@ -179,13 +186,17 @@ class TestRecord:
             with pytest.raises(ValueError, match="other examples, or in another order"):
                 prl.audit(model, data, record)
 
-    def test_of_a_method_that_scores_nothing_leaves_the_score_to_the_model(self):
-        model = prl.RobustModel(network(), score=None)
-        model.compile("sgd", LOGITS)
-        record = prl.SelectionRecord((X, LABELS))
-        model.fit(X, LABELS, verbose=0, callbacks=[record])
-        table = prl.audit(model, (X, LABELS), record)
-        np.testing.assert_allclose(table["score"], 1 - table["given_probability"], rtol=1e-5)
+    @pytest.mark.parametrize("outputs, loss, y", [(3, LOGITS, LABELS), (2, "mse", TARGETS)])
+    def test_of_a_method_that_scores_nothing(self, outputs, loss, y):
+        """Of classes the probabilities are there all the same; of targets the score is the model's loss."""
+        model = prl.RobustModel(network(outputs), score=None)
+        model.compile("sgd", loss)
+        record = prl.SelectionRecord((X, y))
+        model.fit(X, y, verbose=0, callbacks=[record])
+        table = prl.audit(model, (X, y), record)
+        is_classes = loss is LOGITS
+        expected = 1 - record.given_probabilities[0].astype("float32") if is_classes else table["loss"]
+        np.testing.assert_allclose(table["score"], expected, rtol=1e-5)
 
 
 class TestFaults:

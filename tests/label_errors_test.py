@@ -62,8 +62,8 @@ class TestMeasure:
 
 def test_the_trainings_that_a_case_costs():
     assert {name: case.trainings for name, case in CASES.items()} == {
-        "prl_l": 1, "prl_l_told_more": 1, "co_prl_l": 2, "co_prl_l_told_more": 2, "prl_l_5_folds": 4,
-        "standard": 1, "standard_2_folds": 1, "standard_5_folds": 4,
+        "prl_l": 1, "prl_l_told_more": 1, "co_prl_l": 2, "co_prl_l_told_more": 2, "co_prl_l_auto": 2,
+        "prl_l_5_folds": 4, "standard": 1, "standard_2_folds": 1, "standard_5_folds": 4,
     }  # fmt: skip
 
 

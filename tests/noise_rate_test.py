@@ -97,6 +97,24 @@ class TestTargets:
         found = estimate_from(Predictions(losses, losses, None, losses, None))
         assert found.low == 0 and found.high > 0.3
 
+    @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.3])
+    @pytest.mark.parametrize("width", [1, 2, 10])
+    @pytest.mark.parametrize("kind", ["normal", "heavy", "uneven"])
+    def test_the_interval_holds_the_truth_whatever_the_errors_of_right_targets(self, kind, width, epsilon):
+        rng = np.random.default_rng(0)
+        size = (3000, width)
+        errors = rng.standard_t(4, size) if kind == "heavy" else rng.normal(size=size)
+        if kind == "uneven":  # some targets are harder than others
+            errors *= np.exp(0.4 * rng.normal(size=(3000, 1)))
+        is_wrong = rng.random(3000) < epsilon
+        errors[is_wrong] += 6 * rng.normal(size=(is_wrong.sum(), width))
+        found = estimate_from(Predictions(errors, errors, None, (errors**2).mean(axis=1), None))
+        assert found.low <= is_wrong.mean() <= found.high
+        if width == 10 and epsilon:
+            assert found.high - found.low < 0.1 and abs(found.estimate - is_wrong.mean()) < 0.01
+        if kind == "normal" and not epsilon:
+            assert found.estimate == 0
+
     def test_through_a_model(self):
         rng = np.random.default_rng(0)
         x = rng.normal(size=(500, 3)).astype("float32")

@@ -97,6 +97,29 @@ class TestWhatIsRecorded:
         np.testing.assert_allclose(record.scores, [scores], rtol=1e-5)
         assert (expected[0] != expected[1]).any()
 
+    @pytest.mark.parametrize("is_pair", [False, True])
+    def test_the_probability_of_the_given_class(self, is_pair):
+        labels = RNG.integers(0, 3, N)
+        labels[[4, 9]] = -1
+        networks = [keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)]) for _ in range(1 + is_pair)]
+        model = prl.CoTeachingModel(*networks) if is_pair else prl.RobustModel(*networks)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+        model.compile(keras.optimizers.SGD(0.0), loss)
+        x = X.copy()
+        x[7, 0] = np.nan
+        record = prl.SelectionRecord((x, labels))
+        model.fit(x, labels, batch_size=8, epochs=2, verbose=0, callbacks=[record])
+        softmax = [keras.ops.softmax(network.predict(x, verbose=0)).numpy() for network in networks]
+        expected = np.mean(softmax, axis=0)[np.arange(N), labels]
+        expected[[4, 7, 9]] = np.nan
+        assert record.given_probabilities.dtype == np.float16
+        np.testing.assert_allclose(record.given_probabilities, [expected] * 2, rtol=1e-3)
+
+    def test_of_targets_there_is_no_such_probability(self):
+        record = prl.SelectionRecord((X, Y))
+        model().fit(X, Y, verbose=0, callbacks=[record])
+        assert np.isnan(record.given_probabilities).all() and not np.isnan(record.scores).any()
+
     def test_a_method_that_scores_nothing_has_no_scores(self):
         keras.utils.set_random_seed(0)
         plain = prl.RobustModel(network(), score=None)
@@ -253,9 +276,11 @@ class TestFile:
                 model().fit(X, Y, **options, callbacks=[prl.SelectionRecord((X, Y), path)])
         record = prl.SelectionRecord((X, Y))
         parts = {"known": record._known, "slots": record._slots}
-        np.savez(path, **parts, epochs=np.zeros((3, 2, 7), np.uint8), scores=np.zeros((2, N)))
-        with pytest.raises(ValueError, match="do not go together"):
-            prl.SelectionRecord((X, Y), path).load()
+        for scores, probabilities in (((2, N), (3, N)), ((3, N), (3, N - 1))):
+            parts |= {"scores": np.zeros(scores), "probabilities": np.zeros(probabilities)}
+            np.savez(path, **parts, epochs=np.zeros((3, 2, 7), np.uint8))
+            with pytest.raises(ValueError, match="do not go together"):
+                prl.SelectionRecord((X, Y), path).load()
         model().fit(X, Y, verbose=0, callbacks=[prl.SelectionRecord((X, Y), path)])
         with pytest.raises(ValueError, match="other data"):
             model().fit(X, Y, **options, callbacks=[prl.SelectionRecord((X[::-1], Y[::-1]), path)])

@@ -102,9 +102,11 @@ def _page(config, data, table, epsilon, is_corrupted, record):
     what = "labels" if is_classes else "targets"
     title = f"Which {what} of {config.dataset} are wrong?"
     method = prl.METHODS[config.method].title
+    is_told = config.told_epsilon != "auto"
+    told = f"told to drop {config.told_epsilon:.0%}." if is_told else "left to find out how many to drop."
     about = (
-        f"{len(table):,} training examples, ranked by {method}, trained for {config.epochs} epochs and told "
-        f"to drop {config.told_epsilon:.0%}. "
+        f"{len(table):,} training examples, ranked by {method}, trained for {config.epochs} epochs and "
+        f"{told} "
         + ("The score is the mean of those in the last third of training." if record is not None else "")
         + f" Data: {data.source}"
     )

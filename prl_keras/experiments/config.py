@@ -22,7 +22,8 @@ class RunConfig:
         method: A name in `prl_keras.METHODS`.
         corruption: A kind of `prl_keras.corrupt` that fits the data set, or "none".
         epsilon: Fraction of the training targets to corrupt, in `[0, 1)`.
-        assumed_epsilon: The fraction that the method is told; None for the true one.
+        assumed_epsilon: The fraction that the method is told; None for the true one; "auto" for
+            `prl_keras.EstimatedEpsilon`, the ramp its warm-up.
         ramp_epochs: Epochs over which the dropped fraction rises from 0; of more than `epochs` a warning.
         epochs, batch_size: At least 1.
         learning_rate: Of Adam, positive.
@@ -42,7 +43,7 @@ class RunConfig:
     method: str = "prl_l"
     corruption: str = "symmetric"
     epsilon: float = 0.3
-    assumed_epsilon: float | None = None
+    assumed_epsilon: float | str | None = None
     ramp_epochs: int = 0
     epochs: int = 30
     batch_size: int = 128
@@ -62,8 +63,11 @@ class RunConfig:
         _one_of("norm", self.norm, ("auto", *NORMS))
         for name in ("epsilon", "assumed_epsilon"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value < 1):
+            is_left_out = name == "assumed_epsilon" and value in (None, "auto")
+            if not is_left_out and not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name}={value!r} must be a number in [0, 1), such as 0.3.")
+        if self.assumed_epsilon == "auto" and self.ramp_epochs == 0:
+            raise ValueError('assumed_epsilon="auto" needs a warm-up, such as ramp_epochs=6.')
         if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
             raise ValueError(
                 f"learning_rate={self.learning_rate!r} must be a positive number, such as 0.001."
@@ -91,8 +95,13 @@ class RunConfig:
 
     @property
     def told_epsilon(self):
-        """The fraction that the method is told: `assumed_epsilon`, or else the true one."""
+        """What the method is told, a fraction or "auto": `assumed_epsilon`, or else the true epsilon."""
         return self.epsilon if self.assumed_epsilon is None else self.assumed_epsilon
+
+    @property
+    def told_error(self):
+        """By how much that is more than the true epsilon; None for "auto"."""
+        return None if self.told_epsilon == "auto" else round(self.told_epsilon - self.epsilon, 6)
 
     def check_task(self, task):
         """Refuses a method or corruption that the data set's task has no meaning for.

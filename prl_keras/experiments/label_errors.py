@@ -30,13 +30,14 @@ class Case:
 
     Attributes:
         method: A name in `prl_keras.METHODS`.
-        told_more: Is added to the true epsilon, which the method is told; it may be wrong by that.
+        told_more: Is added to the true epsilon, which the method is told; it may be wrong by that. None tells
+            it nothing (`prl_keras.EstimatedEpsilon`).
         folds: 1 trains on all the data and ranks them; k trains k times, each on the other k - 1 parts, and
             ranks the part left out.
     """
 
     method: str
-    told_more: float = 0.0
+    told_more: float | None = 0.0
     folds: int = 1
 
     @property
@@ -53,6 +54,7 @@ CASES = types.MappingProxyType(
         "co_prl_l": Case("co_prl_l"),
         "co_prl_l_told_more": Case("co_prl_l", 0.1),
         "prl_l_5_folds": Case("prl_l", folds=5),
+        "co_prl_l_auto": Case("co_prl_l", None),
         "standard": Case("standard"),
         "standard_2_folds": Case("standard", folds=2),
         "standard_5_folds": Case("standard", folds=5),
@@ -102,9 +104,10 @@ def _config(case, dataset, corruption, epsilon, seed, data_options):
             name: getattr(protocol, name) for name in ("epochs", "batch_size", "learning_rate", "network")
         }
         settings["ramp_epochs"] = protocol.ramp_epochs(corruption)
+    told = "auto" if case.told_more is None else round(epsilon + case.told_more, 6)
     config = RunConfig(
         dataset, case.method, corruption if epsilon else "none", epsilon,
-        assumed_epsilon=round(epsilon + case.told_more, 6), seed=seed, noise_seed=seed, **settings,
+        assumed_epsilon=told, seed=seed, noise_seed=seed, **settings,
     )  # fmt: skip
     return config, data
 
@@ -121,9 +124,13 @@ def _in_sample(case, config, data):
     if record is not None:
         dropped = record.dropped.mean(axis=1)
         late = -max(1, round(len(dropped) / 3))
+        if found.probabilities is not None:
+            likely = record.given_probabilities.astype("float32")
+            scores["recorded probabilities, all epochs"] = 1 - likely.mean(axis=0)
         scores |= {
             "audit": prl.audit(model, given, record)["score"].to_numpy(),
-            "recorded scores, all epochs": np.nanmean(record.scores, axis=0),
+            "recorded scores, last third": record.scores[late:].mean(axis=0),
+            "recorded scores, all epochs": record.scores.mean(axis=0),
             "times dropped": dropped.mean(axis=0),
             "times dropped, last third": dropped[late:].mean(axis=0),
         }

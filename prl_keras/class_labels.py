@@ -1,0 +1,62 @@
+"""One class label for each example: which losses have them, what is given, what is predicted."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras import loss_kinds
+
+
+def count_classes(shape, loss):
+    """How many classes predictions of a shape `(batch, outputs)` tell apart under a loss; None if it is none
+    for one class label per example."""
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        return None
+    if loss_kinds.is_binary(loss):
+        return 2 if shape[1] == 1 else None
+    return shape[1] if loss_kinds.is_sparse(loss) or loss_kinds.is_one_hot(loss) else None
+
+
+def class_labels(y, y_pred, loss):
+    """The given class of each example, int32 `[batch]`, or None as in `count_classes`.
+
+    Args:
+        y: Class numbers `[batch]` or `[batch, 1]`, one-hot labels, or labels 0 and 1.
+        y_pred: Predictions `[batch, ...]`.
+        loss: A `keras.losses.Loss` or a function.
+    """
+    if count_classes(tuple(y_pred.shape), loss) is None:
+        return None
+    if loss_kinds.is_one_hot(loss):
+        return tf.argmax(y, axis=-1, output_type=tf.int32)
+    labels = tf.reshape(y, [-1])
+    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if loss_kinds.is_binary(loss) else labels, tf.int32)
+
+
+def class_probabilities(y_pred, loss):
+    """float32 `[batch, classes]` that a model of class labels predicts, of a single output for its two sides.
+
+    Args:
+        y_pred: Logits or probabilities, float32 `[batch, classes]` or `[batch, 1]`.
+        loss: Of class labels; tells which they are.
+    """
+    is_binary = loss_kinds.is_binary(loss)
+    if not loss_kinds.expects_probabilities(loss):
+        y_pred = tf.sigmoid(y_pred) if is_binary else tf.nn.softmax(y_pred)
+    return tf.concat([1 - y_pred, y_pred], axis=1) if is_binary else y_pred
+
+
+def given_probabilities(labels, network_passes):
+    """float32 `[batch]` for each network, NaN for a label that is no class; none where there are no classes.
+
+    Args:
+        labels: As of `class_labels`.
+        network_passes: As of `passes.start`.
+    """
+    loss, y_pred = network_passes[0].loss, network_passes[0].y_pred
+    if keras.tree.is_nested(y_pred) or count_classes(tuple(y_pred.shape), loss) is None:
+        return []
+    found = [class_probabilities(tf.cast(p.y_pred, tf.float32), loss) for p in network_passes]
+    is_class = tf.logical_and(labels >= 0, labels < found[0].shape[1])
+    picked = [tf.gather(p, tf.where(is_class, labels, 0), axis=1, batch_dims=1) for p in found]
+    return [tf.where(is_class, column, np.nan) for column in picked]

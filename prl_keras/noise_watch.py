@@ -1,0 +1,154 @@
+"""What the training step itself sees of wrong labels: an estimate of epsilon after each epoch of `fit`."""
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras import class_labels, loss_kinds, noise_intervals, scores
+from prl_keras.estimated_epsilon import EstimatedEpsilon
+from prl_keras.rules import Trim
+
+_CONFIDENCE = 0.9
+_MARGIN = 0.02  # an epsilon that is too small by less than this is no news
+_WASTE = 0.15  # nor is one that is too large by less than this: too much is cheap
+_PATIENCE = 3  # epochs in a row that must say the same
+_FACTOR = 4.0  # of networks that still learn: they admit less of their errors than trained ones
+_BINS, _WIDTH = 256, 0.25  # of the logarithms of losses, around 0
+_END = 10**9  # a step after every ramp
+
+
+class NoiseWatch(keras.callbacks.Callback):
+    """Estimates epsilon after each epoch from the predictions that the training steps made anyway.
+
+    As `prl_keras.estimate_epsilon`, but in training mode, while the networks change, and with an interval
+    that is wider for it: the error rate may be four times, or a fourth, of what they admit. It warns, once
+    for a model, where `Trim` was told an epsilon that the interval contradicts for three epochs, and sets
+    that of an `EstimatedEpsilon`. Of what is neither one class label for each example nor a regression there
+    is no estimate.
+
+    Args:
+        model: The `WeightedModel` to watch; made in the scope of its strategy.
+
+    Attributes:
+        estimate: The `EpsilonEstimate` of the last epoch (90% interval), or None.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.estimate = None
+        self._contradictions = 0
+        self._has_warned = False
+        self._is_of_classes = None
+        with model.distribute_strategy.scope():
+            self._counts = tf.Variable(
+                tf.zeros([1 + _BINS]),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+
+    def update(self, y, labels, network_passes, is_bad, is_ranked):
+        """Counts a batch; part of the training step.
+
+        Args:
+            y: The targets, finite.
+            labels: The given classes, int `[batch]`; not looked at for targets.
+            network_passes: As of `passes.start`, one for each network.
+            is_bad: bool `[batch]`, what is not finite; counts as wrong.
+            is_ranked: bool `[batch]`, False for padding.
+        """
+        loss, outputs = network_passes[0].loss, [p.y_pred for p in network_passes]
+        if keras.tree.is_nested(outputs[0]):
+            return
+        is_good = tf.cast(tf.logical_and(is_ranked, ~is_bad), tf.float32)
+        bad = tf.reduce_sum(tf.cast(tf.logical_and(is_ranked, is_bad), tf.float32))
+        if class_labels.count_classes(tuple(outputs[0].shape), loss) is not None:
+            self._is_of_classes = True
+            is_class = tf.logical_and(
+                labels >= 0, labels < max(2, outputs[0].shape[1])
+            )  # not of ignore_class
+            is_good *= tf.cast(is_class, tf.float32)
+            columns = _class_columns(
+                labels,
+                [class_labels.class_probabilities(tf.cast(y_pred, tf.float32), loss) for y_pred in outputs],
+            )
+            counts = tf.linalg.matvec(tf.stack(columns), is_good)  # float32: exact to 16 million examples
+        elif loss_kinds.is_regression(loss):
+            self._is_of_classes = False
+            losses = [scores.per_example_loss(y, y_pred, loss) for y_pred in outputs]
+            losses = tf.cast(tf.add_n(losses) / len(losses), tf.float32)
+            bins = tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny)) / _WIDTH + _BINS / 2
+            bins = tf.clip_by_value(tf.cast(tf.floor(bins), tf.int32), 0, _BINS - 1)
+            counts = tf.math.unsorted_segment_sum(is_good, bins, _BINS)
+        else:
+            return
+        counts = tf.concat([[bad], counts], axis=0)
+        self._counts.assign_add(tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]]))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._counts.assign(tf.zeros_like(self._counts))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.estimate = self._estimate()
+        if self.estimate is None or not isinstance(self.model.rule, Trim):
+            return
+        epsilon, step = self.model.rule.epsilon, _number(self.model.optimizer.iterations)
+        if isinstance(epsilon, EstimatedEpsilon):
+            epsilon.update(self.estimate.high)
+        elif not self._has_warned:
+            self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))
+
+    def _compare(self, told, is_settled):
+        is_less, is_more = told < self.estimate.low - _MARGIN, told > self.estimate.high + _WASTE
+        self._contradictions = self._contradictions + 1 if is_settled and (is_less or is_more) else 0
+        if self._contradictions == _PATIENCE:
+            self._has_warned = True
+            _, low, high = self.estimate
+            better = min(np.ceil(20 * high) / 20, 0.5)
+            warnings.warn(
+                f"epsilon={told:.4g} drops {'less' if is_less else 'more'} than seems to be wrong: by what "
+                f"training predicted in the last {_PATIENCE} epochs, between {low:.0%} and {high:.0%} of the "
+                f"{'labels' if self._is_of_classes else 'targets'}"
+                f"{' (unless the networks have yet to learn their classes)' if is_less else ''}. Too much is "
+                f"cheap, too little is not: try epsilon={better:.2g}, or epsilon='auto' of prl_keras.build; "
+                "prl_keras.audit shows which.",
+                stacklevel=2,
+            )
+
+    def _estimate(self):
+        """`EpsilonEstimate` of the epoch so far, or None if nothing was counted."""
+        bad, *counts = tf.convert_to_tensor(self._counts).numpy().astype(float)
+        n = counts[0] if self._is_of_classes else sum(counts)
+        if self._is_of_classes is None or not n:
+            return None
+        if self._is_of_classes:
+            _, differ, unsure, disagree = np.array(counts[:4]) / n
+            is_pair = len(self.model.networks) == 2
+            errors = noise_intervals.admitted_errors(unsure, disagree if is_pair else None, _FACTOR)
+            if not is_pair:
+                errors = errors._replace(few=0.0)  # a network that still learns is less sure than right
+            of_good = noise_intervals.of_classes(differ, errors, n, _CONFIDENCE)
+        else:
+            middles = (np.arange(_BINS) + 0.5 - _BINS / 2) * _WIDTH
+            of_good = noise_intervals.of_targets(np.exp(middles), np.array(counts), _CONFIDENCE)
+        return noise_intervals.with_bad(of_good, bad / (bad + n))
+
+
+def _class_columns(labels, probabilities):
+    """float32 `[batch]` each: 1, whether predicted is not given, how unsure, whether two networks differ."""
+    mean = tf.add_n(probabilities) / len(probabilities)
+    first, last = (tf.argmax(p, axis=1) for p in (probabilities[0], probabilities[-1]))
+    differ = tf.argmax(mean, axis=1, output_type=labels.dtype) != labels
+    columns = [tf.ones_like(mean[:, 0]), differ, 1 - tf.reduce_max(mean, axis=1), first != last]
+    return [tf.cast(column, tf.float32) for column in columns]
+
+
+def _value(epsilon, step):
+    """A fraction at a step, as a float, from the fraction or its schedule."""
+    return epsilon if isinstance(epsilon, float) else _number(epsilon(step))
+
+
+def _number(value):
+    return keras.ops.convert_to_numpy(value).item()
