@@ -51,7 +51,8 @@ def write_report(directory, path):
         of_dataset = [result for result in results if result["dataset"] == dataset]
         noisy = [result for result in of_dataset if result["epsilon"]]
         sections += [_ranking_table(dataset, noisy, quality) for quality in _QUALITIES if noisy]
-        sections += [_epsilon_table(dataset, [result for result in of_dataset if "estimate" in result])]
+        estimated = [result for result in of_dataset if "estimate" in result]
+        sections += [_epsilon_summary(dataset, estimated), _epsilon_table(dataset, estimated)]
     with files.replacing(path) as temporary:
         temporary.write_text("\n\n".join(section for section in sections if section) + "\n")
 
@@ -84,6 +85,30 @@ def _ranking_table(dataset, results, quality):
     )
 
 
+def _epsilon_summary(dataset, results):
+    if not results:
+        return ""
+    lines = []
+    for case in dict.fromkeys(result["case"] for result in results):
+        of_case = [result for result in results if result["case"] == case]
+        cells = [case, str(len(of_case))]
+        for kind in ("estimate", "trusted"):
+            errors = [abs(result[kind]["estimate"] - result["achieved_epsilon"]) for result in of_case]
+            widths = [result[kind]["high"] - result[kind]["low"] for result in of_case]
+            held = sum(_is_held(result, kind) for result in of_case)
+            cells += [number(max(errors), 3), f"{held}", number(sum(widths) / len(widths), 3)]
+        lines.append(cells)
+    header = [
+        "case", "runs", "largest error", "90% interval holds the truth", "mean width",
+        "with 100 trusted labels: largest error", "holds", "mean width",
+    ]  # fmt: skip
+    return f"### Epsilon, in short: {dataset}\n\n" + markdown_table(header, lines)
+
+
+def _is_held(result, kind):
+    return result[kind]["low"] <= result["achieved_epsilon"] <= result[kind]["high"]
+
+
 def _epsilon_table(dataset, results):
     if not results:
         return ""
@@ -93,7 +118,7 @@ def _epsilon_table(dataset, results):
         cells = [result["case"], str(result["seed"]), number(truth, 3)]
         for kind in ("estimate", "trusted"):
             found = result[kind]
-            is_held = found["low"] <= truth <= found["high"]
+            is_held = _is_held(result, kind)
             cells += [
                 number(found["estimate"], 3),
                 f"{number(found['low'], 3)} to {number(found['high'], 3)}{'' if is_held else ' (missed)'}",
