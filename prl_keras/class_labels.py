@@ -46,17 +46,25 @@ def class_probabilities(y_pred, loss):
     return tf.concat([1 - y_pred, y_pred], axis=1) if is_binary else y_pred
 
 
-def given_probabilities(labels, network_passes):
-    """float32 `[batch]` for each network, NaN for a label that is no class; none where there are no classes.
+def probabilities_of_passes(network_passes):
+    """float32 `[batch, classes]` for each network; none where there is not one class label for each example.
 
     Args:
-        labels: As of `class_labels`.
         network_passes: As of `passes.start`.
     """
     loss, y_pred = network_passes[0].loss, network_passes[0].y_pred
     if keras.tree.is_nested(y_pred) or count_classes(tuple(y_pred.shape), loss) is None:
         return []
-    found = [class_probabilities(tf.cast(p.y_pred, tf.float32), loss) for p in network_passes]
-    is_class = tf.logical_and(labels >= 0, labels < found[0].shape[1])
-    picked = [tf.gather(p, tf.where(is_class, labels, 0), axis=1, batch_dims=1) for p in found]
-    return [tf.where(is_class, column, np.nan) for column in picked]
+    return [class_probabilities(tf.cast(p.y_pred, tf.float32), loss) for p in network_passes]
+
+
+def is_class(labels, probabilities):
+    """bool `[batch]`: whether a label is the number of a class (`ignore_class` is none)."""
+    return tf.logical_and(labels >= 0, labels < probabilities.shape[1])
+
+
+def of_given(labels, probabilities):
+    """float32 `[batch]`: the probability of the given class; NaN for a label that is no class."""
+    is_one = is_class(labels, probabilities)
+    picked = tf.gather(probabilities, tf.where(is_one, labels, 0), axis=1, batch_dims=1)
+    return tf.where(is_one, picked, np.nan)

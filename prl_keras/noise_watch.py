@@ -49,33 +49,26 @@ class NoiseWatch(keras.callbacks.Callback):
                 aggregation=tf.VariableAggregation.SUM,
             )
 
-    def update(self, y, labels, network_passes, is_bad, is_ranked):
+    def update(self, y, labels, network_passes, probabilities, is_bad, is_ranked):
         """Counts a batch; part of the training step.
 
         Args:
             y: The targets, finite.
             labels: The given classes, int `[batch]`; not looked at for targets.
             network_passes: As of `passes.start`, one for each network.
+            probabilities: As of `class_labels.probabilities_of_passes`.
             is_bad: bool `[batch]`, what is not finite; counts as wrong.
             is_ranked: bool `[batch]`, False for padding.
         """
         loss, outputs = network_passes[0].loss, [p.y_pred for p in network_passes]
-        if keras.tree.is_nested(outputs[0]):
-            return
         is_good = tf.cast(tf.logical_and(is_ranked, ~is_bad), tf.float32)
         bad = tf.reduce_sum(tf.cast(tf.logical_and(is_ranked, is_bad), tf.float32))
-        if class_labels.count_classes(tuple(outputs[0].shape), loss) is not None:
+        if probabilities:
             self._is_of_classes = True
-            is_class = tf.logical_and(
-                labels >= 0, labels < max(2, outputs[0].shape[1])
-            )  # not of ignore_class
-            is_good *= tf.cast(is_class, tf.float32)
-            columns = _class_columns(
-                labels,
-                [class_labels.class_probabilities(tf.cast(y_pred, tf.float32), loss) for y_pred in outputs],
-            )
+            is_good *= tf.cast(class_labels.is_class(labels, probabilities[0]), tf.float32)
+            columns = _class_columns(labels, probabilities)
             counts = tf.linalg.matvec(tf.stack(columns), is_good)  # float32: exact to 16 million examples
-        elif loss_kinds.is_regression(loss):
+        elif not keras.tree.is_nested(outputs[0]) and loss_kinds.is_regression(loss):
             self._is_of_classes = False
             losses = [scores.per_example_loss(y, y_pred, loss) for y_pred in outputs]
             losses = tf.cast(tf.add_n(losses) / len(losses), tf.float32)

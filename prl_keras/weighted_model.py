@@ -120,13 +120,15 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
             losses_all = [network_pass.loss_with(good) for network_pass in started]
         labels = self._labels(given[1], started)
         weights, share, is_any_good = self._select(started, sample_weight, is_bad, labels)
+        is_ranked = is_ranked_by(is_bad, sample_weight)
+        is_seen = self._watch is not None or self._record is not None
+        probabilities = class_labels.probabilities_of_passes(started) if is_seen else []
         if self._watch is not None:
-            self._watch.update(y, labels, started, is_bad, is_ranked_by(is_bad, sample_weight))
+            self._watch.update(y, labels, started, probabilities, is_bad, is_ranked)
         if self._record is not None:
             scored = [] if self.score is None else [tf.where(is_bad, np.nan, p.scores) for p in started]
-            likely = class_labels.given_probabilities(labels, started)
-            likely = [tf.where(is_bad, np.nan, column) for column in likely]
-            self._record.update(*given, scored, weights, is_ranked_by(is_bad, sample_weight), likely)
+            likely = [tf.where(is_bad, np.nan, class_labels.of_given(labels, p)) for p in probabilities]
+            self._record.update(*given, scored, weights, is_ranked, likely)
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
         self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
         losses, gradients, trained = [], [], []
@@ -140,7 +142,7 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             is_finite = replicas.everywhere(nonfinite.are_finite(gradients))
         is_lost = tf.logical_or(is_bad, tf.logical_not(is_finite))
-        self._metric("nonfinite").update_state(tf.logical_and(is_lost, is_ranked_by(is_lost, sample_weight)))
+        self._metric("nonfinite").update_state(tf.logical_and(is_lost, is_ranked))
         gradients = gradients_for_optimizer(gradients, self.optimizer)
         is_usable = tf.logical_and(is_finite, is_any_good)
         nonfinite.apply_if(is_usable, self.optimizer, gradients, trained)
