@@ -29,21 +29,23 @@ def fingerprints(x, y, positions=None):
     for i, leaf in enumerate(leaf for leaf in keras.tree.flatten((x, y)) if leaf is not None):
         if isinstance(leaf, (tf.SparseTensor, tf.RaggedTensor)):
             raise ValueError("A sparse or ragged tensor has no fingerprint; give a dense one.")
-        values = _as_integers(tf.convert_to_tensor(leaf))
+        values = tf.convert_to_tensor(leaf)
+        values = tf.reshape(values, [tf.shape(values)[0], tf.reduce_prod(tf.shape(values)[1:])])
         if positions is not None:
             values = values[:, :: tf.maximum(1, tf.shape(values)[1] // positions)]
+        values = _as_integers(values)
         factors = _odd_numbers(tf.shape(values)[1], seed=i)
         total += tf.reduce_sum(values * factors, axis=1)
     return total
 
 
 def _as_integers(tensor):
-    """int64 `[batch, numbers]`."""
+    """The same shape in int64."""
     if tensor.dtype == tf.string:
         tensor = tf.strings.to_hash_bucket_fast(tensor, 2**62)
     elif tensor.dtype.is_floating:
         tensor = tf.bitcast(tf.cast(tensor, tf.float32), tf.int32)
-    return tf.reshape(tf.cast(tensor, tf.int64), [tf.shape(tensor)[0], tf.reduce_prod(tf.shape(tensor)[1:])])
+    return tf.cast(tensor, tf.int64)
 
 
 def _odd_numbers(count, seed):

@@ -8,7 +8,8 @@ import numpy as np
 
 _LEARNT = 0.1  # at most this share of the wrong labels was learnt
 _APART = 2.5  # standard deviations between the logarithms of two gamma distributions that tell them apart
-_STEPS = 200  # of expectation maximization
+_STEPS = 200  # of expectation maximization, at most
+_SETTLED = 1e-9  # posteriors that change by less
 
 
 class EpsilonEstimate(typing.NamedTuple):
@@ -108,23 +109,19 @@ def _fit(losses, counts, density, parts):
     n, order = counts.sum(), np.argsort(logs)
     middle = logs[order][np.searchsorted(np.cumsum(counts[order]), n / 2)]
     logs -= middle
-    posteriors = [logs <= 0, logs > 0] if parts == 2 else [np.ones(len(logs))]
+    posteriors = np.stack([logs <= 0, logs > 0]) if parts == 2 else np.ones((1, len(logs)))
     for _ in range(_STEPS if parts == 2 else 1):
-        weights = [counts * posterior for posterior in posteriors]
-        totals = [weight.sum() for weight in weights]
+        before, weights = posteriors, counts * posteriors
+        totals = weights.sum(axis=1)
         if min(totals) < 1:  # less than one example: there is no second part
             return _Fit(0.0, 0.0, 0.0, math.inf, np.zeros(len(logs)))
-        means = [(weight * logs).sum() / total for weight, total in zip(weights, totals)]
-        spreads = [
-            np.sqrt((weight * (logs - mean) ** 2).sum() / total) + 1e-6
-            for weight, mean, total in zip(weights, means, totals)
-        ]
-        joint = [
-            np.log(total / n) + density(logs, weight / total, mean, spread)
-            for weight, total, mean, spread in zip(weights, totals, means, spreads)
-        ]
+        means = weights @ logs / totals
+        spreads = np.sqrt((weights * (logs - means[:, None]) ** 2).sum(axis=1) / totals) + 1e-6
+        joint = np.log(totals / n)[:, None] + density(logs, weights / totals[:, None], means, spreads)
         likelihood = np.logaddexp.reduce(joint)
-        posteriors = [np.exp(part - likelihood) for part in joint]
+        posteriors = np.exp(joint - likelihood)
+        if np.abs(posteriors - before).max() < _SETTLED:
+            break
     criterion = -2 * (counts * likelihood).sum() + (3 * parts - 1) * np.log(n)
     if parts == 1:
         return _Fit(0.0, 0.0, 0.0, criterion, np.zeros(len(logs)))
@@ -134,21 +131,24 @@ def _fit(losses, counts, density, parts):
     return _Fit(float(totals[upper] / n), between, distance, criterion, posteriors[upper])
 
 
-def _normal(logs, weights, mean, spread):
-    """The logarithm of a normal distribution's density of logarithms."""
+def _normal(logs, weights, means, spreads):
+    """The logarithm of a normal distribution's density of logarithms, `[parts, k]`; weights as well."""
     del weights
-    return -np.log(spread * np.sqrt(2 * np.pi)) - ((logs - mean) / spread) ** 2 / 2
+    spreads = spreads[:, None]
+    return -np.log(spreads * np.sqrt(2 * np.pi)) - ((logs - means[:, None]) / spreads) ** 2 / 2
 
 
-def _gamma(logs, weights, mean, spread):
+def _gamma(logs, weights, means, spreads):
     """The same of a gamma distribution of the losses, as squares of normal errors have; its shape by Minka's
     first guess (2002, "Estimating a gamma distribution")."""
-    del spread
-    of_losses = (weights * np.exp(logs)).sum()
-    s = max(np.log(of_losses) - mean, 1e-9)
-    shape = min((3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s), 1e6)
-    scale = of_losses / shape
-    return shape * logs - np.exp(logs) / scale - math.lgamma(shape) - shape * np.log(scale)
+    del spreads
+    losses = np.exp(logs)
+    of_losses = weights @ losses
+    s = np.maximum(np.log(of_losses) - means, 1e-9)
+    shapes = np.minimum((3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s), 1e6)
+    scales = of_losses / shapes
+    constants = [math.lgamma(shape) + shape * math.log(scale) for shape, scale in zip(shapes, scales)]
+    return shapes[:, None] * logs - losses / scales[:, None] - np.array(constants)[:, None]
 
 
 def normal_deviations(confidence):

@@ -61,24 +61,24 @@ class NoiseWatch(keras.callbacks.Callback):
             is_ranked: bool `[batch]`, False for padding.
         """
         loss, outputs = network_passes[0].loss, [p.y_pred for p in network_passes]
-        is_good = tf.cast(tf.logical_and(is_ranked, ~is_bad), tf.float32)
-        bad = tf.reduce_sum(tf.cast(tf.logical_and(is_ranked, is_bad), tf.float32))
+        ranked = tf.cast(is_ranked, tf.float32)
         if probabilities:
             self._is_of_classes = True
-            is_good *= tf.cast(class_labels.is_class(labels, probabilities[0]), tf.float32)
-            columns = _class_columns(labels, probabilities)
-            counts = tf.linalg.matvec(tf.stack(columns), is_good)  # float32: exact to 16 million examples
+            is_counted = ~is_bad & class_labels.is_class(labels, probabilities[0])  # none of ignore_class
+            columns = tf.where(is_counted, tf.stack(_class_columns(labels, probabilities)), 0.0)
+            columns = tf.concat([[tf.cast(is_bad, tf.float32)], columns], axis=0)
+            counts = tf.linalg.matvec(columns, ranked)  # float32: exact to 16 million examples
+            counts = tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]])
         elif not keras.tree.is_nested(outputs[0]) and loss_kinds.is_regression(loss):
             self._is_of_classes = False
             losses = [scores.per_example_loss(y, y_pred, loss) for y_pred in outputs]
             losses = tf.cast(tf.add_n(losses) / len(losses), tf.float32)
             bins = tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny)) / _WIDTH + _BINS / 2
-            bins = tf.clip_by_value(tf.cast(tf.floor(bins), tf.int32), 0, _BINS - 1)
-            counts = tf.math.unsorted_segment_sum(is_good, bins, _BINS)
+            bins = tf.cast(tf.clip_by_value(bins, 0.0, _BINS - 1.0), tf.int32)
+            counts = tf.math.unsorted_segment_sum(ranked, tf.where(is_bad, 0, 1 + bins), 1 + _BINS)
         else:
             return
-        counts = tf.concat([[bad], counts], axis=0)
-        self._counts.assign_add(tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]]))
+        self._counts.assign_add(counts)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counts.assign(tf.zeros_like(self._counts))
@@ -124,8 +124,9 @@ class NoiseWatch(keras.callbacks.Callback):
                 errors = errors._replace(few=0.0)  # a network that still learns is less sure than right
             of_good = noise_intervals.of_classes(differ, errors, n, _CONFIDENCE)
         else:
-            middles = (np.arange(_BINS) + 0.5 - _BINS / 2) * _WIDTH
-            of_good = noise_intervals.of_targets(np.exp(middles), np.array(counts), _CONFIDENCE)
+            middles, counts = (np.arange(_BINS) + 0.5 - _BINS / 2) * _WIDTH, np.array(counts)
+            found = counts > 0
+            of_good = noise_intervals.of_targets(np.exp(middles[found]), counts[found], _CONFIDENCE)
         return noise_intervals.with_bad(of_good, bad / (bad + n))
 
 

@@ -33,18 +33,14 @@ def replace(data, is_bad):
         data: As in `find`.
         is_bad: bool `[batch]`.
     """
-    order = tf.argsort(tf.cast(is_bad, tf.int32), stable=True)  # the good ones first
-    good = tf.reduce_sum(tf.cast(~is_bad, tf.int32))
-    turn = tf.math.cumsum(tf.cast(is_bad, tf.int32), exclusive=True) % tf.maximum(good, 1)
-    rows = tf.where(is_bad, tf.gather(order, turn), tf.range(tf.size(is_bad)))
-
-    def replaced(tensor):
-        if not _is_dense(tensor):
-            return tensor
-        rest = tf.gather(tensor, rows)
-        return tf.where(good > 0, rest, tf.zeros_like(rest)) if _is_checked(tensor) else rest
-
-    return keras.tree.map_structure(replaced, data)
+    tensors = keras.tree.flatten(data)
+    changed = [i for i, tensor in enumerate(tensors) if _is_dense(tensor)]
+    dense = [tf.convert_to_tensor(tensors[i]) for i in changed]
+    # Where all are good, as nearly always, the batch is not even copied.
+    dense = tf.cond(tf.reduce_any(is_bad), lambda: _replaced(dense, is_bad), lambda: dense)
+    for i, tensor in zip(changed, dense):
+        tensors[i] = tensor
+    return keras.tree.pack_sequence_as(data, tensors)
 
 
 def without(weights, is_bad):
@@ -88,6 +84,19 @@ def apply_if(is_usable, optimizer, gradients, weights):
         )
 
     context.merge_call(apply_on_all, args=(is_usable, *gradients))
+
+
+def _replaced(tensors, is_bad):
+    order = tf.argsort(tf.cast(is_bad, tf.int32), stable=True)  # the good ones first
+    good = tf.reduce_sum(tf.cast(~is_bad, tf.int32))
+    turn = tf.math.cumsum(tf.cast(is_bad, tf.int32), exclusive=True) % tf.maximum(good, 1)
+    rows = tf.where(is_bad, tf.gather(order, turn), tf.range(tf.size(is_bad)))
+    replaced = []
+    for tensor in tensors:
+        rest = tf.gather(tensor, rows)
+        rest = tf.where(good > 0, rest, tf.zeros_like(rest)) if _is_checked(tensor) else rest
+        replaced.append(tf.ensure_shape(rest, tensor.shape))
+    return replaced
 
 
 def _rows(tensor):
