@@ -6,7 +6,7 @@ import itertools
 
 from prl_keras import METHODS, KeepLowest, Trim
 
-SUITES = ("step", "methods", "batch", "width", "mlp")
+SUITES = ("step", "methods", "batch", "width", "mlp", "record")
 PEERS = ("torch", "opacus", "opacus_ghost", "authors")
 EPSILONS = (0.1, 0.3, 0.45, 0.7)
 BATCH_SIZES = (64, 128, 256, 512)
@@ -106,6 +106,7 @@ def suite_cases(suite, peers=False, authors=False):
             batch    the 9-layer CNN over the batch size
             width    a fully connected network over its width
             mlp      the fully connected network for landmarks, through `fit`
+            record   a small convolutional network with and without a `SelectionRecord`, through `fit`
         peers: Whether "step" has the same work in PyTorch and Opacus.
         authors: Whether it has the paper's authors' PRL(L).
 
@@ -201,4 +202,20 @@ def _mlp():
     ]
 
 
-_SUITES = {"step": _step, "methods": _methods, "batch": _batch, "width": _width, "mlp": _mlp}
+def _record():
+    setting = functools.partial(Case, network="small_cnn", norm="group", through_fit=True)
+    return [
+        setting(name, 0.4, is_recorded=is_recorded)
+        for name in ("prl_l", "co_prl_l")
+        for is_recorded in (False, True)
+    ]
+
+
+_SUITES = {
+    "step": _step,
+    "methods": _methods,
+    "batch": _batch,
+    "width": _width,
+    "mlp": _mlp,
+    "record": _record,
+}
