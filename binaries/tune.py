@@ -46,6 +46,9 @@ flags.DEFINE_integer("max_trials", None, "At most; 15 for random and bayesian, e
 flags.DEFINE_integer(
     "executions_per_trial", 1, "Trainings of a trial, of which the mean counts.", lower_bound=1
 )
+flags.DEFINE_integer(
+    "final_trainings", 3, "Networks of the chosen trial, on all the data; the best is kept.", lower_bound=1
+)
 flags.DEFINE_float("validation_split", 0.2, "Held out of the training data, in (0, 0.5].")
 flags.DEFINE_string("output_dir", None, "Folder of the search; by default runs/tune-DATASET-....")
 flags.DEFINE_bool("overwrite", False, "Replace the search in output_dir.")

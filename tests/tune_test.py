@@ -5,10 +5,11 @@ import shlex
 import subprocess
 import sys
 
+import keras
 import pandas as pd
 import pytest
 
-from prl_keras.experiments import files
+from prl_keras.experiments import datasets, files
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.tune import train_command, tune
 
@@ -27,8 +28,8 @@ def searched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("searched")
     done = run(
         "binaries.tune", *(f"--{name}={value}" for name, value in SMALL.items()), "--objective=val_r2_score",
-        "--max_trials=3", "--method=prl_l,standard", "--assumed_epsilon=0.1:0.4", "--batch_size=16:64",
-        "--learning_rate=0.001:0.01", "--ramp_epochs=0,1", f"--output_dir={directory}",
+        "--max_trials=3", "--final_trainings=2", "--method=prl_l,standard", "--assumed_epsilon=0.1:0.4",
+        "--batch_size=16:64", "--learning_rate=0.001:0.01", "--ramp_epochs=0,1", f"--output_dir={directory}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return directory, done.stdout
@@ -36,13 +37,29 @@ def searched(tmp_path_factory):
 
 def test_the_table_the_pictures_and_the_command(searched):
     directory, printed = searched
-    table = pd.read_csv(directory / "trials.csv")
+    table = pd.read_csv(directory / "trials.csv", float_precision="round_trip")
     assert len(table) == 3 and table["val_r2_score"].is_monotonic_decreasing
     assert table["batch_size"].isin([16, 32, 64]).all() and table["learning_rate"].between(0.001, 0.01).all()
     assert (directory / "trials.md").read_text() in printed
     assert (directory / "epsilon.png").stat().st_size > 5000
     best = files.read_json(directory / "best.json")
     assert best["command"] in printed and best["values"]["val_r2_score"] == table["val_r2_score"][0]
+
+
+def test_the_model_is_the_best_of_the_trainings_on_all_the_data(searched):
+    directory, printed = searched
+    best = files.read_json(directory / "best.json")
+    kept = best["model"]
+    folder = directory / f"trial_{best['values']['trial']}" / "on_all_data"
+    records = [files.read_json(folder / f"training_{index}.json") for index in range(2)]
+    assert len(list(folder.glob("training_*.json"))) == 2
+    assert kept == min(records, key=lambda record: record["metrics"]["train_trimmed_loss"])
+    assert kept["epsilon"] == best["values"]["epsilon"] and kept["method"] == best["values"]["method"]
+    trained = keras.models.load_model(directory / "model.keras")
+    data = datasets.load("teacher").subset(SMALL["train_size"], None)
+    logs = trained.evaluate(data.test_x, data.test_y, batch_size=1024, verbose=0, return_dict=True)
+    assert logs["r2_score"] == pytest.approx(kept["metrics"]["test_r2_score"], rel=1e-5)
+    assert f"test_r2_score {kept['metrics']['test_r2_score']:.4g}" in printed
 
 
 def test_the_printed_command_trains_the_best_trial(searched, tmp_path):
@@ -67,6 +84,19 @@ def test_the_command_has_every_choice_of_the_run():
     assert {"method": "spl", "ramp_epochs": "4", "batch_size": "64", "epochs": "12"}.items() <= words.items()
     assert {"epsilon": "0.35", "seed": "3", "noise_seed": "2", "test_size": "100"}.items() <= words.items()
     assert "train_size" not in words
+
+
+def test_the_command_says_where_the_data_are():
+    best = {
+        "method": "spl",
+        "epsilon": 0.4,
+        "ramp_epochs": 0,
+        "learning_rate": 0.001,
+        "batch_size": 8,
+        "epochs": 1,
+    }
+    command = train_command(RunConfig(), best, {"data_dir": "some where", "cache_dir": None})
+    assert "--data_dir='some where'" in command and "cache_dir" not in command
 
 
 def test_a_search_of_which_all_trials_fail_says_so_and_keeps_its_table(tmp_path):

@@ -58,10 +58,14 @@ class Search:
         """(trial, execution) of every training that ended, as printed by who ran it."""
         return re.findall(r"Trial (\d+), execution (\d+): ", self.said())
 
-    def wait_for(self, count):
+    def ended_on_all(self):
+        """Index of every training on all the data that ended."""
+        return re.findall(r"On all the data, training (\d+): ", self.said())
+
+    def wait_for(self, count, ended=ended):
         """Until so many executions have ended and another one has had time to start."""
         until = time.monotonic() + SECONDS
-        while len(self.ended()) < count:
+        while len(ended(self)) < count:
             assert time.monotonic() < until, self.said()
             time.sleep(0.1)
 
@@ -69,6 +73,7 @@ class Search:
         """No trial lost, none run twice."""
         expected = [(str(trial), str(i)) for trial in range(TRIALS) for i in range(EXECUTIONS)]
         assert sorted(self.ended()) == expected, self.said()
+        assert self.ended_on_all() == ["0", "1", "2"], self.said()
         oracle = files.read_json(self.directory / "search" / "oracle.json")
         assert {trial["status"] for trial in oracle["trials"].values()} == {"COMPLETED"}
         assert sorted(oracle["trials"]) == sorted(oracle["end_order"]) == [str(i) for i in range(TRIALS)]
@@ -99,7 +104,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_a_search_killed_twice_ends_as_an_undisturbed_one(searches):
+def test_a_search_killed_three_times_ends_as_an_undisturbed_one(searches):
     undisturbed, killed = searches("undisturbed"), searches("killed")
     undisturbed.start("alone")
     undisturbed.wait()
@@ -108,12 +113,18 @@ def test_a_search_killed_twice_ends_as_an_undisturbed_one(searches):
         killed.wait_for(count)
         killed.kill("alone")
     killed.start("alone")
+    killed.wait_for(2, Search.ended_on_all)
+    killed.kill("alone")
+    killed.start("alone")
     killed.wait()
     for search in (undisturbed, killed):
         search.check()
     pd.testing.assert_frame_equal(killed.table(), undisturbed.table())
     best = [files.read_json(search.directory / "search" / "best.json") for search in (killed, undisturbed)]
-    assert best[0]["command"] == best[1]["command"] in undisturbed.said()
+    for each in best:
+        del each["values"]["seconds"], each["model"]["seconds"]
+    assert best[0] == best[1] and best[0]["command"] in undisturbed.said()
+    assert (killed.directory / "search" / "model.keras").exists()
     assert (killed.directory / "search" / "epsilon.png").stat().st_size > 5000
 
 
@@ -132,3 +143,10 @@ def test_a_chief_and_two_workers_of_which_each_is_killed(searches):
     search.check()
     assert all("Trial" in (search.directory / f"worker{i}.log").read_text() for i in (0, 1))
     assert (search.directory / "search" / "trials.md").exists()
+    model = search.directory / "search" / "model.keras"
+    assert model.exists()
+    model.unlink()  # as if the chief had been killed in the final trainings, when the workers have gone
+    search.start("chief")
+    search.wait()
+    search.check()
+    assert model.exists()

@@ -5,38 +5,18 @@ import keras_tuner
 import numpy as np
 import pandas as pd
 import pytest
+from small_search import LOSS, examples, hypermodel, make_network, search
 
 import prl_keras as prl
 from prl_keras.experiments import files, tuning_report
 from prl_keras.experiments.hypermodel import RobustHyperModel
 from prl_keras.experiments.tuning import make_tuner
-from prl_keras.experiments.tuning_objectives import class_labels, trimmed_loss, validation_metrics
-
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def make_network():
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-
-
-def hypermodel(**space):
-    return RobustHyperModel(make_network, loss=LOSS, metrics=["accuracy"], **space)
+from prl_keras.experiments.tuning_objectives import class_labels, noisy_metrics, trimmed_loss
 
 
 @pytest.fixture(scope="module")
 def data():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(60, 4)).astype("float32")
-    return x, np.argmax(x[:, :3], axis=1)
-
-
-def search(
-    directory, data, space=None, kind="random", objective="val_trimmed_loss", test_data=None, **options
-):
-    options = {"epochs": 2, "max_trials": 3, **options}
-    tuner = make_tuner(kind, hypermodel(**(space or {})), objective, directory / "search", **options)
-    tuner.search(*data, verbose=0, test_data=test_data)
-    return tuner
+    return examples()
 
 
 TOO_HIGH = 1e39  # a learning rate that is infinite in float32
@@ -130,7 +110,7 @@ class TestObjectives:
         networks = [keras.Sequential([keras.Input((4,)), head(3, "softmax")]) for _ in range(2)]
         pair = iter(networks)
         model = prl.build("co_prl_l", lambda: next(pair), epsilon=0.3, loss=cross_entropy, optimizer="sgd")
-        found = validation_metrics(model, cross_entropy, x, y)
+        found = noisy_metrics(model, cross_entropy, x, y)
 
         missing = 1 - np.mean(
             [network.predict(x, verbose=0)[np.arange(40), y] for network in networks], axis=0
@@ -144,7 +124,7 @@ class TestObjectives:
         x, y = np.ones((6, 4), "float32"), np.array([[3.0], [1.0], [7.0], [2.0], [9.0], [8.0]], "float32")
         network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros")])
         network.compile(loss="mse")
-        found = validation_metrics(network, keras.losses.get("mse"), x, y)
+        found = noisy_metrics(network, keras.losses.get("mse"), x, y)
         assert found["val_trimmed_loss"] == pytest.approx((1 + 4 + 9) / 3)
 
     def test_labels_are_integers_or_one_hot(self):
@@ -191,7 +171,8 @@ class TestSearch:
     def test_the_best_model_is_that_of_the_best_execution(self, searched, data):
         tuner, directory = searched
         table = tuning_report.executions(directory)
-        best = table.loc[table["trial"] == tuner.oracle.get_best_trials()[0].trial_id]
+        trial = tuner.oracle.get_best_trials()[0].trial_id
+        best = table.loc[table["trial"] == trial]
         record = best.loc[best["val_trimmed_loss"].idxmin()]
         logs = tuner.get_best_models()[0].evaluate(*data, verbose=0, return_dict=True)
         assert logs["accuracy"] == pytest.approx(record["test_accuracy"])

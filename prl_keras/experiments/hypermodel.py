@@ -1,5 +1,6 @@
 """`prl_keras.build` as a search space for keras-tuner."""
 
+import copy
 import math
 import numbers
 
@@ -7,7 +8,7 @@ import keras
 import keras_tuner
 
 import prl_keras as prl
-from prl_keras import METHODS
+from prl_keras import METHODS, loss_kinds
 
 
 class RobustHyperModel(keras_tuner.HyperModel):
@@ -70,13 +71,27 @@ class RobustHyperModel(keras_tuner.HyperModel):
         if ramp_epochs != 0 and train_size is None:
             raise ValueError("ramp_epochs needs train_size, the number of examples that are trained on.")
 
+    def of_size(self, train_size):
+        """The same, for another number of training examples, of which the steps of a ramp are counted."""
+        other = copy.copy(self)
+        del other.build  # keras-tuner's wrapper around this one's; its __init__ makes another
+        keras_tuner.HyperModel.__init__(other, self.name, self.tunable)
+        other.train_size = train_size
+        return other
+
+    @property
+    def settings(self):
+        """What else makes a trial what it is, as text: loss, optimizer and options."""
+        optimizer = getattr(self.optimizer, "__name__", type(self.optimizer).__name__)
+        return {"loss": loss_kinds.name_of(self.loss), "optimizer": optimizer, "options": repr(self.options)}
+
     def values(self, hp):
         """The five hyperparameters as a dict; epsilon and ramp_epochs are 0 for methods that do not drop."""
         chosen = {"method": _ask(hp, "method", self.space["method"])}
         for name in ("learning_rate", "batch_size"):
             chosen[name] = _ask(hp, name, self.space[name])
         methods = self.space["method"] if isinstance(self.space["method"], list) else [self.space["method"]]
-        dropping = [name for name in methods if drops_a_fraction(name)]
+        dropping = [name for name in methods if METHODS[name].drops_a_fraction]
         chosen |= {"epsilon": 0.0, "ramp_epochs": 0}
         if dropping == methods:
             chosen |= {name: _ask(hp, name, self.space[name]) for name in ("epsilon", "ramp_epochs")}
@@ -107,12 +122,6 @@ class RobustHyperModel(keras_tuner.HyperModel):
     def fit(self, hp, model, x, y, **options):
         """`model.fit` with the trial's batch size."""
         return model.fit(x, y, batch_size=self.values(hp)["batch_size"], **options)
-
-
-def drops_a_fraction(method):
-    """Whether epsilon means anything to the method of that name."""
-    rule = METHODS[method].rule
-    return rule is not None and isinstance(rule(0.1), prl.Trim)
 
 
 def _checked(name, value, kind, is_good, what):

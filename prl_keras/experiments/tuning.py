@@ -6,7 +6,6 @@ tuner.search(x, noisy_y)  # holds out a fifth, with the labels it has; started a
 model = tuner.get_best_models()[0]
 """
 
-import math
 import numbers
 import pathlib
 import time
@@ -15,12 +14,11 @@ import keras
 import keras_tuner
 import numpy as np
 
-from prl_keras.experiments import files, tuning_checks, tuning_objectives, tuning_oracles
+from prl_keras.experiments import files, tuning_checks, tuning_folder, tuning_objectives, tuning_oracles
 from prl_keras.experiments.batches import check_integer
 from prl_keras.experiments.training import start_as
+from prl_keras.experiments.tuning_execution import FAILED, execute, keep_if_best
 
-_FAILED = "failure"
-_SETTINGS = "search.json"
 _IDLE_SECONDS = 1
 _HELD_OUT = 1  # the stream of random numbers that parts the data
 
@@ -32,6 +30,7 @@ class RobustTuner(keras_tuner.Tuner):
 
         * Each execution of a trial is a file, `trial_*/execution_*.json`, written when it has ended. A search
           that was killed and is started again takes up what was running and repeats no execution that ended.
+          So does one that a full disk has ended.
         * An execution whose objective is not finite, or that raises, makes its trial a failed one, with
           the message in its file; the search goes on. (To hyperband a failed trial is one that was not
           promoted; if too many of a round fail, none goes further.)
@@ -66,8 +65,22 @@ class RobustTuner(keras_tuner.Tuner):
 
         Raises:
             ValueError: before the first trial, if the data do not fit together or are not those of the search
-                in the folder, or if the objective is not among what the model reports.
+                in the folder, or if the objective is not among what the model reports. A search that was to
+                be overwritten is there again.
+            OSError: if a file cannot be written.
         """
+        with tuning_folder.kept_if_in_vain(self.project_dir):
+            data = self._checked(x, y, validation_data, validation_split, test_data)
+        tuning_folder.forget(self.project_dir)
+        if tuning_oracles.is_over(self.oracle):
+            return  # no worker would come and say so
+        try:
+            super().search(verbose=verbose, callbacks=list(callbacks), **data)
+        except keras_tuner.errors.FatalRuntimeError as error:
+            raise error.__cause__ or error from None
+
+    def _checked(self, x, y, validation_data, validation_split, test_data):
+        """The data as arguments of `run_trial`, once they and the settings are seen to fit."""
         if not isinstance(validation_split, numbers.Real) or not 0 < validation_split <= 0.5:
             raise ValueError(f"validation_split={validation_split!r} must be a number in (0, 0.5].")
         x, y = tuning_checks.check_pair("x and y", (x, y))
@@ -82,23 +95,28 @@ class RobustTuner(keras_tuner.Tuner):
         self._check_objective(model, *self._parts(0, *list(data.values())[:4])[1])
         settings = {**self.settings, "data": tuning_checks.fingerprint(data), "weights": model.count_params()}
         settings |= {"shape": list(x.shape[1:]), "dtype": x.dtype.name}
-        tuning_checks.check_settings(pathlib.Path(self.project_dir) / _SETTINGS, settings)
-        files.write_json(pathlib.Path(self.project_dir) / _SETTINGS, settings)
+        settings |= {"test_data": test_data and tuning_checks.checksum(*data["test_data"])}
+        path = pathlib.Path(self.project_dir) / tuning_folder.SETTINGS
+        tuning_checks.check_settings(path, settings)
+        files.write_json(path, settings)
         self.save()  # else keras-tuner would not know after a kill in the first trial that there is a search
-        super().search(verbose=verbose, callbacks=list(callbacks), **data)
+        return data
 
     def run_trial(self, trial, *, verbose, **data):
         records = []
         for index in range(self.executions_per_trial):
             path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / f"execution_{index}.json"
             if not path.exists():  # else it has ended before the search was killed
-                record = self._execution(trial, index, **data)
-                files.write_json(path, record)
+                try:
+                    record = self._execution(trial, index, **data)
+                    files.write_json(path, record)
+                except (OSError, ValueError) as error:  # to keras-tuner any other error is a failed trial
+                    raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
                 if verbose:
                     print(self._in_words(record), flush=True)
             records.append(files.read_json(path))
-            if _FAILED in records[-1]:
-                raise keras_tuner.errors.FailedTrialError(records[-1][_FAILED])
+            if FAILED in records[-1]:
+                raise keras_tuner.errors.FailedTrialError(records[-1][FAILED])
         # What is not finite (and not the objective) is null in the file.
         return [{k: v for k, v in record["metrics"].items() if v is not None} for record in records]
 
@@ -108,9 +126,10 @@ class RobustTuner(keras_tuner.Tuner):
         return [self.load_model(trial) for trial in trials if trial.status == "COMPLETED"]
 
     def load_model(self, trial):
-        settings = files.read_json(pathlib.Path(self.project_dir) / _SETTINGS)
+        settings = files.read_json(pathlib.Path(self.project_dir) / tuning_folder.SETTINGS)
         model = self._try_build(trial.hyperparameters)
         model(np.zeros([1, *settings["shape"]], settings["dtype"]))  # builds what builds itself when called
+        model.optimizer.build(model.trainable_variables)
         model.load_weights(self._get_checkpoint_fname(trial.trial_id))
         return model
 
@@ -134,30 +153,26 @@ class RobustTuner(keras_tuner.Tuner):
 
     def _execution(self, trial, index, x, y, validation_data, validation_split, test_data, callbacks):
         """What the file of an execution holds, after its training."""
-        start = time.monotonic()
         epochs = trial.hyperparameters.values.get("tuner/epochs", self.epochs)  # hyperband's
-        record = {"trial": trial.trial_id, "execution": index, "seed": self.seed + index, "epochs": epochs}
-        try:
-            record |= self.hypermodel.values(trial.hyperparameters)
-            train, validation = self._parts(index, x, y, validation_data, validation_split)
-            keras.utils.set_random_seed(self.seed + index)
-            model = self._fresh_model(trial)
-            callbacks = [*self._deepcopy_callbacks(callbacks), keras.callbacks.TerminateOnNaN()]
-            self.hypermodel.fit(
-                trial.hyperparameters, model, *train, epochs=epochs, verbose=0, callbacks=callbacks
-            )
-            metrics = tuning_objectives.validation_metrics(model, self.hypermodel.loss, *validation)
-            if test_data is not None:
-                logs = model.evaluate(*test_data, batch_size=1024, verbose=0, return_dict=True)
-                metrics |= {f"test_{name}": float(value) for name, value in logs.items()}
-            record |= {"metrics": metrics}
-            self._check_finite(metrics)
-            self._save_if_best(trial, model, metrics)
-        except keras_tuner.errors.FatalError:
-            raise
-        except Exception as error:
-            record |= {_FAILED: f"{type(error).__name__}: {error}"}
-        return {**record, "seconds": time.monotonic() - start}
+        directory = pathlib.Path(self.get_trial_dir(trial.trial_id))
+        train, validation = self._parts(index, x, y, validation_data, validation_split)
+
+        def keep(model, metrics):  # for get_best_models
+            path, others = self._get_checkpoint_fname(trial.trial_id), directory.glob("execution_*.json")
+            keep_if_best(model, path, metrics, self.oracle.objective, others)
+
+        return execute(
+            {"trial": trial.trial_id, "execution": index, "seed": self.seed + index, "epochs": epochs},
+            self.hypermodel,
+            trial.hyperparameters,
+            lambda: self._fresh_model(trial),
+            train,
+            validation,
+            self.oracle.objective.name,
+            test_data=test_data,
+            callbacks=self._deepcopy_callbacks(callbacks),
+            keep=keep,
+        )
 
     def _fresh_model(self, trial):
         """An untrained model; after a trial's first execution that one, traced, with a fresh start."""
@@ -173,7 +188,7 @@ class RobustTuner(keras_tuner.Tuner):
 
     def _in_words(self, record):
         objective = self.oracle.objective.name
-        outcome = record.get(_FAILED) or f"{objective} {record['metrics'][objective]:.5g}"
+        outcome = record.get(FAILED) or f"{objective} {record['metrics'][objective]:.5g}"
         return (
             f"Trial {record['trial']}, execution {record['execution']}: {outcome} [{record['seconds']:.1f} s]"
         )
@@ -190,25 +205,11 @@ class RobustTuner(keras_tuner.Tuner):
         return (x[order[held_out:]], y[order[held_out:]]), (x[order[:held_out]], y[order[:held_out]])
 
     def _check_objective(self, model, x, y):
-        known = tuning_objectives.validation_metrics(model, self.hypermodel.loss, x, y)
+        known = tuning_objectives.noisy_metrics(model, self.hypermodel.loss, x, y)
         if self.oracle.objective.name not in known:
             raise ValueError(
                 f"objective={self.oracle.objective.name!r} is not reported; write one of {', '.join(known)}."
             )
-
-    def _check_finite(self, metrics):
-        name = self.oracle.objective.name
-        if not math.isfinite(metrics[name]):
-            raise keras_tuner.errors.FailedTrialError(f"{name} is {metrics[name]}.")
-
-    def _save_if_best(self, trial, model, metrics):
-        """Keeps the weights of the trial's best execution, for `get_best_models`."""
-        objective = self.oracle.objective
-        others = pathlib.Path(self.get_trial_dir(trial.trial_id)).glob("execution_*.json")
-        others = [files.read_json(path)["metrics"][objective.name] for path in others]
-        if all(objective.better_than(metrics[objective.name], value) for value in others):
-            with files.replacing(self._get_checkpoint_fname(trial.trial_id)) as temporary:
-                model.save_weights(temporary)
 
 
 def make_tuner(
@@ -227,7 +228,8 @@ def make_tuner(
         max_trials: At least 1. None for hyperband and grid: as many as they have.
         executions_per_trial: Trainings of a trial, each with its own seed; the trial's score is their mean.
         seed: Of the search and the trainings, at least 0.
-        overwrite: Remove the search that is there; of several machines the chief alone does.
+        overwrite: Remove the search that is there, its own files alone, once the new one has been seen to fit
+            (`search`); of several machines the chief alone does.
 
     Raises:
         ValueError: for an argument outside of the above, or a search of other arguments in output_dir.
@@ -244,23 +246,21 @@ def make_tuner(
     overwrite = overwrite and not tuning_oracles.is_worker()
     settings = {
         "tuner": kind, "objective": objective.name, "direction": objective.direction, "epochs": epochs,
-        "executions_per_trial": executions_per_trial, "seed": seed,
+        "executions_per_trial": executions_per_trial, "seed": seed, **hypermodel.settings,
         **{name: repr(value) for name, value in hypermodel.space.items()},
     }  # fmt: skip
-    if not overwrite:
-        tuning_checks.check_settings(output_dir / _SETTINGS, settings)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)  # keras-tuner's error would be TensorFlow's
-    except OSError as error:
-        raise OSError(f"{output_dir} cannot be made: {error}. Take another output_dir.") from error
-    tuner = RobustTuner(
-        tuning_oracles.make_oracle(kind, objective, max_trials, epochs, seed),
-        hypermodel,
-        directory=str(output_dir.parent),
-        project_name=output_dir.name,
-        overwrite=overwrite,
-        executions_per_trial=executions_per_trial,
-    )
+    tuning_checks.make_folder(output_dir)
+    if overwrite:
+        tuning_folder.set_aside(output_dir)
+    tuning_checks.check_settings(output_dir / tuning_folder.SETTINGS, settings)
+    with tuning_folder.kept_if_in_vain(output_dir):
+        tuner = RobustTuner(
+            tuning_oracles.make_oracle(kind, objective, max_trials, epochs, seed),
+            hypermodel,
+            directory=str(output_dir.parent),
+            project_name=output_dir.name,
+            executions_per_trial=executions_per_trial,
+        )
     tuner.epochs, tuner.seed, tuner.settings = epochs, seed, settings
     tuner.dtype_policy, tuner._has_asked, tuner._traced = keras.config.dtype_policy(), False, (None, None)
     tuning_oracles.wait_for_chief(tuner)

@@ -32,8 +32,13 @@ def direction_of(metric):
     )
 
 
-def check_settings(path, settings):
-    """Refuses a search in the folder that has other values for the same settings."""
+def check_settings(
+    path,
+    settings,
+    what="search",
+    ways_out="overwrite=True (--overwrite) to replace it, or take another folder",
+):
+    """Refuses what is in a folder if it has other values for the same settings."""
     if not path.exists():
         return
     saved = files.read_json(path)
@@ -44,21 +49,38 @@ def check_settings(path, settings):
     ]
     if different:
         raise ValueError(
-            f"The search in {path.parent} is another: {'; '.join(different)}. Give the same values to go on "
-            "with it, overwrite=True to replace it, or take another folder."
+            f"The {what} in {path.parent} is another: {'; '.join(different)}. Give the same values to go on "
+            f"with it, {ways_out}."
         )
+
+
+def make_folder(path):
+    """Makes a folder, and those above it.
+
+    Raises:
+        OSError: naming it. (keras-tuner's own would be TensorFlow's.)
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be made: {error}. Take another output_dir.") from error
 
 
 def fingerprint(data):
     """A line that tells one search's data from another's."""
     arrays = [data["x"], data["y"], *(data["validation_data"] or ())]
-    checksum = 0
-    for array in arrays:
-        checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
     held_out = (
         f"{data['validation_split']:g} of them" if data["validation_data"] is None else "data of their own"
     )
-    return f"{len(data['x'])} examples, validated on {held_out}, checksum {checksum:08x}"
+    return f"{len(data['x'])} examples, validated on {held_out}, checksum {checksum(*arrays)}"
+
+
+def checksum(*arrays):
+    """Eight hexadecimal digits of the arrays' values."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array), value)
+    return f"{value:08x}"
 
 
 def check_pair(name, pair):

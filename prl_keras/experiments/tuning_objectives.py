@@ -24,7 +24,7 @@ import numpy as np
 
 from prl_keras import loss_kinds, scores
 
-TRIMMED_LOSS = "val_trimmed_loss"
+TRIMMED_LOSS = "trimmed_loss"
 _KEPT = 0.5  # of the examples; fewer than half are wrong
 
 
@@ -48,13 +48,13 @@ def trimmed_loss(losses, labels=None):
     return float(total / kept)
 
 
-def validation_metrics(model, loss, x, y, batch_size=1024):
-    """`{"val_" + name: value}` of a trained model: the metrics of `evaluate`, and the two losses above.
+def noisy_metrics(model, loss, x, y, batch_size=1024, prefix="val_"):
+    """`{prefix + name: value}` of a trained model: the metrics of `evaluate`, and the two losses above.
 
     Args:
         model: Compiled; a pair's losses are the mean over its networks.
         loss: The task's `keras.losses.Loss`, whatever the model was trained on.
-        x, y: Arrays `[n, ...]`, the validation data.
+        x, y: Arrays `[n, ...]`, the validation data; or the training data, with another prefix.
         batch_size: At most so many examples at a time.
     """
     logs = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
@@ -65,9 +65,9 @@ def validation_metrics(model, loss, x, y, batch_size=1024):
     if not loss_kinds.is_regression(loss):
         labels, bounded = class_labels(y), -np.expm1(-losses)
     return {
-        **{f"val_{name}": float(value) for name, value in logs.items()},
-        "val_loss": float(np.mean(losses)),
-        TRIMMED_LOSS: trimmed_loss(np.mean(bounded, axis=0), labels),
+        **{f"{prefix}{name}": float(value) for name, value in logs.items()},
+        f"{prefix}loss": float(np.mean(losses)),
+        f"{prefix}{TRIMMED_LOSS}": trimmed_loss(np.mean(bounded, axis=0), labels),
     }
 
 

@@ -11,8 +11,10 @@ What keras-tuner 1.4.8 lacks for that, each line with the test that needs it in 
 | grid search forgets its order | it is in the file |
 | Bayesian search proposes again what failed, or what has been tried | it does not |
 | three failed trials in a row raise in the chief, whose lock stays shut | they are recorded |
+| a chief that restarts when all is done waits for a worker to ask | it goes on |
 """
 
+import pathlib
 import time
 
 import grpc
@@ -52,6 +54,19 @@ def wait_for_chief(tuner):
         tuner.oracle.stub = _PatientStub(tuner.oracle.stub)
 
 
+def is_over(oracle):
+    """Whether the chief of a search on several machines has told its workers that no trial is left."""
+    if not distribution.is_chief_oracle() or not oracle.has_stopped:
+        return False
+    is_waited_for = oracle.tuner_ids or oracle.ongoing_trials or oracle._retry_queue
+    return not is_waited_for and not (oracle.max_trials and len(oracle.trials) < oracle.max_trials)
+
+
+def is_distributed():
+    """Whether this process is one of several machines'."""
+    return distribution.has_chief_oracle()
+
+
 def is_worker():
     """Whether this process is a worker of a search on several machines (KERASTUNER_TUNER_ID)."""
     return distribution.has_chief_oracle() and not distribution.is_chief_oracle()
@@ -60,9 +75,12 @@ def is_worker():
 class _Lasting:
     """Before an oracle class: the table above."""
 
+    has_stopped = False  # a worker has been told that no trial is left
+
     def get_state(self):
         trials = {name: trial.get_state() for name, trial in self.trials.items()}
-        return {**super().get_state(), "trials": trials, "tuner_ids": sorted(self.tuner_ids)}
+        own = {"trials": trials, "tuner_ids": sorted(self.tuner_ids), "has_stopped": self.has_stopped}
+        return {**super().get_state(), **own}
 
     def set_state(self, state):
         self.trials = {name: Trial.from_state(trial) for name, trial in state["trials"].items()}
@@ -73,6 +91,7 @@ class _Lasting:
         }
         super().set_state({**state, "ongoing_trials": running})
         self.tuner_ids = set(state["tuner_ids"]) - {_TUNER_ALONE}
+        self.has_stopped = state["has_stopped"]
 
     def save(self):
         files.write_json(self._get_oracle_fname(), self.get_state())
@@ -81,6 +100,10 @@ class _Lasting:
         """`save` has all the trials."""
 
     def reload(self):
+        path = pathlib.Path(self._get_oracle_fname())
+        if not path.exists():
+            raise ValueError(f"{path} is missing, in which the search is. Start anew with --overwrite.")
+        files.read_json(path)  # which names it where it is damaged
         super().reload()  # all running trials are in the queue now, for whoever asks first
         if not distribution.is_chief_oracle():
             return
@@ -94,6 +117,7 @@ class _Lasting:
     def create_trial(self, tuner_id):
         trial = super().create_trial(tuner_id)
         if trial.status == TrialStatus.STOPPED:  # this worker need not be waited for any more
+            self.has_stopped = True
             self.save()
         return trial
 
