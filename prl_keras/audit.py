@@ -4,7 +4,7 @@ import numpy as np
 
 from prl_keras.noise_rate import estimate_from
 from prl_keras.predictions import predict_beside
-from prl_keras.rules import check_epsilon
+from prl_keras.rules import check_fraction
 
 _LATE = 1 / 3  # of the recorded epochs; results/audit compares
 _MOST_COLUMNS = 100  # of targets that are shown, each beside its prediction
@@ -27,8 +27,9 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
 
     The last two lines are there with a `record`, the two before them for class labels. The score is
     `1 - given_probability`, or the loss of targets; with a record the mean over the last third of the epochs
-    of `1 - probability of the given class`, or of the recorded scores of targets. What was not seen then has
-    no score, and ranks last; what is not finite has an infinite one. Sample weights are not looked at.
+    of `1 - probability of the given class`, or of the recorded scores of targets. What was not seen then, or
+    has a label that the loss ignores, has no score, and ranks last; what is not finite has an infinite one.
+    Sample weights are not looked at.
 
     cleanlab takes the columns as they are:
 
@@ -53,7 +54,7 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
             of other data.
     """
     if epsilon is not None:
-        check_epsilon(epsilon)
+        check_fraction("epsilon", epsilon)
     if record is not None:
         record.check_same(dataset, batch_size)
     found = predict_beside(model, dataset, batch_size)
@@ -77,7 +78,7 @@ def table_of(found, record, epsilon):
 def _score(found, record):
     """float32 `[n]`: how suspect each example is."""
     score = found.losses if found.probabilities is None else 1 - _of_given(found)
-    score = np.where(found.is_finite, score, np.inf)
+    score = np.where(found.is_finite | ~found.is_labelled, score, np.inf)
     if record is None:
         return score
     recorded = (
@@ -87,14 +88,14 @@ def _score(found, record):
         return score
     late = slice(-max(1, round(_LATE * len(recorded))), None)
     recorded, seen = recorded[late], record.seen[late]
+    seen = seen & found.is_labelled
     total = np.where(seen, np.where(np.isnan(recorded), np.inf, recorded), 0).sum(axis=0)
     return np.where(seen.any(axis=0), total / np.maximum(seen.sum(axis=0), 1), np.nan).astype(np.float32)
 
 
 def _of_given(found):
     """float32 `[n]`, the probability of the given class; NaN where that is none (`ignore_class`)."""
-    classes = found.probabilities.shape[1]
-    is_class = (found.given >= 0) & (found.given < classes)
+    is_class = found.is_labelled
     rows = np.arange(len(found.given))
     return np.where(is_class, found.probabilities[rows, np.where(is_class, found.given, 0)], np.nan)
 

@@ -49,7 +49,7 @@ def checked(x, labels_of):
             return x  # Keras or a check of targets says what it is
         for labels in labels_of(spec[1]):
             if isinstance(labels.y, tf.TensorSpec):
-                data_checks.check_label_dtype(labels.y.dtype.as_numpy_dtype, labels.y.shape)
+                labels.check_dtype()
         in_graph = tf.autograph.experimental.do_not_convert(check.in_graph)
         return x.map(in_graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if isinstance(x, keras.utils.PyDataset):
@@ -68,12 +68,13 @@ class _Check:
         x, y, weights = (*batch, None)[:3]
         asserts = []
         for labels in self.labels_of(y):
-            if isinstance(labels.y, tf.Tensor):
-                is_bad = data_checks.is_bad_label(tf.cast(labels.y, tf.int64), labels.classes, labels.ignored)
-                asserts.append(_assert_none(labels.y, is_bad, _label_message(labels, "{}")))
+            if isinstance(labels.y, tf.Tensor) and (labels.y.dtype.is_floating or labels.y.dtype.is_integer):
+                values = tf.cast(labels.y, tf.float32 if labels.is_shares else tf.int64)
+                asserts.append(_assert_none(labels.y, labels.is_bad(values), labels.message("{}")))
         for weight in keras.tree.flatten(weights):
-            if isinstance(weight, tf.Tensor) and weight.dtype.is_floating:
-                is_bad = ~(tf.math.is_finite(weight) & (weight >= 0))
+            if isinstance(weight, tf.Tensor) and (weight.dtype.is_floating or weight.dtype.is_integer):
+                values = tf.cast(weight, tf.float32)
+                is_bad = ~(tf.math.is_finite(values) & (values >= 0))
                 asserts.append(_assert_none(weight, is_bad, _weight_message("{}")))
         with tf.control_dependencies(asserts):
             return x, *tf.nest.map_structure(tf.identity, batch[1:])
@@ -86,24 +87,37 @@ class _Check:
         """
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             return batch
+        _check_lengths(batch)
         for labels in self.labels_of(batch[1]):
             y = np.asarray(labels.y)
             if y.dtype != object:
-                data_checks.check_label_dtype(y.dtype, y.shape)
-                bad = y[data_checks.is_bad_label(y, labels.classes, labels.ignored)]
+                labels._replace(y=y).check_dtype()
+                bad = y[labels.is_bad(y)] if y.dtype.kind in "iufb" else np.zeros(0)
                 if bad.size:
-                    raise ValueError(_MARK + _label_message(labels, bad.flat[0]))
+                    raise ValueError(_MARK + labels.message(bad.flat[0]))
         for weights in keras.tree.flatten((*batch, None)[2]):
             weights = np.zeros(0) if weights is None else np.asarray(weights)
-            if weights.dtype.kind == "f":
+            if weights.dtype.kind in "fi":
                 bad = weights[~(np.isfinite(weights) & (weights >= 0))]
                 if bad.size:
                     raise ValueError(_MARK + _weight_message(bad.flat[0]))
         return batch
 
 
-def _label_message(labels, value):
-    return f"Class labels must be at least 0{data_checks.largest_label(labels.classes)}; there is a {value}."
+def _check_lengths(batch):
+    """Refuses a batch whose parts have different numbers of examples, which Keras might broadcast."""
+    names = ("x", "y", "sample_weight")
+    lengths = {
+        name: sorted(
+            {len(leaf) for leaf in keras.tree.flatten(part) if isinstance(leaf, np.ndarray) and leaf.ndim}
+        )
+        for name, part in zip(names, batch)
+    }
+    if len({length for found in lengths.values() for length in found}) > 1:
+        shown = ", ".join(
+            f"{name} {' and '.join(map(str, found))}" for name, found in lengths.items() if found
+        )
+        raise ValueError(f"{_MARK}A batch must have as many of each; there are of {shown}.")
 
 
 def _weight_message(value):

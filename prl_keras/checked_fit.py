@@ -25,8 +25,9 @@ class CheckedFit:
 
         Raises:
             ValueError: for an empty data set, missing targets, class labels that are not integers in
-                `[0, classes)`, or negative weights; of arrays before any weight has changed. For a
-                `BackupAndRestore` whose folder holds the backup of another score, rule or shape.
+                `[0, classes)` or shares of classes in `[0, 1]`, or negative weights; of arrays before any
+                weight has changed. For a `BackupAndRestore` whose folder holds the backup of another score,
+                rule or shape.
         """
         checks.check_compiled(self)
         checks.check_scope(self)
@@ -34,10 +35,12 @@ class CheckedFit:
         given = inspect.signature(keras.Model.fit).bind(self, x, y, *args, **kwargs).arguments
         given = {name: value for name, value in given.items() if name not in ("self", "x", "y")}
         data_checks.check_weights(given.get("sample_weight"))
+        data_checks.check_class_weight(given.get("class_weight"))
         validation = given.get("validation_data")
-        if isinstance(validation, tuple) and len(validation) in (2, 3):
+        if isinstance(validation, (tuple, list)) and len(validation) in (2, 3):
             with _naming("validation_data"):
                 data_checks.check_data(self, *validation[:2], may_be_empty=True)
+                data_checks.check_weights((*validation, None)[2])
         callbacks = backups.listed(given.get("callbacks"))
         backups.check_backups(self, callbacks)
         if self._record not in callbacks:
@@ -56,14 +59,15 @@ class CheckedFit:
         self._look_at_classes()
         return history
 
-    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
         """`keras.Model.train_on_batch`, after the checks of `fit`."""
         checks.check_compiled(self)
         checks.check_scope(self)
         self._with_watch(None)  # fit goes on with the same graph
         data_checks.check_data(self, x, y, may_be_empty=True)
         data_checks.check_weights(sample_weight)
-        train = functools.partial(super().train_on_batch, x, y, sample_weight, *args, **kwargs)
+        data_checks.check_class_weight(class_weight)
+        train = functools.partial(super().train_on_batch, x, y, sample_weight, class_weight, **kwargs)
         return without_xla_if_it_cannot(self, train)
 
     def evaluate(self, *args, **kwargs):

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras import loss_kinds
+from prl_keras.losses import Bootstrap
 
 
 def count_classes(shape, loss):
@@ -14,6 +15,8 @@ def count_classes(shape, loss):
         return None
     if loss_kinds.is_binary(loss):
         return 2 if shape[1] == 1 else None
+    if isinstance(loss, Bootstrap):
+        return max(shape[1], 2)
     return shape[1] if loss_kinds.is_sparse(loss) or loss_kinds.is_one_hot(loss) else None
 
 
@@ -27,10 +30,11 @@ def class_labels(y, y_pred, loss):
     """
     if count_classes(tuple(y_pred.shape), loss) is None:
         return None
-    if loss_kinds.is_one_hot(loss):
+    is_wide = isinstance(loss, Bootstrap) and len(y.shape) == 2 and y.shape[1] != 1
+    if loss_kinds.is_one_hot(loss) or is_wide:
         return tf.argmax(y, axis=-1, output_type=tf.int32)
     labels = tf.reshape(y, [-1])
-    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if loss_kinds.is_binary(loss) else labels, tf.int32)
+    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if _is_one_output(y_pred) else labels, tf.int32)
 
 
 def class_probabilities(y_pred, loss):
@@ -40,10 +44,14 @@ def class_probabilities(y_pred, loss):
         y_pred: Logits or probabilities, float32 `[batch, classes]` or `[batch, 1]`.
         loss: Of class labels; tells which they are.
     """
-    is_binary = loss_kinds.is_binary(loss)
+    is_binary = _is_one_output(y_pred)
     if not loss_kinds.expects_probabilities(loss):
         y_pred = tf.sigmoid(y_pred) if is_binary else tf.nn.softmax(y_pred)
     return tf.concat([1 - y_pred, y_pred], axis=1) if is_binary else y_pred
+
+
+def _is_one_output(y_pred):
+    return y_pred.shape[1] == 1
 
 
 def probabilities_of_passes(network_passes):

@@ -10,6 +10,8 @@ from prl_keras import loss_kinds, outputs
 
 _DATA = "Give (x, y) as arrays, or a tf.data.Dataset, a keras.utils.PyDataset or a generator of batches."
 WEIGHTS = "sample_weight must be finite and at least 0"
+SHARES = "The loss takes labels in [0, 1]"
+_RENUMBER = "Write 0 and 1, or one-hot labels; class numbers go with SparseCategoricalCrossentropy."
 _WAY_OUT = "Write 0 for an example that is not to count."
 
 
@@ -29,14 +31,14 @@ def check_data(model, x, y, may_be_empty=False):
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return  # a generator or a PyDataset: seen batch by batch
     check_targets_given(y)
-    if not all(leaf is None or hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)):
+    if not all(leaf is None or np.ndim(leaf) for leaf in keras.tree.flatten(y)):
         raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
     if not may_be_empty and 0 in [
         leaf.shape[0] for leaf in (arrays[0], *keras.tree.flatten(y)) if leaf is not None
     ]:
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
     for labels in labels_of(model, y):
-        check_labels(*labels)
+        labels.check()
 
 
 def _is_one_for_each_input(network, x):
@@ -50,13 +52,37 @@ def check_targets_given(y):
         raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
 
 
-def check_labels(y, classes, ignored=None):
+def check_shares(y):
+    """Checks labels that are shares of classes, one-hot labels and labels 0 and 1 among them.
+
+    Args:
+        y: An array `[n, ...]`. What is not finite is another's business (`nonfinite`).
+
+    Raises:
+        ValueError: with the first bad index and value.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind not in "iufb":
+        return  # Keras says what it is
+    bad = is_bad_share(y)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{SHARES}; y[{', '.join(map(str, index))}] is {y[index]}. {_RENUMBER}")
+
+
+def is_bad_share(y):
+    """bool in the shape of `y`, an array or a tensor of real numbers."""
+    return (y < 0) | (y > 1)
+
+
+def check_labels(y, classes, ignored=None, start=0):
     """Checks all the class labels of an array before training starts.
 
     Args:
         y: Integer labels, an array of shape `[n]` or `[n, 1]`.
         classes: Number of classes, or None if not yet known.
         ignored: A label that the loss passes over (`ignore_class`), or None.
+        start: Where `y` begins in the data, for the message.
 
     Raises:
         ValueError: with the first bad index and value.
@@ -68,7 +94,7 @@ def check_labels(y, classes, ignored=None):
         index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
         value = y.reshape(len(y), -1)[index].tolist()
         raise ValueError(
-            f"Class labels must be at least 0{largest_label(classes)}; y[{index}] is "
+            f"Class labels must be at least 0{largest_label(classes)}; y[{start + index}] is "
             f"{value[0] if len(value) == 1 else value}."
             " Renumber the labels from 0, or give the network more outputs."
         )
@@ -104,15 +130,46 @@ def largest_label(classes):
 
 
 class Labels(typing.NamedTuple):
-    """Class labels of one output, how many classes it tells apart, a label passed over; None if not known."""
+    """Class labels of one output, how many classes it tells apart, a label passed over; None if not known.
+
+    Where `is_shares`, the labels are not numbers of classes but shares of them, in [0, 1].
+    """
 
     y: typing.Any
     classes: int | None
     ignored: int | None
+    is_shares: bool = False
+
+    def check(self):
+        """Checks an array.
+
+        Raises:
+            ValueError: with the first bad index and value.
+        """
+        if self.is_shares:
+            check_shares(self.y)
+        else:
+            check_labels(self.y, self.classes, self.ignored)
+
+    def check_dtype(self):
+        """Refuses class numbers that are not integers."""
+        dtype = self.y.dtype
+        if not self.is_shares:
+            check_label_dtype(dtype.as_numpy_dtype if isinstance(dtype, tf.DType) else dtype, self.y.shape)
+
+    def is_bad(self, y):
+        """bool in the shape of `y`, an array or tensor of a suitable dtype."""
+        return is_bad_share(y) if self.is_shares else is_bad_label(y, self.classes, self.ignored)
+
+    def message(self, value):
+        """What is wrong with a bad one."""
+        if self.is_shares:
+            return f"{SHARES}; there is a {value}."
+        return f"Class labels must be at least 0{largest_label(self.classes)}; there is a {value}."
 
 
 def labels_of(model, y):
-    """The class labels in the targets, a list of `Labels`: those of the outputs whose loss takes integers.
+    """The class labels in the targets, a list of `Labels`: those of the outputs whose loss takes such.
 
     Args:
         model: A compiled `WeightedModel`.
@@ -122,15 +179,15 @@ def labels_of(model, y):
     if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
         return []  # which target goes with which loss is known in the first step
     parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
-    return [
-        Labels(
-            part.y_true,
-            None if part.y_pred is None else part.y_pred.shape[-1],
-            getattr(part.loss, "ignore_class", None),
-        )
-        for part in parts
-        if loss_kinds.is_sparse(part.loss)
-    ]
+    found = []
+    for part in parts:
+        classes = None if part.y_pred is None else part.y_pred.shape[-1]
+        shape = getattr(part.y_true, "shape", ())
+        kind = loss_kinds.labels_kind(part.loss, () if getattr(shape, "rank", 0) is None else shape, classes)
+        if kind is not None:
+            ignored = getattr(part.loss, "ignore_class", None)
+            found.append(Labels(part.y_true, classes, ignored, is_shares=kind == "shares"))
+    return found
 
 
 def check_weights(sample_weight):
@@ -140,7 +197,7 @@ def check_weights(sample_weight):
         ValueError: with the first that is negative or not finite.
     """
     for weights in keras.tree.flatten(sample_weight):
-        weights = np.asarray(weights) if hasattr(weights, "shape") else np.zeros(0)
+        weights = np.asarray(weights) if np.ndim(weights) else np.zeros(0)
         if weights.dtype.kind not in "iufb":
             continue  # bfloat16 and the like: Keras casts them
         bad = ~(np.isfinite(weights) & (weights >= 0))
@@ -148,6 +205,19 @@ def check_weights(sample_weight):
             index = tuple(int(i) for i in np.argwhere(bad)[0])
             shown = ", ".join(map(str, index))
             raise ValueError(f"{WEIGHTS}; sample_weight[{shown}] is {weights[index]}. {_WAY_OUT}")
+
+
+def check_class_weight(class_weight):
+    """Checks `class_weight`, `{class: weight}` or None.
+
+    Raises:
+        ValueError: with the first that is negative or not finite.
+    """
+    for label, weight in (class_weight or {}).items():
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(
+                f"class_weight must be finite and at least 0; that of class {label} is {weight}."
+            )
 
 
 def check_dense(x):

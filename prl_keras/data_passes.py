@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from prl_keras import data_checks
 
+_ENDLESS = "The data set has no end; give it without repeat(), one pass over the examples."
+
 
 def batches(dataset, batch_size):
     """Yields `(x, y)`, structures of tensors, batch by batch.
@@ -15,7 +17,7 @@ def batches(dataset, batch_size):
         batch_size: For a tuple of arrays.
 
     Raises:
-        ValueError: for an empty data set, missing targets, or what is no data set.
+        ValueError: for an empty or endless data set, missing targets, or what is no data set.
     """
     is_empty = True
     for batch in _given(dataset, batch_size):
@@ -29,10 +31,17 @@ def batches(dataset, batch_size):
 
 def _given(dataset, batch_size):
     if isinstance(dataset, keras.utils.PyDataset):
+        if dataset.num_batches is None:
+            raise ValueError(_ENDLESS)
         return (dataset[i] for i in range(dataset.num_batches))
     if isinstance(dataset, tuple):
-        return tf.data.Dataset.from_tensor_slices(dataset).batch(batch_size)
+        x, *others = dataset
+        # A list is that of a model's inputs; tf.data would make one tensor of it.
+        x = tuple(x) if isinstance(x, list) and all(hasattr(array, "shape") for array in x) else x
+        return tf.data.Dataset.from_tensor_slices((x, *others)).batch(batch_size)
     if isinstance(dataset, tf.data.Dataset):
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(_ENDLESS)
         return dataset
     raise ValueError(
         f"dataset is a {type(dataset).__name__}; give a tf.data.Dataset of batches, a "

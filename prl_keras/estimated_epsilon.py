@@ -53,6 +53,15 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
         return {"warmup_steps": self.warmup_steps, "most": self.most}
 
 
+def check_estimated(rule, is_estimated):
+    """Refuses an `EstimatedEpsilon` where training estimates nothing."""
+    if not is_estimated and isinstance(getattr(rule, "epsilon", None), EstimatedEpsilon):
+        raise ValueError(
+            "epsilon='auto' needs a model of one output, with one class label for each example or one of "
+            "Keras's losses for real targets: of others fit estimates no epsilon. Write a number."
+        )
+
+
 def own_epsilon(rule):
     """The rule, but with a copy of its `EstimatedEpsilon`, if it has one."""
     if isinstance(rule, Trim) and isinstance(rule.epsilon, EstimatedEpsilon):

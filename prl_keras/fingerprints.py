@@ -17,7 +17,7 @@ def fingerprints(x, y, positions=None):
 
     Args:
         x, y: Structures of dense tensors `[batch, ...]`: numbers or strings.
-        positions: At most about so many numbers of each tensor, evenly spaced; None for all.
+        positions: At most about so many numbers of each tensor of `x`, evenly spaced; None for all.
 
     Returns:
         int64 `[batch]`.
@@ -26,12 +26,13 @@ def fingerprints(x, y, positions=None):
         ValueError: for sparse or ragged tensors.
     """
     total = tf.zeros([], tf.int64)
-    for i, leaf in enumerate(leaf for leaf in keras.tree.flatten((x, y)) if leaf is not None):
+    inputs, targets = ([leaf for leaf in keras.tree.flatten(part) if leaf is not None] for part in (x, y))
+    for i, leaf in enumerate([*inputs, *targets]):
         if isinstance(leaf, (tf.SparseTensor, tf.RaggedTensor)):
             raise ValueError("A sparse or ragged tensor has no fingerprint; give a dense one.")
         values = tf.convert_to_tensor(leaf)
         values = tf.reshape(values, [tf.shape(values)[0], tf.reduce_prod(tf.shape(values)[1:])])
-        if positions is not None:
+        if positions is not None and i < len(inputs):
             values = values[:, :: tf.maximum(1, tf.shape(values)[1] // positions)]
         values = _as_integers(values)
         factors = _odd_numbers(tf.shape(values)[1], seed=i)

@@ -4,6 +4,8 @@ import inspect
 
 import keras
 
+from prl_keras.losses import Bootstrap
+
 _SPARSE_LOSSES = (
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.CategoricalGeneralizedCrossEntropy,
@@ -47,6 +49,22 @@ def is_binary(loss):
 def is_one_hot(loss):
     """Whether the loss takes one-hot labels, or a probability for each class."""
     return isinstance(loss, _ONE_HOT_LOSSES) or getattr(loss, "fn", loss) in _ONE_HOT_FUNCTIONS
+
+
+def labels_kind(loss, shape, outputs):
+    """Of targets that are class numbers "classes", that are shares of classes in [0, 1] "shares"; else None.
+
+    Args:
+        loss: A `keras.losses.Loss` or a function.
+        shape: Of the targets.
+        outputs: Size of the predictions' last axis, or None if it is not known.
+    """
+    if isinstance(loss, Bootstrap):  # takes both
+        is_wide = outputs == 1 or (len(shape) > 1 and shape[-1] != 1)
+        return "shares" if is_wide else "classes"
+    if is_sparse(loss):
+        return "classes"
+    return "shares" if is_binary(loss) or is_one_hot(loss) else None
 
 
 def is_regression(loss):

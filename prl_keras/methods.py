@@ -57,6 +57,11 @@ class Method:
     tasks: tuple[str, ...] = _BOTH
 
     @property
+    def drops_a_fraction(self):
+        """Whether epsilon means anything to it."""
+        return self.rule is not None and isinstance(self.rule(0.1), Trim)
+
+    @property
     def options(self):
         """Names and defaults of the method's own hyperparameters, for `build`."""
         return {

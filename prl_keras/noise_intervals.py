@@ -28,14 +28,16 @@ class AdmittedErrors(typing.NamedTuple):
     many: float
 
 
-def admitted_errors(unsure, disagreement=None, factor=2.0):
+def admitted_errors(unsure, disagreement=None, factor=2.0, overconfidence=2.0):
     """`AdmittedErrors` by the mean of `1 - confidence`, and for a pair how often its networks disagree.
 
-    The rate lies within `factor` of that.
+    The rate lies within `factor` of that. Networks of a pair may err alike, which no disagreement shows: they
+    may err `overconfidence` times as often as they are unsure, too.
     """
-    admitted = unsure if disagreement is None else disagreement
-    likely = unsure / 2 if disagreement is None else disagreement  # half: it was trained on these examples
-    return AdmittedErrors(admitted / factor, likely, min(admitted * factor, 1.0))
+    if disagreement is None:  # half: it was trained on these examples
+        return AdmittedErrors(unsure / factor, unsure / 2, min(unsure * factor, 1.0))
+    many = max(disagreement * factor, unsure * overconfidence)
+    return AdmittedErrors(disagreement / factor, disagreement, min(many, 1.0))
 
 
 def of_classes(differ, errors, n, confidence):
@@ -55,7 +57,7 @@ def of_classes(differ, errors, n, confidence):
 
 def with_bad(of_good, bad):
     """`EpsilonEstimate` of all, from that of the good examples and the share of bad ones, which are wrong."""
-    return EpsilonEstimate(*(bad + (1 - bad) * share for share in of_good))
+    return EpsilonEstimate(*(float(bad + (1 - bad) * share) for share in of_good))
 
 
 def _solve(d, e, m):

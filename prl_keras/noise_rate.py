@@ -1,5 +1,7 @@
 """How many labels are wrong? An estimate from a trained model, and an interval that admits its errors."""
 
+import numbers
+
 import numpy as np
 
 from prl_keras.noise_intervals import (
@@ -28,17 +30,20 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
 
     of the examples. The estimate is the epsilon of m = 0 and of the e that the model admits itself: how often
     its two networks disagree, or of a single one half of `1 - confidence`, on average. The interval is of all
-    the epsilons that go with some `m` in [0, 0.1] and some `e` within a factor of 2 of the networks'
-    disagreement, or of `1 - confidence`. For hard data it is wide, since there nobody can tell noise from
-    error without help.
+    the epsilons that go with some `m` in [0, 0.1] and some `e` from half of the disagreement, or of
+    `1 - confidence`, to twice the larger of the two. For hard data it is wide, since there nobody can tell
+    noise from error without help. What a model gets wrong and is sure of it cannot admit: a class that
+    training dropped nearly whole (`kept_by_class`) looks wrong.
 
     **Targets.** The losses are of two kinds, of right targets and of wrong ones. Two normal distributions of
     their logarithms, and two gamma distributions, are fitted by expectation maximization; the estimate is the
     share of the upper part in the one that fits better by Schwarz's criterion, 0 if one part fits better. The
     interval holds those of both fits, and what lies between the parts. Where they do not part well (less than
-    2.5 standard deviations of the gamma distributions' logarithms), it begins at 0.
+    2.5 standard deviations of the gamma distributions' logarithms), it begins at 0, and the estimate is that
+    of the harder targets: of clean data, too.
 
-    Examples whose inputs or targets are not finite count as wrong.
+    Examples whose inputs or targets are not finite count as wrong, those of a label that the loss ignores
+    (`ignore_class`) not at all.
 
     **With trusted labels** of some examples, drawn at random, the share of wrong labels among these is
     adjusted by what the model suspects in them and in all (the regression estimator of survey sampling;
@@ -55,19 +60,31 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
         `EpsilonEstimate`.
 
     Raises:
-        ValueError: as in `audit`; for trusted examples or a confidence that are none.
+        ValueError: as in `audit`; for trusted examples or a confidence that are none, or no labels at all.
     """
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1), such as 0.9.")
     found = predict_beside(model, dataset, batch_size)
     if trusted is not None:
         classes = None if found.probabilities is None else found.probabilities.shape[1]
-        return _corrected(found, *_check_trusted(trusted, found.given, classes), confidence)
+        examples, is_wrong = _check_trusted(trusted, found.given, classes)
+        is_wrong = np.where(found.is_finite[examples], is_wrong, 1.0)
+        is_labelled = found.is_labelled[examples]
+        if is_labelled.sum() < 2:
+            raise ValueError(
+                "Fewer than 2 of the trusted examples have a label that the loss does not ignore."
+            )
+        places = np.cumsum(found.is_labelled) - 1  # among those that have a label
+        examples, is_wrong = places[examples[is_labelled]], is_wrong[is_labelled]
+        return _corrected(found.only(found.is_labelled), examples, is_wrong, confidence)
     return estimate_from(found, confidence)
 
 
 def estimate_from(found, confidence=0.9):
     """As `estimate_epsilon` without trusted labels, from `Predictions`."""
+    found = found.only(found.is_labelled)
+    if not len(found.given):
+        raise ValueError("No example has a label that the loss does not ignore.")
     is_finite = found.is_finite
     good, bad = found.only(is_finite), float(np.mean(~is_finite))
     if bad == 1:
@@ -82,16 +99,27 @@ def estimate_from(found, confidence=0.9):
 
 
 def _corrected(found, examples, is_wrong, confidence):
-    """The regression estimator of survey sampling: what was counted, adjusted by what the model suspects."""
+    """The regression estimator of survey sampling: what was counted, adjusted by what the model suspects.
+
+    The interval is that of four examples more, one of each kind (wrong or right, suspected or not): of few
+    counted ones the plain interval is too narrow, and too often has no width at all (Agresti and Caffo 2000,
+    "Simple and effective confidence intervals for proportions and differences of proportions").
+    """
     suspected = _suspected(found)
-    k, n, seen = len(examples), len(suspected), suspected[examples]
+    seen, share, n = suspected[examples], suspected.mean(), len(suspected)
+    estimate, _ = _adjusted(is_wrong, seen, share)
+    middle, deviation = _adjusted(np.append(is_wrong, [0, 0, 1, 1]), np.append(seen, [0, 1, 0, 1]), share)
+    slack, left = normal_deviations(confidence) * deviation, np.sqrt(1 - len(examples) / n)
+    low = min(estimate, estimate + left * (middle - slack - estimate))
+    high = max(estimate, estimate + left * (middle + slack - estimate))
+    return EpsilonEstimate(*(float(np.clip(value, 0, 1)) for value in (estimate, low, high)))
+
+
+def _adjusted(is_wrong, seen, share):
+    """-> share of wrong examples, by regression on those suspected; its standard deviation."""
     slope = np.cov(is_wrong, seen)[0, 1] / seen.var(ddof=1) if seen.var() > 0 else 0.0
-    estimate = is_wrong.mean() + slope * (suspected.mean() - seen.mean())
     rest = is_wrong - slope * seen
-    # Of few that the model all gets right the deviation is 0, but by the rule of three there may be some.
-    chance = max(normal_deviations(confidence) * np.sqrt(rest.var(ddof=1) / k), -np.log(1 - confidence) / k)
-    slack = chance * np.sqrt(1 - k / n)
-    return EpsilonEstimate(*(float(np.clip(v, 0, 1)) for v in (estimate, estimate - slack, estimate + slack)))
+    return is_wrong.mean() + slope * (share - seen.mean()), rest.std() / np.sqrt(max(len(seen) - 2, 1))
 
 
 def _check_trusted(trusted, given, classes):

@@ -26,7 +26,8 @@ class NoiseWatch(keras.callbacks.Callback):
     that is wider for it: the error rate may be four times, or a fourth, of what they admit. It warns, once
     for a model, where `Trim` was told an epsilon that the interval contradicts for three epochs, and sets
     that of an `EstimatedEpsilon`. Of what is neither one class label for each example nor a regression there
-    is no estimate.
+    is no estimate. Of a pair it goes by how often the networks disagree alone: that they are unsure as well
+    may be the wrong labels' doing, which they begin to learn. So networks that err alike are warned of, too.
 
     Args:
         model: The `WeightedModel` to watch; made in the scope of its strategy.
@@ -59,6 +60,9 @@ class NoiseWatch(keras.callbacks.Callback):
             probabilities: As of `class_labels.probabilities_of_passes`.
             is_bad: bool `[batch]`, what is not finite; counts as wrong.
             is_ranked: bool `[batch]`, False for padding.
+
+        Returns:
+            Whether there is anything to estimate.
         """
         loss, outputs = network_passes[0].loss, [p.y_pred for p in network_passes]
         ranked = tf.cast(is_ranked, tf.float32)
@@ -77,8 +81,9 @@ class NoiseWatch(keras.callbacks.Callback):
             bins = tf.cast(tf.clip_by_value(bins, 0.0, _BINS - 1.0), tf.int32)
             counts = tf.math.unsorted_segment_sum(ranked, tf.where(is_bad, 0, 1 + bins), 1 + _BINS)
         else:
-            return
+            return False
         self._counts.assign_add(counts)
+        return True
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counts.assign(tf.zeros_like(self._counts))
@@ -101,10 +106,10 @@ class NoiseWatch(keras.callbacks.Callback):
             _, low, high = self.estimate
             better = min(np.ceil(20 * high) / 20, 0.5)
             warnings.warn(
-                f"epsilon={told:.4g} drops {'less' if is_less else 'more'} than seems to be wrong: by what "
-                f"training predicted in the last {_PATIENCE} epochs, between {low:.0%} and {high:.0%} of the "
+                f"epsilon={told:.4g} drops {'less' if is_less else 'more'} than seems to be wrong, for "
+                f"{_PATIENCE} epochs: by what training predicted in the last, {low:.0%} to {high:.0%} of the "
                 f"{'labels' if self._is_of_classes else 'targets'}"
-                f"{' (unless the networks have yet to learn their classes)' if is_less else ''}. Too much is "
+                f"{' (unless the networks themselves err so often)' if is_less else ''}. Too much is "
                 f"cheap, too little is not: try epsilon={better:.2g}, or epsilon='auto' of prl_keras.build; "
                 "prl_keras.audit shows which.",
                 stacklevel=2,
@@ -119,7 +124,9 @@ class NoiseWatch(keras.callbacks.Callback):
         if self._is_of_classes:
             _, differ, unsure, disagree = np.array(counts[:4]) / n
             is_pair = len(self.model.networks) == 2
-            errors = noise_intervals.admitted_errors(unsure, disagree if is_pair else None, _FACTOR)
+            errors = noise_intervals.admitted_errors(
+                unsure, disagree if is_pair else None, _FACTOR, overconfidence=0.0
+            )
             if not is_pair:
                 errors = errors._replace(few=0.0)  # a network that still learns is less sure than right
             of_good = noise_intervals.of_classes(differ, errors, n, _CONFIDENCE)

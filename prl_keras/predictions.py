@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, class_labels, data_passes, loss_kinds, scores
+from prl_keras import checks, class_labels, data_checks, data_passes, loss_kinds, nonfinite, scores
 from prl_keras.distributed_fit import on_one_replica
 from prl_keras.weighted_model import WeightedModel
 
@@ -23,7 +23,7 @@ class Predictions(typing.NamedTuple):
         given: int32 class numbers `[n]`, or float32 targets `[n, q]`.
         predicted: the same, of the model.
         probabilities: float32 `[n, classes]`, or None for regression.
-        losses: float32 `[n]`, the loss of each example.
+        losses: float32 `[n]`, the loss of each example; NaN where its inputs or targets are not finite.
         disagreement: How often the two networks of a pair predict different classes, in `[0, 1]`; else None.
     """
 
@@ -35,9 +35,16 @@ class Predictions(typing.NamedTuple):
 
     @property
     def is_finite(self):
-        """bool `[n]`: whether the model's losses and outputs are; where its inputs are not, these are not."""
+        """bool `[n]`: whether inputs, targets, losses and outputs are."""
         outputs = self.predicted if self.probabilities is None else self.probabilities
         return np.isfinite(self.losses) & np.isfinite(outputs).reshape(len(self.losses), -1).all(axis=1)
+
+    @property
+    def is_labelled(self):
+        """bool `[n]`: whether the given label is a class (`ignore_class` is none); True for targets."""
+        if self.probabilities is None:
+            return np.ones(len(self.losses), bool)
+        return (self.given >= 0) & (self.given < self.probabilities.shape[1])
 
     def only(self, examples):
         """Of some examples alone, by their places or a mask."""
@@ -57,8 +64,9 @@ def predict_beside(model, dataset, batch_size=256):
         `Predictions`.
 
     Raises:
-        ValueError: for a model of several outputs or without a loss, or a loss on several classes for each
-            example (a sequence, pixels, several labels); as in `score_examples`.
+        ValueError: for a model of several outputs or without a loss; a loss on several classes for each
+            example (a sequence, pixels, several labels), or one that is not known; labels that are none; as
+            in `score_examples`.
     """
     checks.check_compiled(model)
     networks = model.networks if isinstance(model, WeightedModel) else [model]
@@ -69,13 +77,20 @@ def predict_beside(model, dataset, batch_size=256):
     def look(x, y):
         given, outputs, losses = zip(*[_look(network(x, training=False), y, loss) for network in networks])
         differ = tf.argmax(outputs[0], axis=1) != tf.argmax(outputs[-1], axis=1)
-        return given[0], tf.add_n(outputs) / len(networks), tf.add_n(losses) / len(networks), differ
+        # A layer may make a number of NaN, as max(NaN, 0) does.
+        losses = tf.where(nonfinite.find((x, y)), np.nan, tf.add_n(losses) / len(networks))
+        return given[0], tf.add_n(outputs) / len(networks), losses, differ
 
     @functools.partial(tf.function, autograph=False, reduce_retracing=True)
     def look_on_one_replica(x, y):
         return on_one_replica(model.distribute_strategy, look, x, y)
 
-    parts = [look_on_one_replica(x, y) for x, y in data_passes.batches(dataset, batch_size)]
+    classes, parts, n = getattr(networks[0], "output_shape", [None])[-1], [], 0
+    for x, y in data_passes.batches(dataset, batch_size):
+        if loss_kinds.is_sparse(loss):
+            data_checks.check_labels(y, classes, getattr(loss, "ignore_class", None), start=n)
+        parts.append(look_on_one_replica(x, y))
+        n += len(parts[-1][0])
     given, outputs, losses, differ = (np.concatenate(column) for column in zip(*parts))
     if given.dtype.kind == "f":
         return Predictions(given, outputs, None, losses, None)
@@ -97,6 +112,12 @@ def _look(y_pred, y, loss):
         raise ValueError(
             f"The loss {loss_kinds.name_of(loss)} on predictions of shape {tuple(y_pred.shape)} has "
             "more than one label for an example; audited is one label, or one vector of targets, for each."
+        )
+    if not loss_kinds.is_regression(loss):
+        raise ValueError(
+            f"Whether the loss {loss_kinds.name_of(loss)} is of class labels or real targets is not known. "
+            "Compile the model with one of Keras's cross-entropies, mean squared or absolute errors, or "
+            "Huber, model.compile(loss=...), before you look at its data."
         )
     rows = tf.shape(y_pred)[0]
     return tf.reshape(tf.cast(y, tf.float32), [rows, -1]), tf.reshape(y_pred, [rows, -1]), losses

@@ -75,8 +75,9 @@ def check(model, batch):
                 checks.check_compiled(model)
                 model = _weighted(model)
             lines.append(Line(topic, *look(model, *batch)))
-        except ValueError as error:
-            lines.append(Line(topic, False, " ".join(str(error).split())))
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            text = getattr(error, "message", None) or str(error)  # TensorFlow's, without the operation
+            lines.append(Line(topic, False, " ".join(text.split())))
             if topic in ("loss", "targets"):
                 break
     return Report(tuple(lines))
@@ -112,7 +113,12 @@ def _outputs(model, x, y):
 
 def _look_at_loss(model, x, y, sample_weight):
     del sample_weight
-    x, y = keras.tree.map_structure(lambda t: t[:2], (x, y))  # a loss that is reduced shows in a batch of 2
+    data_checks.check_targets_given(y)
+    # A loss that is reduced shows in a batch of 2. Labels are looked at later; that of class 0 always is one.
+    x, y = keras.tree.map_structure(lambda t: None if t is None else t[:2], (x, y))
+    y = keras.tree.map_structure(
+        lambda t: t if t is None or t.dtype.is_floating else tf.zeros(t.shape, tf.int64), y
+    )
     parts = _outputs(model, x, y)
     for part in parts:
         scores.per_example_loss(*part[:3])
@@ -121,10 +127,20 @@ def _look_at_loss(model, x, y, sample_weight):
 
 
 def _look_at_targets(model, x, y, sample_weight):
-    arrays = keras.tree.map_structure(lambda t: None if t is None else np.asarray(t), (y, sample_weight))
-    data_checks.check_data(model, keras.tree.map_structure(np.asarray, x), arrays[0])
-    data_checks.check_weights(arrays[1])
-    values = np.concatenate([np.ravel(scores.per_example_loss(*part[:3])) for part in _outputs(model, x, y)])
+    x_y, weights = keras.tree.map_structure(
+        lambda t: None if t is None else np.asarray(t), ((x, y), sample_weight)
+    )
+    data_checks.check_data(model, *x_y)
+    data_checks.check_weights(weights)
+    rows = {len(leaf) for leaf in keras.tree.flatten((x_y, weights)) if leaf is not None}
+    if len(rows) > 1:
+        shown = ", ".join(map(str, sorted(rows)))
+        raise ValueError(f"x, y and sample_weight have {shown} rows: give as many of each.")
+    parts = _outputs(model, x, y)
+    if isinstance(weights, np.ndarray) and len(parts) == len(model.networks):
+        shape = tuple(parts[0].y_pred.shape)
+        checks.check_weight_shape(weights.shape, shape[: max(1, len(shape) - 1)])
+    values = np.concatenate([np.ravel(scores.per_example_loss(*part[:3])) for part in parts])
     bad = int(np.sum(~np.isfinite(values)))
     if bad:
         return False, f"{bad} losses are not finite; such examples get weight 0 (metric nonfinite)."
@@ -137,6 +153,9 @@ def _look_at_head(model, x, y, sample_weight):
     found = []
     for part in _outputs(model, x, y):
         values = np.asarray(tf.cast(part.y_pred, tf.float32))
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return False, "No output is a finite number; look at the inputs and the weights."
         is_share = values.min() >= 0 and values.max() <= 1
         hidden = getattr(part.y_pred, "_keras_logits", None) is not None
         from_logits = getattr(part.loss, "from_logits", None)
@@ -174,7 +193,12 @@ def _look_at_classes(model, x, y, sample_weight):
     del x, sample_weight
     described = []
     for labels in data_checks.labels_of(model, y):
-        counts = np.bincount(np.ravel(labels.y).astype(int), minlength=labels.classes or 0)
+        if labels.is_shares:
+            continue
+        given = np.ravel(labels.y).astype(int)
+        counts = np.bincount(given[given != labels.ignored], minlength=labels.classes or 0)
+        if not counts.any():
+            return False, "Every label of the batch is one that the loss ignores."
         present = np.flatnonzero(counts)
         rarest = present[np.argmin(counts[present])]
         count = counts[rarest]
@@ -192,6 +216,9 @@ def _look_at_kept(model, x, y, sample_weight):
     rows = int(tf.shape(keras.tree.flatten(y)[0])[0])
     kept = [int(np.sum(np.asarray(w) > 0)) for w in model.example_weights(x, y, sample_weight)]
     text = f"{' and '.join(map(str, kept))} of {rows} now (step {int(model.optimizer.iterations)})"
+    given = [weights for weights in keras.tree.flatten(sample_weight) if weights is not None]
+    if given and not any(np.any(weights) for weights in given):
+        return False, f"{text}: every sample_weight is 0."
     if model.score is None or not isinstance(model.rule, Trim):
         return True, text
     epsilon = model.rule.epsilon

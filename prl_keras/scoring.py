@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from prl_keras import checks, data_passes, outputs
+from prl_keras import checks, data_passes, nonfinite, outputs
 from prl_keras.distributed_fit import on_one_replica
 from prl_keras.robust_model import RobustModel
 from prl_keras.weighted_model import WeightedModel
@@ -25,7 +25,7 @@ def score_examples(model, dataset, batch_size=256):
         batch_size: For a tuple of arrays.
 
     Returns:
-        float32 NumPy array `[n]`, higher = more suspect.
+        float32 NumPy array `[n]`, higher = more suspect; infinity where inputs or targets are not finite.
 
     Raises:
         ValueError: for an empty data set, missing targets, or a model without a loss.
@@ -36,7 +36,8 @@ def score_examples(model, dataset, batch_size=256):
         model.compile(loss=plain.loss, loss_weights=outputs.loss_weights_of(plain))
 
     def mean_score(x, y):
-        return tf.add_n(model.example_scores(x, y)) / len(model.networks)
+        scores = tf.add_n(model.example_scores(x, y)) / len(model.networks)
+        return tf.where(nonfinite.find((x, y)), np.inf, scores)
 
     @functools.partial(tf.function, autograph=False, reduce_retracing=True)
     def mean_scores(x, y):

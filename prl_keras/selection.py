@@ -180,7 +180,7 @@ def is_ranked_by(y_pred, sample_weight):
         return tf.ones([_rows(y_pred)], tf.bool)
     if not hasattr(given[0], "shape"):
         given = [sample_weight]  # one list of numbers
-    nonzero = [tf.not_equal(tf.convert_to_tensor(weight), 0) for weight in given]
+    nonzero = [tf.cast(weight, "float32") != 0 for weight in given]
     return tf.reduce_any(
         [tf.reduce_any(tf.reshape(t, [tf.shape(t)[0], -1]), axis=1) for t in nonzero], axis=0
     )

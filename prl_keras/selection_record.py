@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import uuid
 import warnings
 import zipfile
 
@@ -12,7 +13,8 @@ import tensorflow as tf
 from prl_keras import data_passes
 from prl_keras.fingerprints import fingerprints
 
-_FEW = 64  # numbers of an example's tensors that are enough, where they tell all the examples apart
+_FEW = 64  # numbers of an example's inputs that are enough, where they tell all the examples apart
+_OTHER = "{} is the record of other data or another kind of model; remove it, or take another path."
 
 
 class SelectionRecord(keras.callbacks.Callback):
@@ -89,6 +91,8 @@ class SelectionRecord(keras.callbacks.Callback):
         is_attached = model is self._model and getattr(model, "_record", None) is self
         if self._epochs and self._model not in (None, model):
             raise ValueError("This is the record of another model; make a new SelectionRecord for this one.")
+        if self._epochs and len(self._epochs[0]) != 1 + len(getattr(model, "networks", [])):
+            raise ValueError(_OTHER.format(self.path or "This"))
         super().set_model(model)
         if not hasattr(model, "record_selection"):
             raise ValueError(
@@ -134,22 +138,35 @@ class SelectionRecord(keras.callbacks.Callback):
         else:
             self._counts.assign_add(tf.math.unsorted_segment_sum(columns, rows, len(self._known) + 1))
 
+    def on_train_begin(self, logs=None):
+        if self.model._record is not self:
+            raise ValueError(
+                "Two SelectionRecords were given to one fit, which has one; leave out the others."
+            )
+
     def on_epoch_begin(self, epoch, logs=None):
-        if not self._has_begun and epoch and self.path is not None and self.path.exists():
-            self.load(epoch)
+        if not self._has_begun:
+            if epoch and self.path is not None and self.path.exists():
+                self.load(epoch)
+            while len(self._epochs) < epoch:  # of which there is no record: nothing was seen
+                self._append(np.zeros(self._counts.shape))
         self._has_begun = True
         self._counts.assign(tf.zeros_like(self._counts))
 
     def on_epoch_end(self, epoch, logs=None):
         counts = tf.convert_to_tensor(self._counts).numpy()
         self._warn_of_unknown(counts[-1, 0], counts[:, 0].sum())
+        self._append(counts)
+        if self.path is not None and self.model.distribute_strategy.extended.should_checkpoint:
+            self._write()
+
+    def _append(self, counts):
+        """One epoch more, of the counts of each known example."""
         seen, score, probability, *dropped = counts[self._slots].T
         with np.errstate(invalid="ignore"):
             self._scores.append(score / seen)
             self._probabilities.append((probability / seen).astype(np.float16))
         self._epochs.append(np.packbits([seen > 0, *(2 * column > seen for column in dropped)], axis=1))
-        if self.path is not None and self.model.distribute_strategy.extended.should_checkpoint:
-            self._write()
 
     def _bits(self):
         bits = np.stack(self._given(self._epochs))
@@ -171,7 +188,7 @@ class SelectionRecord(keras.callbacks.Callback):
             )
 
     def _write(self):
-        temporary = self.path.with_name(f".unfinished.{self.path.name}")
+        temporary = self.path.with_name(f".unfinished.{uuid.uuid4().hex[:8]}.{self.path.name}")
         try:
             with open(temporary, "wb") as file:
                 np.savez(
@@ -197,7 +214,8 @@ class SelectionRecord(keras.callbacks.Callback):
         if not np.array_equal(found, self._known[self._slots]):
             raise ValueError(
                 f"The record is of {len(self._slots)} other examples, or in another order, than the "
-                f"{len(found)} of this data set. Give the data that SelectionRecord was made with."
+                f"{len(found)} of this data set. Give the data that SelectionRecord was made with; a data "
+                "set that shuffles has another order each time."
             )
 
     def load(self, epochs=None):
@@ -223,10 +241,7 @@ class SelectionRecord(keras.callbacks.Callback):
             raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
         if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 2):
-            raise ValueError(
-                f"{self.path} is the record of other data or another kind of model; remove it, or take "
-                "another path."
-            )
+            raise ValueError(_OTHER.format(self.path))
         self._epochs = list(bits[:epochs])
         self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
         return self

@@ -23,7 +23,7 @@ from prl_keras.distributed_fit import (
     gradients_for_optimizer,
     logs_for_fit,
 )
-from prl_keras.estimated_epsilon import EstimatedEpsilon, own_epsilon
+from prl_keras.estimated_epsilon import EstimatedEpsilon, check_estimated, own_epsilon
 from prl_keras.rules import ClipNorm, KeepLowest, Trim
 from prl_keras.saved_seeds import SavedSeeds
 from prl_keras.selection import Selection, is_ranked_by
@@ -112,25 +112,28 @@ class WeightedModel(CheckedFit, DistributedFit, Selection, SavedSeeds, keras.Mod
         for network_pass in started:
             network_pass.y = y = nonfinite.replace(y, is_bad)  # the loss of some targets is not finite
         is_mean = replicas.is_mean(started[0].loss)
-        good = (
-            nonfinite.without(tf.ones(tf.shape(is_bad)), is_bad) if is_mean else tf.cast(~is_bad, "float32")
-        )
+        is_ranked = is_ranked_by(is_bad, sample_weight)
+        ranked = tf.cast(is_ranked, "float32")
+        good = nonfinite.without(ranked, is_bad) if is_mean else tf.cast(~is_bad, "float32")
         # First of all: a second pass replaces the losses that layers added in the first.
         with self._logs_of_outputs_unchanged():
             losses_all = [network_pass.loss_with(good) for network_pass in started]
         labels = self._labels(given[1], started)
         weights, share, is_any_good = self._select(started, sample_weight, is_bad, labels)
-        is_ranked = is_ranked_by(is_bad, sample_weight)
         is_seen = self._watch is not None or self._record is not None
         probabilities = class_labels.probabilities_of_passes(started) if is_seen else []
         if self._watch is not None:
-            self._watch.update(y, labels, started, probabilities, is_bad, is_ranked)
+            is_estimated = self._watch.update(y, labels, started, probabilities, is_bad, is_ranked)
+            check_estimated(self.rule, is_estimated)
         if self._record is not None:
             scored = [] if self.score is None else [tf.where(is_bad, np.nan, p.scores) for p in started]
             likely = [tf.where(is_bad, np.nan, class_labels.of_given(labels, p)) for p in probabilities]
             self._record.update(*given, scored, weights, is_ranked, likely)
         # A mean counts by the examples that it is over, a sum is one part of the batch's like any other.
-        self._log("loss_all", losses_all, tf.math.count_nonzero(good, dtype="float32") if is_mean else share)
+        is_counted = ~(is_bad & is_ranked)
+        self._log(
+            "loss_all", losses_all, tf.math.count_nonzero(is_counted, dtype="float32") if is_mean else share
+        )
         losses, gradients, trained = [], [], []
         for network_pass, weight in zip(started, weights):
             loss, gradient = network_pass.backward(weight)

@@ -122,6 +122,13 @@ def test_of_a_method_that_drops_nothing_and_clean_labels(tmp_path):
     run(RunConfig("digits", "standard", "none", 0, epochs=2), tmp_path, verbose=0)
     page = Page(audit_run(tmp_path).read_text())
     assert not (tmp_path / "selection.npz").exists() and "on purpose" not in page.text
+    assert "ranked by Standard, trained for 2 epochs." in page.text
+
+
+def test_of_bootstrap(tmp_path):
+    run(RunConfig("digits", "bootstrap", "symmetric", 0.2, epochs=2, train_size=200), tmp_path, verbose=0)
+    page = Page(audit_run(tmp_path).read_text())
+    assert "Which labels of digits are wrong?" in page.text and page.tags.count("img") == 52
 
 
 class TestFaults:
@@ -138,6 +145,21 @@ class TestFaults:
         (copy / "config.json").write_text(json.dumps({**config, "source": "digits of someone else"}))
         with pytest.raises(ValueError, match="digits of someone else"):
             audit_run(copy)
+
+    def test_a_config_of_another_version_is_named(self, digits, tmp_path):
+        copy = tmp_path / "run"
+        shutil.copytree(digits, copy)
+        config = json.loads((copy / "config.json").read_text())
+        del config["assumed_epsilon"]
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="has no assumed_epsilon: it is damaged, or of another version"):
+            audit_run(copy)
+
+    def test_an_output_that_is_no_page(self, digits, tmp_path):
+        for output in (tmp_path / "table.csv", tmp_path):
+            with pytest.raises(ValueError, match="must be a file of HTML"):
+                audit_run(digits, output)
+        assert not list(tmp_path.iterdir())
 
     def test_a_record_that_is_cut(self, digits, tmp_path):
         copy = tmp_path / "run"

@@ -128,6 +128,23 @@ def test_its_one_number_is_a_weight_that_does_not_train():
     assert len(model.non_trainable_weights) == 1 and len(model.trainable_weights) == 4
 
 
+@pytest.mark.parametrize("kind", ["own_loss", "several_outputs"])
+def test_where_nothing_is_estimated_it_is_refused(kind):
+    x, y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")
+
+    def make_network():
+        inputs = keras.Input((4,))
+        outputs = [keras.layers.Dense(2, name=name)(inputs) for name in "ab"]
+        return keras.Model(inputs, outputs if kind == "several_outputs" else outputs[0])
+
+    loss = ["mse", "mse"] if kind == "several_outputs" else lambda y, p: keras.ops.sum((y - p) ** 2, axis=-1)
+    rule = prl.Trim(prl.EstimatedEpsilon(3))
+    model = prl.RobustModel(make_network(), rule=rule)
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="epsilon='auto' needs a model of one output"):
+        model.fit(x, [y, y] if kind == "several_outputs" else y, verbose=0)
+
+
 def test_faults():
     with pytest.raises(ValueError, match="needs a warm-up"):
         build(warmup_steps=0)

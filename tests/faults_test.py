@@ -129,6 +129,55 @@ class TestLabels:
         for a, b in zip(before, model.get_weights()):
             np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.parametrize(
+        ("loss", "outputs", "good"),
+        [
+            (keras.losses.BinaryCrossentropy(from_logits=True), 1, (Y > 0)[:, None]),
+            (keras.losses.CategoricalCrossentropy(from_logits=True), 3, np.eye(3)[Y]),
+            (prl.Bootstrap(from_logits=True), 3, np.eye(3)[Y]),
+        ],
+    )
+    @pytest.mark.parametrize("value", [2, -1])
+    def test_that_are_shares_of_classes_lie_between_0_and_1(self, loss, outputs, good, value):
+        good = good.astype("float32")
+        bad = np.where(np.arange(12)[:, None] == 5, value, good).astype("float32")
+        model = compiled(keras.Sequential([keras.Input((4,)), layers.Dense(outputs)]), loss)
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; y\[5, 0\] is {value}"):
+            model.fit(X, bad, verbose=0)
+        for a, b in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(a, b)
+        for source in SOURCES.values():
+            with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; there is a {value}"):
+                model.fit(source(X, bad), verbose=0)
+            model.fit(source(X, np.where(bad == value, 0.5, good).astype("float32")), verbose=0)
+
+    def test_of_bootstrap_are_numbers_of_classes_too(self):
+        model = compiled(loss=prl.Bootstrap(from_logits=True), rule=prl.Trim(0.3, min_keep_per_class=1))
+        with pytest.raises(ValueError, match=r"at most 2 for 3 outputs; y\[5\] is 7"):
+            model.fit(X, BAD, verbose=0)
+        assert "kept_fraction_min_class" in model.fit(X, Y, verbose=0).history
+
+    def test_as_a_list_of_numbers_are_refused(self):
+        for y in (list(Y), Y.tolist()):
+            with pytest.raises(ValueError, match=r"y is a list; write np.asarray\(y\)"):
+                compiled().fit(X, y, verbose=0)
+
+    def test_of_validation_data_in_a_list(self):
+        with pytest.raises(ValueError, match=r"validation_data: .*y\[5\] is 7"):
+            compiled().fit(X, Y, validation_data=[X, BAD], verbose=0)
+
+    @pytest.mark.parametrize("source", ["py_dataset", "generator"])
+    def test_of_another_number_than_the_inputs_are_refused(self, source):
+        def cut(batches, parts):
+            return ((x, y[:parts]) for x, y in batches)
+
+        batches = [Batches(X, X[:, :3])[i] for i in range(3)]
+        model = compiled(loss="mse")
+        data = cut(batches, 1) if source == "generator" else Batches(X, X[:, :3][:5])
+        with pytest.raises(ValueError, match="as many of each; there are of x 4, y 1"):
+            model.fit(data, shuffle=False, verbose=0)
+
     def test_good_ones_train_as_ever_from_any_kind_of_data(self):
         weights = []
         for source in (None, *SOURCES):
@@ -156,6 +205,32 @@ class TestSampleWeight:
         for source in SOURCES.values():
             with pytest.raises(ValueError, match=f"sample_weight must be .*there is a {bad:g}"):
                 compiled().fit(source(X, Y, weight), verbose=0)
+
+    @pytest.mark.parametrize("bad", [-1, np.nan, np.inf])
+    def test_that_is_in_integers_or_by_class_or_for_validation_is_refused(self, bad):
+        model = compiled()
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=f"class_weight must be .* of class 1 is {bad}"):
+            model.fit(X, Y, class_weight={0: 1.0, 1: bad, 2: 1.0}, verbose=0)
+        with pytest.raises(ValueError, match=f"class_weight must be .* of class 1 is {bad}"):
+            model.train_on_batch(X, Y, class_weight={0: 1.0, 1: bad, 2: 1.0})
+        with pytest.raises(ValueError, match="validation_data: sample_weight must be"):
+            model.fit(X, Y, validation_data=(X, Y, np.full(12, float(bad))), verbose=0)
+        if bad == -1:
+            for source in SOURCES.values():
+                with pytest.raises(ValueError, match=r"sample_weight must be .*there is a -1"):
+                    model.fit(source(X, Y, np.full(12, -1)), verbose=0)
+        for a, b in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(a, b)
+
+    def test_of_zeros_and_ones_as_truth_values(self):
+        weight, trained = np.arange(12) % 3 > 0, []
+        for given in (weight, weight.astype("float32")):
+            keras.utils.set_random_seed(0)
+            trained.append(compiled())
+            trained[-1].fit(X, Y, sample_weight=given, shuffle=False, verbose=0)
+        for a, b in zip(*(model.get_weights() for model in trained)):
+            np.testing.assert_array_equal(a, b)
 
     def test_of_another_length_or_shape_is_refused(self):
         with pytest.raises(ValueError, match="'sample_weight' sizes: 11"):

@@ -173,3 +173,20 @@ def test_loss_scaling_looks_for_itself():
     logs = step(model, X * 1e3, Y)
     assert logs["nonfinite"] == 0 and float(model.optimizer.dynamic_scale) < 1e38
     assert all(np.isfinite(w).all() for w in all_state(model))
+
+
+def test_in_padding_they_are_in_no_log():
+    weight = np.where(np.arange(12) < 6, 1.0, 0.0)
+    logs = []
+    for x in (X, spoilt(X, np.arange(6, 12), np.nan)):
+        logs.append(robust().fit(x, Y, sample_weight=weight, batch_size=12, verbose=0).history)
+    for name, values in logs[0].items():
+        assert logs[1][name] == pytest.approx(values, rel=1e-6), name
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])  # of NaN ReLU makes a number
+def test_score_examples_finds_them_most_suspect(activation):
+    model = prl.RobustModel(network(activation=activation))
+    model.compile("sgd", "mse")
+    scores = prl.score_examples(model, (spoilt(X, [1, 7, 8], BAD), Y))
+    assert np.isinf(scores[[1, 7, 8]]).all() and np.isfinite(np.delete(scores, [1, 7, 8])).all()

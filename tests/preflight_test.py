@@ -13,6 +13,8 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(20, 6)).astype("float32")
 Y = np.arange(20) % 3
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+BINARY = keras.losses.BinaryCrossentropy(from_logits=True)
+IGNORING = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
 PROBABILITIES = keras.losses.SparseCategoricalCrossentropy()
 TOPICS = [
     "loss",
@@ -74,6 +76,27 @@ def scalar_loss(y_true, y_pred):
         (lambda: compiled(network(units=1), "mse"), (X, X[:, 0]), "loss", r"y\[:, None\]"),
         (lambda: compiled(network(), "mse"), (X, X[:, :3] * np.inf), "targets", "20 losses are not finite"),
         (lambda: compiled(network()), (X, Y, -np.ones(20)), "targets", "sample_weight must be finite"),
+        (lambda: compiled(network()), (X, np.where(Y, Y, 7)), "targets", r"y\[0\] is 7"),
+        (lambda: compiled(network()), (X, Y.astype(str)), "targets", "Write np.unique"),
+        (lambda: compiled(network()), (X, None), "loss", "has no targets"),
+        (lambda: compiled(network()), (X, Y, np.ones(19)), "targets", "have 19, 20 rows"),
+        (lambda: compiled(network(), "mse"), (X, X[:1, :3]), "targets", "have 1, 20 rows"),
+        (lambda: compiled(network()), (X, Y, np.ones((20, 3))), "targets", "one weight for each example"),
+        (lambda: compiled(network()), (X, Y, np.zeros(20)), "kept", "every sample_weight is 0"),
+        (
+            lambda: compiled(network(units=1), BINARY),
+            (X, Y[:, None]),
+            "targets",
+            r"in \[0, 1\]; y\[2, 0\] is 2",
+        ),
+        (lambda: compiled(network(), IGNORING), (X, np.where(Y, Y, -1)), None, r"2 of 3 in the batch"),
+        (lambda: compiled(network(), IGNORING), (X, np.full(20, -1)), "classes", "one that the loss ignores"),
+        (
+            lambda: compiled(network(activation=lambda t: tf.nn.softmax(t)), PROBABILITIES),
+            (np.where(np.arange(20)[:, None] == 5, np.nan, X), Y),
+            "targets",
+            "1 losses are not finite",
+        ),
         (lambda: compiled(network(), PROBABILITIES), (X * 9, Y), "head", "from_logits=True in the loss"),
         (lambda: compiled(network(activation="softmax")), (X, Y), "head", "Take one of them away"),
         (

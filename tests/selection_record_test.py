@@ -234,6 +234,17 @@ class TestFaults:
         assert sum("SelectionRecord" in str(warning.message) for warning in warned) == 1
         np.testing.assert_array_equal(record.seen[0], np.arange(N) >= 10)
 
+    def test_two_of_them_in_one_fit_are_refused(self):
+        records = [prl.SelectionRecord((X, Y)) for _ in range(2)]
+        with pytest.raises(ValueError, match="Two SelectionRecords"):
+            model().fit(X, Y, verbose=0, callbacks=records)
+
+    def test_one_after_the_other_are_not(self):
+        one, records = model(), [prl.SelectionRecord((X, Y)) for _ in range(2)]
+        for record in records:
+            one.fit(X, Y, verbose=0, callbacks=[record])
+        assert all(record.seen.all() and len(record.seen) == 1 for record in records)
+
     def test_a_plain_model_is_refused(self):
         plain = network()
         plain.compile("sgd", "mse")
@@ -266,6 +277,31 @@ class TestFile:
             record = prl.SelectionRecord((X, Y), path)
             model().fit(X, Y, epochs=2, verbose=0, callbacks=[record])
         assert len(record.dropped) == 2
+
+    def test_epochs_without_a_record_keep_their_place(self, tmp_path):
+        record = prl.SelectionRecord((X, Y), tmp_path / "record.npz")
+        model().fit(X, Y, epochs=2, verbose=0, callbacks=[record])
+        other = prl.SelectionRecord((X, Y), tmp_path / "record.npz")
+        model().fit(X, Y, epochs=5, initial_epoch=4, verbose=0, callbacks=[other])
+        assert other.seen.all(axis=1).tolist() == [True, True, False, False, True]
+        assert not other.seen[2:4].any() and not other.dropped[2:4].any()
+        assert np.isnan(other.scores[2:4]).all() and np.isfinite(other.scores[4]).all()
+
+    def test_the_file_of_a_pair_is_not_that_of_one_network(self, tmp_path):
+        pair = prl.CoTeachingModel(network(), network(), rule=prl.Trim(0.2))
+        pair.compile("sgd", "mse")
+        pair.fit(X, Y, verbose=0, callbacks=[prl.SelectionRecord((X, Y), tmp_path / "pair.npz")])
+        record = prl.SelectionRecord((X, Y), tmp_path / "pair.npz").load()
+        with pytest.raises(ValueError, match="another kind of model"):
+            model().fit(X, Y, verbose=0, callbacks=[record])
+
+    def test_other_labels_are_other_data_however_many_classes_there_are(self):
+        labels = RNG.integers(0, 66, N) * 3 + 1
+        one_hot = np.eye(200, dtype="float32")
+        record = prl.SelectionRecord((X, one_hot[labels]))
+        record.check_same((X, one_hot[labels]))
+        with pytest.raises(ValueError, match="other examples"):
+            record.check_same((X, one_hot[labels + 1]))
 
     def test_a_damaged_file_and_one_of_other_data_are_named(self, tmp_path):
         path = tmp_path / "record.npz"

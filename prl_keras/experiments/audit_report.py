@@ -64,9 +64,13 @@ def audit_run(run_dir, output=None, data_options=None):
 
     Raises:
         FileNotFoundError: for a folder without a finished run.
-        ValueError: for files that are damaged or data that are not those of the run.
+        ValueError: for files that are damaged, data that are not those of the run, or an output that cannot
+            be one.
     """
     run_dir = pathlib.Path(run_dir)
+    output = pathlib.Path(output) if output else run_dir / "audit.html"
+    if output.suffix == ".csv" or output.is_dir():
+        raise ValueError(f"output={str(output)!r} must be a file of HTML; the table goes beside it, as CSV.")
     missing = [name for name in ("config.json", "model.keras") if not (run_dir / name).exists()]
     if missing:
         raise FileNotFoundError(
@@ -74,6 +78,11 @@ def audit_run(run_dir, output=None, data_options=None):
             "python -m binaries.train --output_dir=DIR, or finish it with --resume."
         )
     saved = files.read_json(run_dir / "config.json")
+    missing = [field.name for field in dataclasses.fields(RunConfig) if field.name not in saved]
+    if missing:
+        raise ValueError(
+            f"{run_dir / 'config.json'} has no {', '.join(missing)}: it is damaged, or of another version."
+        )
     config = RunConfig(**{field.name: saved[field.name] for field in dataclasses.fields(RunConfig)})
     data = datasets.load(config.dataset, **(data_options or {}))
     if data.source != saved.get("source"):
@@ -88,7 +97,6 @@ def audit_run(run_dir, output=None, data_options=None):
     found = predict_beside(model, given)
     epsilon = estimate_from(found)
     table = table_of(found, record, epsilon.estimate)
-    output = pathlib.Path(output) if output else run_dir / "audit.html"
     with files.replacing(output.with_suffix(".csv")) as temporary:
         table.to_csv(temporary)
     page = _page(config, data, table, epsilon, is_corrupted, record)
@@ -101,12 +109,9 @@ def _page(config, data, table, epsilon, is_corrupted, record):
     is_classes = data.task == "classification"
     what = "labels" if is_classes else "targets"
     title = f"Which {what} of {config.dataset} are wrong?"
-    method = prl.METHODS[config.method].title
-    is_told = config.told_epsilon != "auto"
-    told = f"told to drop {config.told_epsilon:.0%}." if is_told else "left to find out how many to drop."
     about = (
-        f"{len(table):,} training examples, ranked by {method}, trained for {config.epochs} epochs and "
-        f"{told} "
+        f"{len(table):,} training examples, ranked by {prl.METHODS[config.method].title}, trained for "
+        f"{config.epochs} epochs{_told(config)}. "
         + ("The score is the mean of those in the last third of training." if record is not None else "")
         + f" Data: {data.source}"
     )
@@ -127,6 +132,17 @@ def _page(config, data, table, epsilon, is_corrupted, record):
     )  # fmt: skip
 
 
+def _told(config):
+    if not prl.METHODS[config.method].drops_a_fraction:
+        return ""
+    is_told = config.told_epsilon != "auto"
+    return (
+        f" and told to drop {config.told_epsilon:.0%}"
+        if is_told
+        else " and left to find out how many to drop"
+    )
+
+
 _CONFUSION = (
     "Examples by their given class and the one that the model predicts, those that agree left out. A dark "
     "cell is a mistake that many labels share."
@@ -136,6 +152,8 @@ _CONFUSION = (
 def _meaning(table, epsilon, what):
     flagged = int(table["is_flagged"].sum())
     text = f"{flagged:,} {what} are flagged: the most suspect, as many as the estimate says."
+    if epsilon.low == 0 < flagged:
+        text += f" But the interval begins at 0: all the {what} may be right, and the flagged ones hard."
     if epsilon.high - epsilon.low > 0.2:
         text += (
             " The interval is wide: the model itself errs, and its errors cannot be told from wrong labels. "

@@ -7,6 +7,7 @@ each ranking finds the wrong labels, so a benchmark that is killed goes on where
 import dataclasses
 import pathlib
 import types
+import zlib
 
 import keras
 import numpy as np
@@ -88,7 +89,7 @@ def measure(name, dataset, corruption, epsilon, seed, output_dir, data_options=N
         "rankings": {key: _quality(noise.is_corrupted, score) for key, score in scores.items()},
     }  # fmt: skip
     if model is not None:
-        result |= _estimates(model, data, noise, seed)
+        result |= _estimates(model, data, noise, path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, result)
     return result
@@ -185,9 +186,10 @@ def _quality(is_wrong, score):
     }
 
 
-def _estimates(model, data, noise, seed):
+def _estimates(model, data, noise, setting):
     given = data.train_x, noise.targets
-    examples = np.random.default_rng([seed, _TRUSTED]).choice(len(noise.targets), _TRUSTED, replace=False)
+    rng = np.random.default_rng(zlib.crc32(setting.encode()))  # other examples for each setting
+    examples = rng.choice(len(noise.targets), _TRUSTED, replace=False)
     alone = prl.estimate_epsilon(model, given)
     trusted = prl.estimate_epsilon(model, given, trusted=(examples, data.train_y[examples]))
     return {"estimate": alone._asdict(), "trusted": trusted._asdict()}
