@@ -1,8 +1,9 @@
 # make demo   sets up .venv and trains four methods on noisy digits: a table and a picture in runs/demo
 # make test   sets up .venv and runs the test suite
 # make test-oldest   the same in .venv-oldest, with the oldest versions that requirements.txt allows
+# make test-oldest-core   of these the tests that lean most on the packages, for CI
 # make coverage   the tests once more, and which lines and branches of prl_keras/ they run
-.PHONY: demo test test-long test-oldest coverage lint clean
+.PHONY: demo test test-long test-oldest test-oldest-core coverage lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,6 +21,11 @@ test-long: $(VENV)/.ready
 
 test-oldest: $(VENV)-oldest/.ready
 	$(VENV)-oldest/bin/python -m pytest -m "not long" -n 2 --dist loadfile
+
+# Steps, scores and rules; saving and logs; the files, tables and searches of keras-tuner, pandas, h5py, TFDS.
+CORE := rules scores oracle promises nonfinite saving resume audit tuning_final tune report tfds_datasets
+test-oldest-core: $(VENV)-oldest/.ready
+	$(VENV)-oldest/bin/python -m pytest -m "not long" -n 2 --dist loadfile $(CORE:%=tests/%_test.py)
 
 coverage: $(VENV)/.ready
 	$(PY) -m pytest -m "not long" -k "not full_disk" -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
