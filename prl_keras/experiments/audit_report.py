@@ -153,7 +153,10 @@ def _meaning(table, epsilon, what):
     flagged = int(table["is_flagged"].sum())
     text = f"{flagged:,} {what} are flagged: the most suspect, as many as the estimate says."
     if epsilon.low == 0 < flagged:
-        text += f" But the interval begins at 0: all the {what} may be right, and the flagged ones hard."
+        text += (
+            f" But the interval begins at 0: as far as the estimate can tell all the {what} may be right, "
+            "and the flagged ones hard. The most suspect, below, say more."
+        )
     if epsilon.high - epsilon.low > 0.2:
         text += (
             " The interval is wide: the model itself errs, and its errors cannot be told from wrong labels. "
