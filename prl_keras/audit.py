@@ -5,6 +5,7 @@ import numpy as np
 from prl_keras.noise_rate import estimate_from
 from prl_keras.predictions import predict_beside
 from prl_keras.rules import check_fraction
+from prl_keras.selection_record import SelectionRecord
 
 _LATE = 1 / 3  # of the recorded epochs; results/audit compares
 _MOST_COLUMNS = 100  # of targets that are shown, each beside its prediction
@@ -18,7 +19,7 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
     | `score` | how suspect, higher = more; see below |
     | `rank` | 1 for the most suspect; ties in data order |
     | `is_flagged` | whether it is among the `epsilon` most suspect |
-    | `given`, `predicted` | class numbers; of up to 100 targets `given_0`, `predicted_0`, ... |
+    | `given`, `predicted` | class numbers, -1 for none; of up to 100 targets `given_0`, `predicted_0`, ... |
     | `loss` | of the model on the example, in inference mode |
     | `given_probability` | that the model gives to the given class (cleanlab's self-confidence) |
     | `probability_0`, ... | of each class |
@@ -56,6 +57,10 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
     if epsilon is not None:
         check_fraction("epsilon", epsilon)
     if record is not None:
+        if not isinstance(record, SelectionRecord):
+            raise ValueError(
+                f"record={record!r} must be a SelectionRecord; SelectionRecord(data, path).load()."
+            )
         record.check_same(dataset, batch_size)
     found = predict_beside(model, dataset, batch_size)
     return table_of(found, record, estimate_from(found).estimate if epsilon is None else epsilon)

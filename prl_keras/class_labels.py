@@ -23,6 +23,8 @@ def count_classes(shape, loss):
 def class_labels(y, y_pred, loss):
     """The given class of each example, int32 `[batch]`, or None as in `count_classes`.
 
+    What the loss ignores (`ignore_class`) is -1, a label of no class.
+
     Args:
         y: Class numbers `[batch]` or `[batch, 1]`, one-hot labels, or labels 0 and 1.
         y_pred: Predictions `[batch, ...]`.
@@ -34,7 +36,9 @@ def class_labels(y, y_pred, loss):
     if loss_kinds.is_one_hot(loss) or is_wide:
         return tf.argmax(y, axis=-1, output_type=tf.int32)
     labels = tf.reshape(y, [-1])
-    return tf.cast(tf.cast(labels, tf.float32) > 0.5 if _is_one_output(y_pred) else labels, tf.int32)
+    labels = tf.cast(tf.cast(labels, tf.float32) > 0.5 if _is_one_output(y_pred) else labels, tf.int32)
+    ignored = getattr(loss, "ignore_class", None)
+    return labels if ignored is None else tf.where(labels == ignored, -1, labels)
 
 
 def class_probabilities(y_pred, loss):

@@ -52,11 +52,12 @@ def check_targets_given(y):
         raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
 
 
-def check_shares(y):
+def check_shares(y, start=0):
     """Checks labels that are shares of classes, one-hot labels and labels 0 and 1 among them.
 
     Args:
         y: An array `[n, ...]`. What is not finite is another's business (`nonfinite`).
+        start: Where `y` begins in the data, for the message.
 
     Raises:
         ValueError: with the first bad index and value.
@@ -67,7 +68,8 @@ def check_shares(y):
     bad = is_bad_share(y)
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(f"{SHARES}; y[{', '.join(map(str, index))}] is {y[index]}. {_RENUMBER}")
+        shown = ", ".join(map(str, (start + index[0], *index[1:])))
+        raise ValueError(f"{SHARES}; y[{shown}] is {y[index]}. {_RENUMBER}")
 
 
 def is_bad_share(y):

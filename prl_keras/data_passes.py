@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from prl_keras import data_checks
+from prl_keras.rules import check_count
 
 _ENDLESS = "The data set has no end; give it without repeat(), one pass over the examples."
 
@@ -35,6 +36,7 @@ def _given(dataset, batch_size):
             raise ValueError(_ENDLESS)
         return (dataset[i] for i in range(dataset.num_batches))
     if isinstance(dataset, tuple):
+        check_count("batch_size", batch_size)
         x, *others = dataset
         # A list is that of a model's inputs; tf.data would make one tensor of it.
         x = tuple(x) if isinstance(x, list) and all(hasattr(array, "shape") for array in x) else x

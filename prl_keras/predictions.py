@@ -20,7 +20,7 @@ class Predictions(typing.NamedTuple):
     """Of `n` examples, in data order, in inference mode; of a pair the mean of the two networks.
 
     Attributes:
-        given: int32 class numbers `[n]`, or float32 targets `[n, q]`.
+        given: int32 class numbers `[n]`, -1 where the loss ignores the label, or float32 targets `[n, q]`.
         predicted: the same, of the model.
         probabilities: float32 `[n, classes]`, or None for regression.
         losses: float32 `[n]`, the loss of each example; NaN where its inputs or targets are not finite.
@@ -70,9 +70,10 @@ def predict_beside(model, dataset, batch_size=256):
     """
     checks.check_compiled(model)
     networks = model.networks if isinstance(model, WeightedModel) else [model]
-    if keras.tree.is_nested(model.loss):
+    losses = keras.tree.flatten(model.loss)
+    if len(losses) != 1:
         raise ValueError(_SEVERAL)
-    loss = keras.losses.get(model.loss)
+    loss = keras.losses.get(losses[0])
 
     def look(x, y):
         given, outputs, losses = zip(*[_look(network(x, training=False), y, loss) for network in networks])
@@ -87,8 +88,13 @@ def predict_beside(model, dataset, batch_size=256):
 
     classes, parts, n = getattr(networks[0], "output_shape", [None])[-1], [], 0
     for x, y in data_passes.batches(dataset, batch_size):
-        if loss_kinds.is_sparse(loss):
+        if keras.tree.is_nested(y):
+            raise ValueError(_SEVERAL)
+        kind = loss_kinds.labels_kind(loss, y.shape, classes)
+        if kind == "classes":
             data_checks.check_labels(y, classes, getattr(loss, "ignore_class", None), start=n)
+        elif kind == "shares":
+            data_checks.check_shares(y, start=n)
         parts.append(look_on_one_replica(x, y))
         n += len(parts[-1][0])
     given, outputs, losses, differ = (np.concatenate(column) for column in zip(*parts))

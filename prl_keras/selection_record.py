@@ -37,7 +37,8 @@ class SelectionRecord(keras.callbacks.Callback):
         dataset: What is trained on, in the order that the record is to have: a `tf.data.Dataset` or a
             `keras.utils.PyDataset` of batches, or a tuple of arrays `(x, y)`. It is read once.
         path: A file, `.npz`, that gets the record after each epoch, whole or not at all. A training that goes
-            on from a later epoch than the first (`initial_epoch`, `BackupAndRestore`) goes on with it.
+            on from a later epoch than the first (`initial_epoch`, `BackupAndRestore`) goes on with it; one
+            that begins anew replaces it.
         batch_size: For a tuple of arrays, when it is read here.
 
     Attributes:
@@ -49,7 +50,7 @@ class SelectionRecord(keras.callbacks.Callback):
             both networks'. NaN as above, and where there is not one class label for each example.
 
     Raises:
-        ValueError: for an empty data set, or missing targets.
+        ValueError: for an empty data set, missing targets, or a path of something else than a record.
     """
 
     def __init__(self, dataset, path=None, batch_size=256):
@@ -57,6 +58,8 @@ class SelectionRecord(keras.callbacks.Callback):
         self.path = None if path is None else pathlib.Path(path)
         if self.path is not None and (self.path.is_dir() or not self.path.parent.is_dir()):
             raise ValueError(f"path={str(path)!r} must be a file, .npz, in a folder that exists.")
+        if self.path is not None and _is_of_other_kind(self.path):
+            raise ValueError(f"path={str(path)!r} is there and is no record; take another path.")
         found = [
             (fingerprints(*batch, _FEW), fingerprints(*batch))
             for batch in data_passes.batches(dataset, batch_size)
@@ -237,7 +240,7 @@ class SelectionRecord(keras.callbacks.Callback):
                 numbers = [saved["scores"], saved["probabilities"]]
             if any(part.shape != (len(bits), *data[1].shape) for part in numbers) or bits.ndim != 3:
                 raise ValueError("its parts do not go together")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
         if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 2):
@@ -245,3 +248,15 @@ class SelectionRecord(keras.callbacks.Callback):
         self._epochs = list(bits[:epochs])
         self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
         return self
+
+
+def _is_of_other_kind(path):
+    """Whether a file is there that is no record; one that is empty or cut may have been one."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not {"known.npy", "slots.npy", "epochs.npy"} <= set(archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        with open(path, "rb") as file:
+            return file.read(2) != b"PK"

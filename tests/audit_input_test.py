@@ -59,10 +59,11 @@ def test_a_loss_that_may_be_of_classes_or_targets_is_refused(loss, look):
 
 
 class TestIgnoredLabels:
-    @pytest.fixture
-    def trained(self):
-        y = np.where(np.arange(N) < 20, -1, LABELS)
-        model = compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
+    @pytest.fixture(params=[-1, 2, 255])
+    def trained(self, request):
+        ignored = request.param
+        y = np.where(np.arange(N) < 20, ignored, LABELS % 2)
+        model = compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored))
         record = prl.SelectionRecord((X, y))
         model.fit(X, y, epochs=3, verbose=0, callbacks=[record])
         return model, y, record
@@ -77,18 +78,72 @@ class TestIgnoredLabels:
 
     def test_count_for_nothing_in_the_estimate(self, trained):
         model, y, _ = trained
-        assert prl.estimate_epsilon(model, (X, y)) == prl.estimate_epsilon(model, (X[20:], LABELS[20:]))
+        assert prl.estimate_epsilon(model, (X, y)) == prl.estimate_epsilon(model, (X[20:], y[20:]))
         examples = np.arange(10, 40)
         with_ignored = prl.estimate_epsilon(model, (X, y), (examples, LABELS[examples]))
-        without = prl.estimate_epsilon(model, (X[20:], LABELS[20:]), (np.arange(20), LABELS[20:40]))
+        without = prl.estimate_epsilon(model, (X[20:], y[20:]), (np.arange(20), LABELS[20:40]))
         assert with_ignored == without
 
     def test_of_all_examples(self, trained):
         model, y, _ = trained
         with pytest.raises(ValueError, match="No example has a label"):
-            prl.estimate_epsilon(model, (X, np.full(N, -1)))
+            prl.estimate_epsilon(model, (X, np.full(N, y[0])))
         with pytest.raises(ValueError, match="Fewer than 2 of the trusted"):
             prl.estimate_epsilon(model, (X, y), (np.arange(20), LABELS[:20]))
+
+    def test_count_for_nothing_while_training(self, trained):
+        """The watch of fit sees what it sees of the same labels written as -1."""
+        _, y, _ = trained
+        ignored, estimates = y[0], []
+        for labels, ignored in ((y, y[0]), (np.where(y == y[0], -1, y), -1)):
+            keras.utils.set_random_seed(0)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=int(ignored))
+            pair = prl.build("co_prl_l", network, epsilon="auto", ramp_steps=2, loss=loss, optimizer="sgd")
+            pair.fit(X, labels, epochs=2, verbose=0)
+            estimates.append(pair.epsilon_estimate)
+        assert estimates[0] == estimates[1]
+
+
+@pytest.mark.parametrize(
+    "loss, y, place",
+    [
+        (
+            keras.losses.BinaryCrossentropy(from_logits=True),
+            np.where(np.arange(N) == 50, 2, 0)[:, None],
+            "50, 0",
+        ),
+        (keras.losses.CategoricalCrossentropy(from_logits=True), -np.eye(3)[LABELS], rf"0, {LABELS[0]}"),
+    ],
+)
+@pytest.mark.parametrize("look", [prl.audit, prl.estimate_epsilon])
+def test_shares_outside_0_to_1_are_refused_with_their_place(look, loss, y, place):
+    model = compiled(loss, outputs=y.shape[1])
+    with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; y\[{place}\] is"):
+        look(model, (X, y.astype("float32")), batch_size=16)
+
+
+@pytest.mark.parametrize("nested", [lambda loss: [loss], lambda loss: {"out": loss}])
+def test_a_loss_in_a_list_or_dict_is_that_of_the_one_output(nested):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
+    model.compile("sgd", nested(LOGITS))
+    found = prl.estimate_epsilon(model, (X, LABELS))
+    model.compile("sgd", LOGITS)
+    assert found == prl.estimate_epsilon(model, (X, LABELS))
+
+
+def test_several_outputs_of_one_loss_are_refused_as_such():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [keras.layers.Dense(3)(inputs), keras.layers.Dense(3)(inputs)])
+    model.compile("sgd", LOGITS)
+    with pytest.raises(ValueError, match="has several outputs"):
+        prl.audit(model, (X, (LABELS, LABELS)))
+
+
+def test_what_is_no_record_or_batch_size_is_refused():
+    with pytest.raises(ValueError, match="must be a SelectionRecord"):
+        prl.audit(compiled(), (X, LABELS), record="record.npz")
+    with pytest.raises(ValueError, match="batch_size=0 must be a whole number"):
+        prl.audit(compiled(), (X, LABELS), batch_size=0)
 
 
 class TestNotFinite:

@@ -171,6 +171,20 @@ class TestFaults:
             audit_run(copy)
         assert not (copy / "audit.html").exists()
 
+    @pytest.mark.parametrize("place", [100, 0.5, None])
+    def test_a_model_that_is_damaged(self, digits, tmp_path, place):
+        copy = tmp_path / "run"
+        shutil.copytree(digits, copy)
+        content = bytearray((copy / "model.keras").read_bytes())
+        if place is None:
+            content = content[:1000]
+        else:
+            middle = place if place == 100 else int(place * len(content))
+            content[middle : middle + 64] = bytes(64)
+        (copy / "model.keras").write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.keras is damaged: .*Train again"):
+            audit_run(copy)
+
     def test_the_program_says_it_in_a_line(self, tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "binaries.audit", f"--run_dir={tmp_path}"],

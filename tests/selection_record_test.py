@@ -278,6 +278,16 @@ class TestFile:
             model().fit(X, Y, epochs=2, verbose=0, callbacks=[record])
         assert len(record.dropped) == 2
 
+    def test_a_file_of_another_kind_is_left_alone(self, tmp_path):
+        text, data = tmp_path / "notes.txt", tmp_path / "data.npz"
+        text.write_text("mine")
+        np.savez(data, x=X)
+        for path in (text, data):
+            before = path.read_bytes()
+            with pytest.raises(ValueError, match="is there and is no record"):
+                prl.SelectionRecord((X, Y), path)
+            assert path.read_bytes() == before
+
     def test_epochs_without_a_record_keep_their_place(self, tmp_path):
         record = prl.SelectionRecord((X, Y), tmp_path / "record.npz")
         model().fit(X, Y, epochs=2, verbose=0, callbacks=[record])
@@ -306,7 +316,7 @@ class TestFile:
     def test_a_damaged_file_and_one_of_other_data_are_named(self, tmp_path):
         path = tmp_path / "record.npz"
         options = {"epochs": 4, "initial_epoch": 2, "verbose": 0}
-        for content in (b"PK\x03\x04", b"", b"text"):
+        for content in (b"PK\x03\x04", b""):
             path.write_bytes(content)
             with pytest.raises(ValueError, match=r"record\.npz is damaged"):
                 model().fit(X, Y, **options, callbacks=[prl.SelectionRecord((X, Y), path)])

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import pathlib
 import string
+import zipfile
 
 import keras
 import pandas as pd
@@ -93,7 +94,7 @@ def audit_run(run_dir, output=None, data_options=None):
     record = None
     if (run_dir / SELECTION).exists():
         record = prl.SelectionRecord(given, run_dir / SELECTION).load()
-    model = keras.models.load_model(run_dir / "model.keras")
+    model = _load_model(run_dir / "model.keras")
     found = predict_beside(model, given)
     epsilon = estimate_from(found)
     table = table_of(found, record, epsilon.estimate)
@@ -103,6 +104,14 @@ def audit_run(run_dir, output=None, data_options=None):
     with files.replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
+
+
+def _load_model(path):
+    try:
+        return keras.models.load_model(path)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged: {text}. Train again, with --overwrite.") from error
 
 
 def _page(config, data, table, epsilon, is_corrupted, record):
