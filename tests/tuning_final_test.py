@@ -183,3 +183,32 @@ def test_bad_arguments_are_refused(options, data, tmp_path):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         train(tmp_path / "none", data, **options)
     assert not (tmp_path / "none").exists()
+
+
+def test_another_network_is_another_training(data, tmp_path):
+    def network(width, activation):
+        return lambda: keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(width, activation), keras.layers.Dense(3)]
+        )
+
+    def model(*layer):
+        return RobustHyperModel(network(*layer), loss=LOSS, metrics=["accuracy"], epsilon=(0.0, 0.5))
+
+    train(tmp_path, data, model(4, "relu"), trainings=1)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for other in ((4, "tanh"), (8, "relu")):
+        with pytest.raises(ValueError, match=r"another: network was .* is now"):
+            train(tmp_path, data, model(*other), trainings=1)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_of_equal_ones_that_which_has_weights_is_given(data, tmp_path):
+    """Training 0 failed, 1 ended well, and 0 again as well: what it says is equal, and it has no weights."""
+    _, first = train(tmp_path, data, trainings=1)
+    (tmp_path / "training_0.weights.h5").rename(tmp_path / "training_1.weights.h5")
+    files.write_json(tmp_path / "training_1.json", {**first, "training": 1})
+    model, record = train(tmp_path, data, trainings=2)
+    assert record == {**first, "training": 1}
+    assert lower_half_of_each_class(model, *data) == pytest.approx(
+        first["metrics"]["train_trimmed_loss"], rel=1e-5
+    )

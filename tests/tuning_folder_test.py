@@ -1,12 +1,14 @@
 """The folder of a search: whose it is, what of it is replaced, and what a disk that is full leaves."""
 
+import contextlib
 import pathlib
 
 import keras
 import pytest
+import small_search
 from small_search import examples, search
 
-from prl_keras.experiments import files, tuning_report
+from prl_keras.experiments import files, tuning_folder, tuning_report
 from prl_keras.experiments.tune import tune
 
 SMALL = {
@@ -41,6 +43,43 @@ def test_what_is_refused_overwrites_nothing(change, data, tmp_path):
         search(tmp_path, data, **{"max_trials": 1, "overwrite": True, **change})
     assert {path: path.stat().st_mtime for path in (tmp_path / "search").rglob("*")}.keys() == before.keys()
     search(tmp_path, data, max_trials=2)  # is the search that was there
+
+
+@pytest.mark.parametrize("moved", [0, 2, None])
+def test_killed_while_it_replaces_a_search_the_old_one_is_there_again(moved, data, tmp_path, monkeypatch):
+    """After so many of the files have moved; None: after all, before the new search was seen to fit."""
+    search(tmp_path, data, max_trials=2)
+    folder = tmp_path / "search"
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    names, rename = [], pathlib.Path.rename
+
+    def killed(path, target):
+        if moved is not None and len(names) >= moved:
+            raise KeyboardInterrupt
+        names.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "rename", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            tuning_folder.set_aside(folder)
+    with pytest.raises(ValueError, match="is not reported"):
+        search(tmp_path, data, max_trials=1, objective="val_r2_score", overwrite=True)
+    after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    executions = tuning_report.executions(folder)
+    search(tmp_path, data, max_trials=2)
+    assert tuning_report.executions(folder).equals(executions)
+
+
+def test_another_network_of_as_many_weights_is_another_search(data, tmp_path, monkeypatch):
+    def network():
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
+
+    search(tmp_path, data, max_trials=1)
+    monkeypatch.setattr(small_search, "make_network", network)
+    with pytest.raises(ValueError, match=r"network was '1 layers, 15 weights.* is now"):
+        search(tmp_path, data, max_trials=1)
 
 
 def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(data, tmp_path, monkeypatch):

@@ -93,7 +93,8 @@ class RobustTuner(keras_tuner.Tuner):
         }
         model = self._try_build(self.oracle.get_space())
         self._check_objective(model, *self._parts(0, *list(data.values())[:4])[1])
-        settings = {**self.settings, "data": tuning_checks.fingerprint(data), "weights": model.count_params()}
+        settings = {**self.settings, "data": tuning_checks.fingerprint(data)}
+        settings |= {"network": tuning_checks.describe(model)}
         settings |= {"shape": list(x.shape[1:]), "dtype": x.dtype.name}
         settings |= {"test_data": test_data and tuning_checks.checksum(*data["test_data"])}
         path = pathlib.Path(self.project_dir) / tuning_folder.SETTINGS
@@ -250,6 +251,8 @@ def make_tuner(
         **{name: repr(value) for name, value in hypermodel.space.items()},
     }  # fmt: skip
     tuning_checks.make_folder(output_dir)
+    if not tuning_oracles.is_worker():
+        tuning_folder.put_back(output_dir)  # of a process that was killed before its search was seen to fit
     if overwrite:
         tuning_folder.set_aside(output_dir)
     tuning_checks.check_settings(output_dir / tuning_folder.SETTINGS, settings)

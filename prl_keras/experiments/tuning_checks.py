@@ -54,6 +54,33 @@ def check_settings(
         )
 
 
+def describe(model):
+    """The network of a built model, in a few words that tell it from another.
+
+    They go by the layers' kinds, activations and weights; what else layers are told makes no difference.
+    """
+    network = getattr(model, "networks", [model])[0]
+    layers = [(type(layer).__name__, _activation(layer), _shapes(layer)) for layer in _layers(network)]
+    checksum = zlib.crc32(repr(layers).encode())
+    return f"{len(layers)} layers, {network.count_params()} weights, checksum {checksum:08x}"
+
+
+def _layers(network):
+    for layer in network.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from _layers(layer)
+
+
+def _activation(layer):
+    activation = getattr(layer, "activation", None)
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _shapes(layer):
+    return [tuple(weight.shape) for weight in layer.weights]
+
+
 def make_folder(path):
     """Makes a folder, and those above it.
 

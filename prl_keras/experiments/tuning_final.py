@@ -47,8 +47,8 @@ def train_on_all(
 
     Raises:
         OSError: if a file cannot be written.
-        ValueError: for an argument outside of the above; if directory has trainings of other data, values,
-            loss or optimizer, or damaged files; if all trainings failed.
+        ValueError: for an argument outside of the above; if directory has trainings of another network,
+            other data, values, loss or optimizer, or damaged files; if all trainings failed.
     """
     epochs, seed = check_integer("epochs", epochs, 1), check_integer("seed", seed, 0)
     trainings = check_integer("trainings", trainings, 1)
@@ -56,7 +56,10 @@ def train_on_all(
     test_data = tuning_checks.check_pair("test_data", test_data)
     hypermodel, directory = hypermodel.of_size(len(x)), pathlib.Path(directory)
     settings = {**hypermodel.values(hp), **hypermodel.settings, "epochs": epochs, "seed": seed}
+    untrained = hypermodel.build(hp)
+    untrained(x[:1])  # builds what builds itself when called
     settings |= {
+        "network": tuning_checks.describe(untrained),
         "data": f"{len(x)} examples, checksum {tuning_checks.checksum(x, y)}",
         "test_data": test_data and tuning_checks.checksum(*test_data),
     }
@@ -97,7 +100,14 @@ def train_on_all(
     good = [record for record in records if FAILED not in record]
     if not good:
         raise ValueError(f"All trainings on all the data failed, the first with {records[0][FAILED]}")
-    best = min(good, key=lambda record: record["metrics"][_OBJECTIVE.name])
+    # Of equal ones only the first that ended has weights.
+    best = min(
+        good,
+        key=lambda record: (
+            record["metrics"][_OBJECTIVE.name],
+            not _weights(directory, record["training"]).exists(),
+        ),
+    )
     weights = _weights(directory, best["training"])
     for other in directory.glob("training_*.weights.h5"):
         if other != weights:
