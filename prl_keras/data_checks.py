@@ -142,16 +142,16 @@ class Labels(typing.NamedTuple):
     ignored: int | None
     is_shares: bool = False
 
-    def check(self):
-        """Checks an array.
+    def check(self, start=0):
+        """Checks an array, which begins at `start` in the data.
 
         Raises:
             ValueError: with the first bad index and value.
         """
         if self.is_shares:
-            check_shares(self.y)
+            check_shares(self.y, start)
         else:
-            check_labels(self.y, self.classes, self.ignored)
+            check_labels(self.y, self.classes, self.ignored, start)
 
     def check_dtype(self):
         """Refuses class numbers that are not integers."""
@@ -181,15 +181,26 @@ def labels_of(model, y):
     if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
         return []  # which target goes with which loss is known in the first step
     parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
-    found = []
-    for part in parts:
-        classes = None if part.y_pred is None else part.y_pred.shape[-1]
-        shape = getattr(part.y_true, "shape", ())
-        kind = loss_kinds.labels_kind(part.loss, () if getattr(shape, "rank", 0) is None else shape, classes)
-        if kind is not None:
-            ignored = getattr(part.loss, "ignore_class", None)
-            found.append(Labels(part.y_true, classes, ignored, is_shares=kind == "shares"))
-    return found
+    found = [
+        labels_for(part.loss, part.y_true, None if part.y_pred is None else part.y_pred.shape[-1])
+        for part in parts
+    ]
+    return [labels for labels in found if labels is not None]
+
+
+def labels_for(loss, y, classes):
+    """`Labels` of the targets of one output, or None if its loss takes none.
+
+    Args:
+        loss: A `keras.losses.Loss` or a function.
+        y: An array, a tensor or a specification.
+        classes: Size of the predictions' last axis, or None if it is not known.
+    """
+    shape = getattr(y, "shape", ())
+    kind = loss_kinds.labels_kind(loss, () if getattr(shape, "rank", 0) is None else shape, classes)
+    if kind is None:
+        return None
+    return Labels(y, classes, getattr(loss, "ignore_class", None), is_shares=kind == "shares")
 
 
 def check_weights(sample_weight):

@@ -90,11 +90,9 @@ def predict_beside(model, dataset, batch_size=256):
     for x, y in data_passes.batches(dataset, batch_size):
         if keras.tree.is_nested(y):
             raise ValueError(_SEVERAL)
-        kind = loss_kinds.labels_kind(loss, y.shape, classes)
-        if kind == "classes":
-            data_checks.check_labels(y, classes, getattr(loss, "ignore_class", None), start=n)
-        elif kind == "shares":
-            data_checks.check_shares(y, start=n)
+        labels = data_checks.labels_for(loss, y, classes)
+        if labels is not None:
+            labels.check(start=n)
         parts.append(look_on_one_replica(x, y))
         n += len(parts[-1][0])
     given, outputs, losses, differ = (np.concatenate(column) for column in zip(*parts))

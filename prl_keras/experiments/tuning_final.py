@@ -70,11 +70,11 @@ def train_on_all(
 
     def fresh():
         nonlocal traced
-        untrained = hypermodel.build(hp)
-        if traced is None or not untrained.built:
-            traced = untrained
+        model = hypermodel.build(hp)
+        if traced is None or not model.built:
+            traced = model
         else:
-            start_as(traced, untrained)
+            start_as(traced, model)
         return traced
 
     for index in range(trainings):
@@ -112,7 +112,7 @@ def train_on_all(
     for other in directory.glob("training_*.weights.h5"):
         if other != weights:
             other.unlink()
-    return _load(hypermodel.build(hp), x, weights), best
+    return _load(untrained, weights), best
 
 
 def _weights(directory, index):
@@ -124,8 +124,7 @@ def _keep(directory, index, model, metrics):
     keep_if_best(model, _weights(directory, index), metrics, _OBJECTIVE, directory.glob("training_*.json"))
 
 
-def _load(model, x, weights):
-    model(x[:1])  # builds what builds itself when called
+def _load(model, weights):
     model.optimizer.build(model.trainable_variables)
     try:
         model.load_weights(weights)
