@@ -5,21 +5,23 @@ scores into weights, take the ordinary step on the weighted loss. After "Provabl
 Deep Neural Networks under Agnostic Corrupted Supervision".
 """
 
-from prl_keras import scores
-from prl_keras.audit import audit
-from prl_keras.checks import BatchMixingError
-from prl_keras.co_teaching import CoTeachingModel
+from prl_keras.auditing.check import check
+from prl_keras.auditing.estimate import EpsilonEstimate, estimate_epsilon
+from prl_keras.auditing.quality import SelectionQuality
+from prl_keras.auditing.record import SelectionRecord
+from prl_keras.auditing.score_examples import score_examples
+from prl_keras.auditing.table import audit
 from prl_keras.corruption import Corrupted, corrupt
-from prl_keras.estimated_epsilon import EstimatedEpsilon
+from prl_keras.epsilon.estimated import EstimatedEpsilon
 from prl_keras.losses import Bootstrap
 from prl_keras.methods import METHODS, Method, build
-from prl_keras.noise_rate import EpsilonEstimate, estimate_epsilon
-from prl_keras.preflight import check
-from prl_keras.robust_model import RobustModel
-from prl_keras.rules import ClipNorm, KeepLowest, Trim, linear_ramp
-from prl_keras.scoring import score_examples
-from prl_keras.selection_quality import SelectionQuality
-from prl_keras.selection_record import SelectionRecord
+from prl_keras.models.co_teaching import CoTeachingModel
+from prl_keras.models.robust_model import RobustModel
+from prl_keras.rules.clip_norm import ClipNorm
+from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.schedules import linear_ramp
+from prl_keras.rules.trim import Trim
+from prl_keras.scores.batch_mixing import BatchMixingError
 
 __all__ = [
     "METHODS",

@@ -13,12 +13,16 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from prl_keras import checks, loss_kinds
-from prl_keras.co_teaching import CoTeachingModel
-from prl_keras.estimated_epsilon import EstimatedEpsilon
+from prl_keras.epsilon.estimated import EstimatedEpsilon
+from prl_keras.inputs import loss_kinds
+from prl_keras.inputs.shapes import check_classification
 from prl_keras.losses import Bootstrap
-from prl_keras.robust_model import RobustModel
-from prl_keras.rules import ClipNorm, KeepLowest, Trim, check_epsilon, linear_ramp
+from prl_keras.models.co_teaching import CoTeachingModel
+from prl_keras.models.robust_model import RobustModel
+from prl_keras.rules.clip_norm import ClipNorm
+from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.schedules import check_epsilon, linear_ramp
+from prl_keras.rules.trim import Trim
 
 _BOTH = ("classification", "regression")
 _MODEL_OPTIONS = ("recompute", "microbatch_size")
@@ -94,7 +98,7 @@ def _huber_loss(loss, *, delta=1.0):
 
 
 def _bootstrap_loss(loss, *, beta=0.8):
-    checks.check_classification(loss, "method='bootstrap'")
+    check_classification(loss, "method='bootstrap'")
     from_logits = getattr(loss, "from_logits", False)
     return Bootstrap(beta=beta, from_logits=from_logits, reduction=_reduction(loss))
 
@@ -151,7 +155,7 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
 
     Returns:
         A `RobustModel`, a `CoTeachingModel`, or for methods without a score a plain `keras.Model`; in the
-        scope of a `tf.distribute` strategy, where Keras's own `fit` may fail (`distributed_fit`), a
+        scope of a `tf.distribute` strategy, where Keras's own `fit` may fail (`keras_gaps.replicas`), a
         `RobustModel` with `score=None`.
 
     Raises:
@@ -177,7 +181,7 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
     loss, optimizer = keras.tree.map_structure(keras.losses.get, loss), keras.optimizers.get(optimizer)
     optimizer = type(optimizer).from_config(optimizer.get_config())
     if row.exchange == "disagreement":
-        keras.tree.map_structure(lambda part: checks.check_classification(part, f"method={method!r}"), loss)
+        keras.tree.map_structure(lambda part: check_classification(part, f"method={method!r}"), loss)
     if row.loss is not None:
         own = _chosen(row.loss, options)
         loss = keras.tree.map_structure(lambda part: None if part is None else row.loss(part, **own), loss)

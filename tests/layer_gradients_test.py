@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from keras import layers
 
 import prl_keras as prl
-from prl_keras import conv_gradients, layer_gradients, layer_wise, per_example
+from prl_keras.scores import gradient as per_example
+from prl_keras.scores.layerwise import conv as conv_gradients
+from prl_keras.scores.layerwise import graph as layer_wise
+from prl_keras.scores.layerwise import layers as layer_gradients
 
 WAYS = ["chosen", "direct", "gram"]
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

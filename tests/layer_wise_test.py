@@ -11,7 +11,8 @@ import tensorflow as tf
 from keras import layers
 
 import prl_keras as prl
-from prl_keras import layer_wise, per_example
+from prl_keras.scores import gradient as per_example
+from prl_keras.scores.layerwise import graph as layer_wise
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 PROBABILITIES = keras.losses.SparseCategoricalCrossentropy()

@@ -145,7 +145,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
 
 
 def test_plain_keras_still_stops_in_both_places(tmp_path):
-    """If this fails, `prl_keras/distributed_fit.py` can lose what its points 1 and 2 are for."""
+    """If this fails, `prl_keras/keras_gaps/replicas.py` can lose what its points 1 and 2 are for."""
     with cluster(["-c", SETUP + PLAIN_KERAS], tmp_path) as members:
         for member in members:
             building, reducing = member.result()

@@ -1,4 +1,4 @@
-"""Runs the tests of rules.py and scores.py on the mutants of cosmic-ray; see results/mutation.md.
+"""Runs the tests of the rules and scores on the mutants of cosmic-ray; see results/mutation.md.
 
 pip install cosmic-ray==8.7.0
 cosmic-ray init tests/mutants.toml mutants.sqlite && cr-filter-operators mutants.sqlite tests/mutants.toml
@@ -29,14 +29,14 @@ from cosmic_ray.ast import get_ast
 from cosmic_ray.mutating import MutationVisitor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+_RULES = ["rules_test.py", "properties_test.py", "rare_classes_test.py", "faults_test.py::TestEpsilon"]
+_SCORES = ["scores_test.py", "score_properties_test.py", "outputs_test.py"]
 TESTS = {
-    "prl_keras/rules.py": [
-        "rules_test.py",
-        "properties_test.py",
-        "rare_classes_test.py",
-        "faults_test.py::TestEpsilon",
-    ],
-    "prl_keras/scores.py": ["scores_test.py", "score_properties_test.py", "outputs_test.py"],
+    **dict.fromkeys(
+        [f"prl_keras/rules/{name}.py" for name in ("clip_norm", "keep_lowest", "ranking")], _RULES
+    ),
+    **dict.fromkeys([f"prl_keras/rules/{name}.py" for name in ("schedules", "trim")], _RULES),
+    **dict.fromkeys([f"prl_keras/scores/{name}.py" for name in ("loss", "loss_layer", "names")], _SCORES),
 }
 COLUMNS = ["job", "module", "operator", "row", "where", "outcome", "before", "after", "killer", "seconds"]
 SECONDS = 120  # after which a mutant counts as killed

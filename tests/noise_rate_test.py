@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prl_keras as prl
-from prl_keras import noise_rate
-from prl_keras.noise_rate import estimate_from
-from prl_keras.predictions import Predictions
+from prl_keras.auditing import estimate as noise_rate
+from prl_keras.auditing.estimate import estimate_from
+from prl_keras.auditing.predictions import Predictions
 
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -8,7 +8,7 @@ import pytest
 from replicas_test import SETUP, run
 
 import prl_keras as prl
-from prl_keras import noise_intervals
+from prl_keras.epsilon import intervals as noise_intervals
 
 N = 60
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import prl_keras as prl
-from prl_keras import per_example
+from prl_keras.scores import gradient as per_example
 
 RNG = np.random.default_rng(0)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import prl_keras as prl
 from prl_keras.corruption import LABEL_KINDS, TARGET_KINDS
-from prl_keras.rules import kept_count
+from prl_keras.rules.trim import kept_count
 
 # However busy the machine is, the same cases and no limit of time.
 few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prl_keras as prl
-from prl_keras.rules import kept_count
+from prl_keras.rules.trim import kept_count
 
 SCORES = np.array([0.3, 0.1, 0.5, 0.2, 0.4], np.float32)
 RULES = [prl.Trim(0.4), prl.KeepLowest(2), prl.ClipNorm(0.25)]

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from prl_keras.experiments import files
+from prl_keras import files
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.run import run
 

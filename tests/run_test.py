@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 
-from prl_keras.experiments import checkpoints, files
+from prl_keras import files
+from prl_keras.experiments import checkpoints
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.run import run
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from replicas_test import SETUP, run
 
 import prl_keras as prl
-from prl_keras.fingerprints import fingerprints
+from prl_keras.inputs.fingerprints import fingerprints
 
 N = 50
 REPLICAS = """

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prl_keras.experiments import files
+from prl_keras import files
 from prl_keras.experiments.soak import FaultyBatches, soak
 
 

@@ -9,7 +9,8 @@ import keras
 import pandas as pd
 import pytest
 
-from prl_keras.experiments import datasets, files
+from prl_keras import files
+from prl_keras.experiments import datasets
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.tune import train_command, tune
 

@@ -11,7 +11,8 @@ import time
 import pandas as pd
 import pytest
 
-from prl_keras.experiments import files, tuning_report
+from prl_keras import files
+from prl_keras.experiments import tuning_report
 
 TRIALS, EXECUTIONS = 5, 2
 SECONDS = 240  # in which a search ends

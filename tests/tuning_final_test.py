@@ -7,7 +7,7 @@ import pytest
 from small_search import LOSS, examples, hypermodel, make_network
 
 import prl_keras as prl
-from prl_keras.experiments import files
+from prl_keras import files
 from prl_keras.experiments.hypermodel import RobustHyperModel
 from prl_keras.experiments.tuning_final import train_on_all
 

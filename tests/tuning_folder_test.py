@@ -8,7 +8,8 @@ import pytest
 import small_search
 from small_search import examples, search
 
-from prl_keras.experiments import files, tuning_folder, tuning_report
+from prl_keras import files
+from prl_keras.experiments import tuning_folder, tuning_report
 from prl_keras.experiments.tune import tune
 
 SMALL = {

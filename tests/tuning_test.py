@@ -8,7 +8,8 @@ import pytest
 from small_search import LOSS, examples, hypermodel, make_network, search
 
 import prl_keras as prl
-from prl_keras.experiments import files, tuning_report
+from prl_keras import files
+from prl_keras.experiments import tuning_report
 from prl_keras.experiments.hypermodel import RobustHyperModel
 from prl_keras.experiments.tuning import make_tuner
 from prl_keras.experiments.tuning_objectives import class_labels, noisy_metrics, trimmed_loss

@@ -1,9 +1,9 @@
 """Batches of arrays, in an order that can be repeated."""
 
-import numbers
-
 import numpy as np
 import tensorflow as tf
+
+from prl_keras.validate import check_integer
 
 
 def shuffled_batches(x, y, batch_size, seed, first_epoch=0):
@@ -53,14 +53,6 @@ def batches(x, y, batch_size):
     x, y, batch_size = _check_examples(x, y, batch_size)
     with tf.device("CPU"):
         return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).prefetch(1)
-
-
-def check_integer(name, value, smallest):
-    """`value` as an int, or a ValueError if it is not an integer >= `smallest`."""
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < smallest:
-        raise ValueError(f"{name}={value!r} must be an integer >= {smallest}.")
-    return int(value)
 
 
 def _check_examples(x, y, batch_size):

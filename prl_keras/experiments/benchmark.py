@@ -14,13 +14,13 @@ import time
 import tensorflow as tf
 import tqdm
 
-from prl_keras.experiments import files
 from prl_keras.experiments.benchmark_cases import suite_cases
 from prl_keras.experiments.benchmark_keras import core_count, uses_xla
 from prl_keras.experiments.benchmark_profile import write_profile
 from prl_keras.experiments.benchmark_report import paths_of, write_report
 from prl_keras.experiments.benchmark_work import KILLED, make_work, peak_memory
 from prl_keras.experiments.strategies import make_strategy
+from prl_keras.files import write_json
 
 _LEAST_SECONDS = 1.0  # that the baseline trains for in a round
 _PACKAGES = ("tensorflow", "keras", "torch", "opacus")
@@ -99,7 +99,7 @@ def measure(suite, cases, output_dir, rounds, memory, authors_dir=None, least_se
     with tqdm.tqdm(total=len(cases) * (rounds + 1 + memory), desc=suite, unit="measurement") as progress:
         for case in cases if memory else ():
             found[case]["memory"] = peak_memory(case, authors_dir)
-            files.write_json(path.unfinished, content)
+            write_json(path.unfinished, content)
             progress.update()
         for _, session in itertools.groupby(cases, key=lambda case: case.session):
             timed = [case for case in session if found[case]["memory"] != KILLED]
@@ -107,7 +107,7 @@ def measure(suite, cases, output_dir, rounds, memory, authors_dir=None, least_se
                 for case, (seconds, about) in timings.items():
                     found[case]["seconds"].append(seconds)
                     found[case].update(about)
-                files.write_json(path.unfinished, content)
+                write_json(path.unfinished, content)
             gc.collect()  # the networks of one session at a time
     os.replace(path.unfinished, path.json)
 
@@ -121,7 +121,7 @@ def rotated(items, turn):
 
 def _prepare(peers, authors_dir):
     if peers or authors_dir is not None:
-        from prl_keras.experiments import benchmark_peers  # needs packages of its own
+        from prl_keras.experiments import benchmark_peers
 
         if authors_dir is not None:
             benchmark_peers.import_authors(authors_dir)

@@ -67,7 +67,7 @@ def _module(case):
     """The one that knows how the case's implementation works."""
     if case.implementation == "prl_keras":
         return benchmark_keras
-    from prl_keras.experiments import benchmark_peers  # needs packages of its own
+    from prl_keras.experiments import benchmark_peers
 
     return benchmark_peers
 

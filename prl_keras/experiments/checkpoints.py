@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from prl_keras.experiments import strategies
+from prl_keras.keras_gaps.fresh_start import seed_states
 
 _PATTERN = "epoch-*.weights.h5"
 _KEPT = 2  # the newest, and one to fall back to
@@ -83,11 +84,6 @@ def restore(model, directory):
     if errors:
         raise ValueError(f"No checkpoint in {directory} can be read. " + " ".join(errors))
     return 0
-
-
-def seed_states(model):
-    """The state variables of the model's seed generators, which Keras does not count as weights."""
-    return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
 
 
 def _newest_first(directory):

@@ -6,8 +6,8 @@ import types
 import numpy as np
 
 from prl_keras.experiments import landmarks, tfds_datasets
-from prl_keras.experiments.batches import check_integer
 from prl_keras.experiments.landmark_network import COORDINATES
+from prl_keras.validate import check_integer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

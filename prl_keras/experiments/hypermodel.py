@@ -8,7 +8,8 @@ import keras
 import keras_tuner
 
 import prl_keras as prl
-from prl_keras import METHODS, loss_kinds
+from prl_keras import METHODS
+from prl_keras.inputs import loss_kinds
 
 
 class RobustHyperModel(keras_tuner.HyperModel):

@@ -12,6 +12,7 @@ import prl_keras as prl
 from prl_keras.experiments import checkpoints, history, strategies
 from prl_keras.experiments.batches import batches, shuffled_batches
 from prl_keras.experiments.networks import make_network
+from prl_keras.keras_gaps.fresh_start import start_as
 
 CHECKPOINTS = "checkpoints"  # the folder of a run in which `Training.fit` keeps them
 METRICS = {"classification": "accuracy", "regression": "r2_score"}  # of a task, as Keras names them
@@ -167,18 +168,6 @@ def _model(config, dataset, models):
     if kept is not fresh:
         start_as(kept, fresh)
     return kept
-
-
-def start_as(traced, fresh):
-    """Gives a model that has trained the start of one that has not, and saves another trace."""
-    for variable, start in zip(_state(traced), _state(fresh), strict=True):
-        variable.assign(start)
-
-
-def _state(model):
-    """All that training changes, the optimizer's part included."""
-    model.optimizer.build(model.trainable_variables)
-    return [*model.weights, *checkpoints.seed_states(model), *model.optimizer.variables]
 
 
 def _build(config, dataset):

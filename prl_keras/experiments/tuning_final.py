@@ -9,11 +9,12 @@ import pathlib
 
 import keras_tuner
 
-from prl_keras.experiments import files, tuning_checks
-from prl_keras.experiments.batches import check_integer
-from prl_keras.experiments.training import start_as
+from prl_keras.experiments import tuning_checks
 from prl_keras.experiments.tuning_execution import FAILED, execute, keep_if_best
 from prl_keras.experiments.tuning_objectives import TRIMMED_LOSS
+from prl_keras.files import read_json, write_json
+from prl_keras.keras_gaps.fresh_start import start_as
+from prl_keras.validate import check_integer
 
 _OBJECTIVE = keras_tuner.Objective(f"train_{TRIMMED_LOSS}", "min")
 
@@ -65,7 +66,7 @@ def train_on_all(
     }
     tuning_checks.check_settings(directory / "settings.json", settings, "training", "or take another folder")
     tuning_checks.make_folder(directory)
-    files.write_json(directory / "settings.json", settings)
+    write_json(directory / "settings.json", settings)
     traced = None
 
     def fresh():
@@ -79,7 +80,7 @@ def train_on_all(
 
     for index in range(trainings):
         path = directory / f"training_{index}.json"
-        if path.exists() and FAILED not in files.read_json(path):
+        if path.exists() and FAILED not in read_json(path):
             continue
         record = execute(
             {"training": index, "seed": seed + index, "epochs": epochs},
@@ -93,10 +94,10 @@ def train_on_all(
             test_data=test_data,
             keep=functools.partial(_keep, directory, index),
         )
-        files.write_json(path, record)
+        write_json(path, record)
         if verbose:
             print(_in_words(record), flush=True)
-    records = [files.read_json(path) for path in sorted(directory.glob("training_*.json"))]
+    records = [read_json(path) for path in sorted(directory.glob("training_*.json"))]
     good = [record for record in records if FAILED not in record]
     if not good:
         raise ValueError(f"All trainings on all the data failed, the first with {records[0][FAILED]}")

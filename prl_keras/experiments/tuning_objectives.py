@@ -22,7 +22,8 @@ Sastry, "Robust loss functions under label noise for deep neural networks", AAAI
 
 import numpy as np
 
-from prl_keras import loss_kinds, scores
+from prl_keras.inputs import loss_kinds
+from prl_keras.scores.loss import per_example_loss
 
 TRIMMED_LOSS = "trimmed_loss"
 _KEPT = 0.5  # of the examples; fewer than half are wrong
@@ -60,7 +61,7 @@ def noisy_metrics(model, loss, x, y, batch_size=1024, prefix="val_"):
     logs = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
     networks = getattr(model, "networks", [model])
     predictions = [network.predict(x, batch_size=batch_size, verbose=0) for network in networks]
-    losses = np.stack([scores.per_example_loss(y, predicted, loss) for predicted in predictions])
+    losses = np.stack([per_example_loss(y, predicted, loss) for predicted in predictions])
     labels, bounded = None, losses
     if not loss_kinds.is_regression(loss):
         labels, bounded = class_labels(y), -np.expm1(-losses)

@@ -1,0 +1,260 @@
+"""Which examples did training suspect and drop, and when? Written down as it trains."""
+
+import os
+import pathlib
+import uuid
+import warnings
+import zipfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras.inputs.batches import batches
+from prl_keras.inputs.fingerprints import fingerprints
+
+_FEW = 64  # numbers of an example's inputs that are enough, where they tell all the examples apart
+_OTHER = "{} is the record of other data or another kind of model; remove it, or take another path."
+
+
+class SelectionRecord(keras.callbacks.Callback):
+    """Records what training made of each example, and whether it was dropped; `prl_keras.audit` reads it.
+
+    These are the scores and predictions that the training step makes anyway, of the network as it was at that
+    step (results/audit compares rankings).
+
+    The data need no numbers and the pipeline may shuffle: an example is known by its content
+    (`fingerprints`). What changes it on the way, such as augmentation in the pipeline, makes it unknown;
+    that is warned of, and belongs into layers of the network. Copies of an example share their record. With
+    `tf.distribute` each replica records its own share.
+
+    An example is dropped where its weight is 0: by the rule, because it is not finite, or, for
+    `exchange="disagreement"`, because the two networks agree. Padding (`sample_weight` 0) is not seen.
+
+    It takes at most 32 bytes an example, and less than 7 more for each epoch.
+
+    Args:
+        dataset: What is trained on, in the order that the record is to have: a `tf.data.Dataset` or a
+            `keras.utils.PyDataset` of batches, or a tuple of arrays `(x, y)`. It is read once.
+        path: A file, `.npz`, that gets the record after each epoch, whole or not at all. A training that goes
+            on from a later epoch than the first (`initial_epoch`, `BackupAndRestore`) goes on with it; one
+            that begins anew replaces it.
+        batch_size: For a tuple of arrays, when it is read here.
+
+    Attributes:
+        seen: bool `[epochs, n]`, whether an example was trained on in an epoch.
+        dropped: bool `[epochs, networks, n]`, whether a network did without it.
+        scores: float32 `[epochs, n]`, the model's own score, of a pair the mean of both networks'. NaN where
+            an example was not seen or is not finite, and everywhere for `score=None`.
+        given_probabilities: float16 `[epochs, n]`, the probability of the given class, of a pair the mean of
+            both networks'. NaN as above, and where there is not one class label for each example.
+
+    Raises:
+        ValueError: for an empty data set, missing targets, or a path of something else than a record.
+    """
+
+    def __init__(self, dataset, path=None, batch_size=256):
+        super().__init__()
+        self.path = None if path is None else pathlib.Path(path)
+        if self.path is not None and (self.path.is_dir() or not self.path.parent.is_dir()):
+            raise ValueError(f"path={str(path)!r} must be a file, .npz, in a folder that exists.")
+        if self.path is not None and _is_of_other_kind(self.path):
+            raise ValueError(f"path={str(path)!r} is there and is no record; take another path.")
+        found = [(fingerprints(*batch, _FEW), fingerprints(*batch)) for batch in batches(dataset, batch_size)]
+        few, every = (np.concatenate(parts) for parts in zip(*found))
+        is_enough = len(np.unique(few)) == len(np.unique(every))
+        self._positions = _FEW if is_enough else None
+        self._known, slots = np.unique(few if is_enough else every, return_inverse=True)
+        self._slots = slots.astype(np.int32)
+        self._epochs = []  # bits `[1 + networks, n]` of each: seen, and dropped by each network
+        self._scores, self._probabilities = [], []
+        self._has_begun = self._has_warned = False
+        self._counts = None
+
+    @property
+    def seen(self):
+        return self._bits()[:, 0]
+
+    @property
+    def dropped(self):
+        return self._bits()[:, 1:]
+
+    @property
+    def scores(self):
+        return np.stack(self._given(self._scores))
+
+    @property
+    def given_probabilities(self):
+        return np.stack(self._given(self._probabilities))
+
+    def set_model(self, model):
+        is_attached = model is self._model and getattr(model, "_record", None) is self
+        if self._epochs and self._model not in (None, model):
+            raise ValueError("This is the record of another model; make a new SelectionRecord for this one.")
+        if self._epochs and len(self._epochs[0]) != 1 + len(getattr(model, "networks", [])):
+            raise ValueError(_OTHER.format(self.path or "This"))
+        super().set_model(model)
+        if not hasattr(model, "record_selection"):
+            raise ValueError(
+                f"{type(model).__name__} drops no examples; SelectionRecord goes with RobustModel and "
+                "CoTeachingModel."
+            )
+        self._has_begun = False
+        if is_attached:
+            return  # the same step goes on counting into the same place
+        with model.distribute_strategy.scope():
+            self._sorted = tf.constant(self._known)
+            self._counts = tf.Variable(  # a row for each known example and a last one for all others
+                tf.zeros([len(self._known) + 1, 3 + len(model.networks)]),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+        model.record_selection(None)  # what may be traced counts into another place
+        model.record_selection(self)
+
+    def update(self, x, y, scores, weights, is_ranked, probabilities=()):
+        """Counts a batch; part of the training step.
+
+        Args:
+            x, y: The batch, `[batch, ...]`.
+            scores: float32 `[batch]` for each network, or None.
+            weights: What the examples weigh, `[batch]` for each network.
+            is_ranked: bool `[batch]`, False for padding.
+            probabilities: Of the given class, float32 `[batch]` for each network, or none.
+        """
+        found = fingerprints(x, y, self._positions)
+        rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
+        rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
+        counted = tf.cast(is_ranked, tf.float32)
+        nothing = tf.fill(tf.shape(counted), np.nan)
+        means = [tf.add_n(parts) / len(parts) if parts else nothing for parts in (scores, probabilities)]
+        columns = [counted, *(tf.where(is_ranked, mean, 0.0) for mean in means)]
+        columns = tf.stack(
+            columns + [counted * tf.cast(weight == 0, tf.float32) for weight in weights], axis=1
+        )
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            self._counts.scatter_add(tf.IndexedSlices(columns, rows))
+        else:
+            self._counts.assign_add(tf.math.unsorted_segment_sum(columns, rows, len(self._known) + 1))
+
+    def on_train_begin(self, logs=None):
+        if self.model._record is not self:
+            raise ValueError(
+                "Two SelectionRecords were given to one fit, which has one; leave out the others."
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self._has_begun:
+            if epoch and self.path is not None and self.path.exists():
+                self.load(epoch)
+            while len(self._epochs) < epoch:  # of which there is no record: nothing was seen
+                self._append(np.zeros(self._counts.shape))
+        self._has_begun = True
+        self._counts.assign(tf.zeros_like(self._counts))
+
+    def on_epoch_end(self, epoch, logs=None):
+        counts = tf.convert_to_tensor(self._counts).numpy()
+        self._warn_of_unknown(counts[-1, 0], counts[:, 0].sum())
+        self._append(counts)
+        if self.path is not None and self.model.distribute_strategy.extended.should_checkpoint:
+            self._write()
+
+    def _append(self, counts):
+        """One epoch more, of the counts of each known example."""
+        seen, score, probability, *dropped = counts[self._slots].T
+        with np.errstate(invalid="ignore"):
+            self._scores.append(score / seen)
+            self._probabilities.append((probability / seen).astype(np.float16))
+        self._epochs.append(np.packbits([seen > 0, *(2 * column > seen for column in dropped)], axis=1))
+
+    def _bits(self):
+        bits = np.stack(self._given(self._epochs))
+        return np.unpackbits(bits, axis=2, count=len(self._slots)).astype(bool)
+
+    def _given(self, epochs):
+        if not epochs:
+            raise ValueError("Nothing is recorded yet; give this callback to fit.")
+        return epochs
+
+    def _warn_of_unknown(self, unknown, seen):
+        if unknown and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{unknown / seen:.0%} of the examples that were trained on are not in the data of "
+                "SelectionRecord, and are not recorded. Give it the data of fit, and put augmentation into "
+                "layers of the network: what is changed on the way is another example.",
+                stacklevel=3,
+            )
+
+    def _write(self):
+        temporary = self.path.with_name(f".unfinished.{uuid.uuid4().hex[:8]}.{self.path.name}")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(
+                    file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores,
+                    probabilities=self._probabilities,
+                )  # fmt: skip
+            os.replace(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"{self.path} cannot be written: {error}. What was there before is whole. Make room, or take "
+                "another path."
+            ) from error
+
+    def check_same(self, dataset, batch_size=256):
+        """Refuses a data set that is not the one this record was made with, in the same order.
+
+        Raises:
+            ValueError: if it is another, or as in `SelectionRecord`.
+        """
+        found = np.concatenate(
+            [fingerprints(*batch, self._positions) for batch in batches(dataset, batch_size)]
+        )
+        if not np.array_equal(found, self._known[self._slots]):
+            raise ValueError(
+                f"The record is of {len(self._slots)} other examples, or in another order, than the "
+                f"{len(found)} of this data set. Give the data that SelectionRecord was made with; a data "
+                "set that shuffles has another order each time."
+            )
+
+    def load(self, epochs=None):
+        """Takes up what the file at `path` has, of so many epochs at most, and returns this record.
+
+        Raises:
+            OSError, ValueError: if the file is missing, damaged, or the record of other data or another kind
+                of model.
+        """
+        if self.path is None:
+            raise ValueError("This record has no file; write SelectionRecord(dataset, path).")
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path} does not exist, so there is no record to load.")
+        try:
+            with zipfile.ZipFile(self.path) as archive, np.load(self.path) as saved:
+                if archive.testzip() is not None:
+                    raise ValueError("a part of it is changed")
+                data, bits = (saved["known"], saved["slots"]), saved["epochs"]
+                numbers = [saved["scores"], saved["probabilities"]]
+            if any(part.shape != (len(bits), *data[1].shape) for part in numbers) or bits.ndim != 3:
+                raise ValueError("its parts do not go together")
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
+        is_same = all(map(np.array_equal, data, (self._known, self._slots)))
+        if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 2):
+            raise ValueError(_OTHER.format(self.path))
+        self._epochs = list(bits[:epochs])
+        self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
+        return self
+
+
+def _is_of_other_kind(path):
+    """Whether a file is there that is no record; one that is empty or cut may have been one."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not {"known.npy", "slots.npy", "epochs.npy"} <= set(archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        with open(path, "rb") as file:
+            return file.read(2) != b"PK"

@@ -1,0 +1,132 @@
+"""Which examples are wrong? A table of all of them, for a person or another program to look at."""
+
+import numpy as np
+
+from prl_keras.auditing.estimate import estimate_from
+from prl_keras.auditing.predictions import predict_beside
+from prl_keras.auditing.record import SelectionRecord
+from prl_keras.validate import check_fraction
+
+_LATE = 1 / 3  # of the recorded epochs; results/audit compares
+_MOST_COLUMNS = 100  # of targets that are shown, each beside its prediction
+
+
+def audit(model, dataset, record=None, epsilon=None, batch_size=256):
+    """A table of all the examples, in data order: how suspect each is, and what the model says instead.
+
+    | column | |
+    |---|---|
+    | `score` | how suspect, higher = more; see below |
+    | `rank` | 1 for the most suspect; ties in data order |
+    | `is_flagged` | whether it is among the `epsilon` most suspect |
+    | `given`, `predicted` | class numbers, -1 for none; of up to 100 targets `given_0`, `predicted_0`, ... |
+    | `loss` | of the model on the example, in inference mode |
+    | `given_probability` | that the model gives to the given class (cleanlab's self-confidence) |
+    | `probability_0`, ... | of each class |
+    | `times_seen`, `times_dropped` | by training: in how many epochs; once for each network |
+    | `first_dropped`, `last_dropped` | epochs, from 1; missing where it never was |
+
+    The last two lines are there with a `record`, the two before them for class labels. The score is
+    `1 - given_probability`, or the loss of targets; with a record the mean over the last third of the epochs
+    of `1 - probability of the given class`, or of the recorded scores of targets. What was not seen then, or
+    has a label that the loss ignores, has no score, and ranks last; what is not finite has an infinite one.
+    Sample weights are not looked at.
+
+    cleanlab takes the columns as they are:
+
+        find_label_issues(labels=table["given"], pred_probs=table.filter(like="probability_").to_numpy())
+
+    and pandas writes them, `table.to_csv("audit.csv")` or `table.to_parquet("audit.parquet")`.
+
+    Args:
+        model: A compiled Keras model of one output; `RobustModel` and `CoTeachingModel` (the mean of its
+            networks) among them.
+        dataset: The examples, in the order of the table, as in `score_examples`; with a record the data that
+            it was made with.
+        record: A `SelectionRecord` that was given to `fit`.
+        epsilon: Which fraction to flag, in `[0, 1)`; None for the estimate of `estimate_epsilon`.
+        batch_size: For a tuple of arrays.
+
+    Returns:
+        A pandas `DataFrame`, its index (`example`) 0 to n - 1.
+
+    Raises:
+        ValueError: as in `score_examples`; for several outputs, or several labels for each example; a record
+            of other data.
+    """
+    if epsilon is not None:
+        check_fraction("epsilon", epsilon)
+    if record is not None:
+        if not isinstance(record, SelectionRecord):
+            raise ValueError(
+                f"record={record!r} must be a SelectionRecord; SelectionRecord(data, path).load()."
+            )
+        record.check_same(dataset, batch_size)
+    found = predict_beside(model, dataset, batch_size)
+    return table_of(found, record, estimate_from(found).estimate if epsilon is None else epsilon)
+
+
+def table_of(found, record, epsilon):
+    """The table of `audit`, from `Predictions` and a record of the same examples, or None."""
+    import pandas as pd
+
+    n, score = len(found.losses), _score(found, record)
+    flagged = round(epsilon * int(np.sum(~np.isnan(score))))
+    rank = np.argsort(np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")) + 1
+    columns = {"score": score, "rank": rank, "is_flagged": rank <= flagged}
+    columns |= _classes(found) if found.probabilities is not None else _targets(found)
+    if record is not None:
+        columns |= _history(record)
+    return pd.DataFrame(columns, index=pd.RangeIndex(n, name="example"))
+
+
+def _score(found, record):
+    """float32 `[n]`: how suspect each example is."""
+    score = found.losses if found.probabilities is None else 1 - _of_given(found)
+    score = np.where(found.is_finite | ~found.is_labelled, score, np.inf)
+    if record is None:
+        return score
+    recorded = (
+        record.scores if found.probabilities is None else 1 - record.given_probabilities.astype("float32")
+    )
+    if np.isnan(recorded).all():  # nothing was scored
+        return score
+    late = slice(-max(1, round(_LATE * len(recorded))), None)
+    recorded, seen = recorded[late], record.seen[late]
+    seen = seen & found.is_labelled
+    total = np.where(seen, np.where(np.isnan(recorded), np.inf, recorded), 0).sum(axis=0)
+    return np.where(seen.any(axis=0), total / np.maximum(seen.sum(axis=0), 1), np.nan).astype(np.float32)
+
+
+def _of_given(found):
+    """float32 `[n]`, the probability of the given class; NaN where that is none (`ignore_class`)."""
+    is_class = found.is_labelled
+    rows = np.arange(len(found.given))
+    return np.where(is_class, found.probabilities[rows, np.where(is_class, found.given, 0)], np.nan)
+
+
+def _classes(found):
+    columns = {"given": found.given, "predicted": found.predicted, "loss": found.losses}
+    columns["given_probability"] = _of_given(found)
+    return columns | {f"probability_{i}": column for i, column in enumerate(found.probabilities.T)}
+
+
+def _targets(found):
+    columns = {}
+    if found.given.shape[1] <= _MOST_COLUMNS:
+        for name, values in (("given", found.given), ("predicted", found.predicted)):
+            columns |= {f"{name}_{i}": column for i, column in enumerate(values.T)}
+    return columns | {"loss": found.losses}
+
+
+def _history(record):
+    dropped = record.dropped  # [epochs, networks, n]
+    epochs = dropped.any(axis=1)
+    first, last = epochs.argmax(axis=0) + 1, len(epochs) - epochs[::-1].argmax(axis=0)
+    is_dropped = epochs.any(axis=0)
+    return {
+        "times_seen": record.seen.sum(axis=0),
+        "times_dropped": dropped.sum(axis=(0, 1)),
+        "first_dropped": np.where(is_dropped, first, np.nan),
+        "last_dropped": np.where(is_dropped, last, np.nan),
+    }

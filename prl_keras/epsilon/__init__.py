@@ -1,0 +1,1 @@
+"""How much is wrong: an estimate of epsilon from what networks predict, with an interval."""

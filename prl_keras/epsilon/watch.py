@@ -1,0 +1,157 @@
+"""What the training step itself sees of wrong labels: an estimate of epsilon after each epoch of `fit`."""
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras.epsilon import intervals
+from prl_keras.epsilon.estimated import EstimatedEpsilon
+from prl_keras.inputs import class_labels, loss_kinds
+from prl_keras.rules.trim import Trim
+from prl_keras.scores.loss import per_example_loss
+
+_CONFIDENCE = 0.9
+_MARGIN = 0.02  # an epsilon that is too small by less than this is no news
+_WASTE = 0.15  # nor is one that is too large by less than this: too much is cheap
+_PATIENCE = 3  # epochs in a row that must say the same
+_FACTOR = 4.0  # of networks that still learn: they admit less of their errors than trained ones
+_BINS, _WIDTH = 256, 0.25  # of the logarithms of losses, around 0
+_END = 10**9  # a step after every ramp
+
+
+class NoiseWatch(keras.callbacks.Callback):
+    """Estimates epsilon after each epoch from the predictions that the training steps made anyway.
+
+    As `prl_keras.estimate_epsilon`, but in training mode, while the networks change, and with an interval
+    that is wider for it: the error rate may be four times, or a fourth, of what they admit. It warns, once
+    for a model, where `Trim` was told an epsilon that the interval contradicts for three epochs, and sets
+    that of an `EstimatedEpsilon`. Of what is neither one class label for each example nor a regression there
+    is no estimate. Of a pair it goes by how often the networks disagree alone: that they are unsure as well
+    may be the wrong labels' doing, which they begin to learn. So networks that err alike are warned of, too.
+
+    Args:
+        model: The `WeightedModel` to watch; made in the scope of its strategy.
+
+    Attributes:
+        estimate: The `EpsilonEstimate` of the last epoch (90% interval), or None.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.estimate = None
+        self._contradictions = 0
+        self._has_warned = False
+        self._is_of_classes = None
+        with model.distribute_strategy.scope():
+            self._counts = tf.Variable(
+                tf.zeros([1 + _BINS]),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+
+    def update(self, y, labels, network_passes, probabilities, is_bad, is_ranked):
+        """Counts a batch; part of the training step.
+
+        Args:
+            y: The targets, finite.
+            labels: The given classes, int `[batch]`; not looked at for targets.
+            network_passes: As of `passes.start`, one for each network.
+            probabilities: As of `class_labels.probabilities_of_passes`.
+            is_bad: bool `[batch]`, what is not finite; counts as wrong.
+            is_ranked: bool `[batch]`, False for padding.
+
+        Returns:
+            Whether there is anything to estimate.
+        """
+        loss, outputs = network_passes[0].loss, [p.y_pred for p in network_passes]
+        ranked = tf.cast(is_ranked, tf.float32)
+        if probabilities:
+            self._is_of_classes = True
+            is_counted = ~is_bad & class_labels.is_class(labels, probabilities[0])  # none of ignore_class
+            columns = tf.where(is_counted, tf.stack(_class_columns(labels, probabilities)), 0.0)
+            columns = tf.concat([[tf.cast(is_bad, tf.float32)], columns], axis=0)
+            counts = tf.linalg.matvec(columns, ranked)  # float32: exact to 16 million examples
+            counts = tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]])
+        elif not keras.tree.is_nested(outputs[0]) and loss_kinds.is_regression(loss):
+            self._is_of_classes = False
+            losses = [per_example_loss(y, y_pred, loss) for y_pred in outputs]
+            losses = tf.cast(tf.add_n(losses) / len(losses), tf.float32)
+            bins = tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny)) / _WIDTH + _BINS / 2
+            bins = tf.cast(tf.clip_by_value(bins, 0.0, _BINS - 1.0), tf.int32)
+            counts = tf.math.unsorted_segment_sum(ranked, tf.where(is_bad, 0, 1 + bins), 1 + _BINS)
+        else:
+            return False
+        self._counts.assign_add(counts)
+        return True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._counts.assign(tf.zeros_like(self._counts))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.estimate = self._estimate()
+        if self.estimate is None or not isinstance(self.model.rule, Trim):
+            return
+        epsilon, step = self.model.rule.epsilon, _number(self.model.optimizer.iterations)
+        if isinstance(epsilon, EstimatedEpsilon):
+            epsilon.update(self.estimate.high)
+        elif not self._has_warned:
+            self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))
+
+    def _compare(self, told, is_settled):
+        is_less, is_more = told < self.estimate.low - _MARGIN, told > self.estimate.high + _WASTE
+        self._contradictions = self._contradictions + 1 if is_settled and (is_less or is_more) else 0
+        if self._contradictions == _PATIENCE:
+            self._has_warned = True
+            _, low, high = self.estimate
+            better = min(np.ceil(20 * high) / 20, 0.5)
+            warnings.warn(
+                f"epsilon={told:.4g} drops {'less' if is_less else 'more'} than seems to be wrong, for "
+                f"{_PATIENCE} epochs: by what training predicted in the last, {low:.0%} to {high:.0%} of the "
+                f"{'labels' if self._is_of_classes else 'targets'}"
+                f"{' (unless the networks themselves err so often)' if is_less else ''}. Too much is "
+                f"cheap, too little is not: try epsilon={better:.2g}, or epsilon='auto' of prl_keras.build; "
+                "prl_keras.audit shows which.",
+                stacklevel=2,
+            )
+
+    def _estimate(self):
+        """`EpsilonEstimate` of the epoch so far, or None if nothing was counted."""
+        bad, *counts = tf.convert_to_tensor(self._counts).numpy().astype(float)
+        n = counts[0] if self._is_of_classes else sum(counts)
+        if self._is_of_classes is None or not n:
+            return None
+        if self._is_of_classes:
+            _, differ, unsure, disagree = np.array(counts[:4]) / n
+            is_pair = len(self.model.networks) == 2
+            errors = intervals.admitted_errors(
+                unsure, disagree if is_pair else None, _FACTOR, overconfidence=0.0
+            )
+            if not is_pair:
+                errors = errors._replace(few=0.0)  # a network that still learns is less sure than right
+            of_good = intervals.of_classes(differ, errors, n, _CONFIDENCE)
+        else:
+            middles, counts = (np.arange(_BINS) + 0.5 - _BINS / 2) * _WIDTH, np.array(counts)
+            found = counts > 0
+            of_good = intervals.of_targets(np.exp(middles[found]), counts[found], _CONFIDENCE)
+        return intervals.with_bad(of_good, bad / (bad + n))
+
+
+def _class_columns(labels, probabilities):
+    """float32 `[batch]` each: 1, whether predicted is not given, how unsure, whether two networks differ."""
+    mean = tf.add_n(probabilities) / len(probabilities)
+    first, last = (tf.argmax(p, axis=1) for p in (probabilities[0], probabilities[-1]))
+    differ = tf.argmax(mean, axis=1, output_type=labels.dtype) != labels
+    columns = [tf.ones_like(mean[:, 0]), differ, 1 - tf.reduce_max(mean, axis=1), first != last]
+    return [tf.cast(column, tf.float32) for column in columns]
+
+
+def _value(epsilon, step):
+    """A fraction at a step, as a float, from the fraction or its schedule."""
+    return epsilon if isinstance(epsilon, float) else _number(epsilon(step))
+
+
+def _number(value):
+    return keras.ops.convert_to_numpy(value).item()

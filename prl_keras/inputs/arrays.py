@@ -1,0 +1,90 @@
+"""The arrays of `fit`, refused before they train a wrong model: no targets, bad labels or weights."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras.inputs.valid_labels import labels_of
+
+_DATA = "Give (x, y) as arrays, or a tf.data.Dataset, a keras.utils.PyDataset or a generator of batches."
+WEIGHTS = "sample_weight must be finite and at least 0"
+_WAY_OUT = "Write 0 for an example that is not to count."
+
+
+def check_data(model, x, y, may_be_empty=False):
+    """Checks the data of `fit` before training, as far as they can be seen without iterating.
+
+    Raises:
+        ValueError: for an empty data set, missing targets, or bad class labels.
+    """
+    if isinstance(x, tf.data.Dataset):
+        if x.cardinality() == 0:
+            raise ValueError("The data set is empty (cardinality 0); there is nothing to train on.")
+        return
+    arrays = keras.tree.flatten(x)
+    if x is None or (isinstance(x, list) and not _is_one_for_each_input(model.networks[0], x)):
+        raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
+    if not arrays or not all(hasattr(array, "shape") for array in arrays):
+        return  # a generator or a PyDataset: seen batch by batch
+    check_targets_given(y)
+    if not all(leaf is None or np.ndim(leaf) for leaf in keras.tree.flatten(y)):
+        raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
+    if not may_be_empty and 0 in [
+        leaf.shape[0] for leaf in (arrays[0], *keras.tree.flatten(y)) if leaf is not None
+    ]:
+        raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
+    for labels in labels_of(model, y):
+        labels.check()
+
+
+def _is_one_for_each_input(network, x):
+    inputs = getattr(network, "inputs", None) if network.built else None  # a subclass knows none
+    return all(hasattr(array, "shape") for array in x) and len(x) == len(inputs or x)
+
+
+def check_targets_given(y):
+    """Refuses a batch without targets."""
+    if y is None:
+        raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
+
+
+def check_weights(sample_weight):
+    """Checks all the weights of an array, or of a structure of arrays.
+
+    Raises:
+        ValueError: with the first that is negative or not finite.
+    """
+    for weights in keras.tree.flatten(sample_weight):
+        weights = np.asarray(weights) if np.ndim(weights) else np.zeros(0)
+        if weights.dtype.kind not in "iufb":
+            continue  # bfloat16 and the like: Keras casts them
+        bad = ~(np.isfinite(weights) & (weights >= 0))
+        if bad.any():
+            index = tuple(int(i) for i in np.argwhere(bad)[0])
+            shown = ", ".join(map(str, index))
+            raise ValueError(f"{WEIGHTS}; sample_weight[{shown}] is {weights[index]}. {_WAY_OUT}")
+
+
+def check_class_weight(class_weight):
+    """Checks `class_weight`, `{class: weight}` or None.
+
+    Raises:
+        ValueError: with the first that is negative or not finite.
+    """
+    for label, weight in (class_weight or {}).items():
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(
+                f"class_weight must be finite and at least 0; that of class {label} is {weight}."
+            )
+
+
+def check_dense(x):
+    """Refuses inputs of which no single example can be taken."""
+    for tensor in keras.tree.flatten(x):
+        if isinstance(tensor, (tf.SparseTensor, tf.RaggedTensor)):
+            name = type(tensor).__name__
+            to_dense = "tf.sparse.to_dense(x)" if name == "SparseTensor" else "x.to_tensor()"
+            raise ValueError(
+                f"score='gradient' takes each example by itself, which a {name} does not give. Make the "
+                f"batches dense, dataset.map(lambda x, y: ({to_dense}, y)), or take another score."
+            )

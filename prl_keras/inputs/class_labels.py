@@ -1,0 +1,82 @@
+"""One class label for each example: which losses have them, what is given, what is predicted."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras.inputs import loss_kinds
+from prl_keras.losses import Bootstrap
+
+
+def count_classes(shape, loss):
+    """How many classes predictions of a shape `(batch, outputs)` tell apart under a loss; None if it is none
+    for one class label per example."""
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        return None
+    if loss_kinds.is_binary(loss):
+        return 2 if shape[1] == 1 else None
+    if isinstance(loss, Bootstrap):
+        return max(shape[1], 2)
+    return shape[1] if loss_kinds.is_sparse(loss) or loss_kinds.is_one_hot(loss) else None
+
+
+def class_labels(y, y_pred, loss):
+    """The given class of each example, int32 `[batch]`, or None as in `count_classes`.
+
+    What the loss ignores (`ignore_class`) is -1, a label of no class.
+
+    Args:
+        y: Class numbers `[batch]` or `[batch, 1]`, one-hot labels, or labels 0 and 1.
+        y_pred: Predictions `[batch, ...]`.
+        loss: A `keras.losses.Loss` or a function.
+    """
+    if count_classes(tuple(y_pred.shape), loss) is None:
+        return None
+    is_wide = isinstance(loss, Bootstrap) and len(y.shape) == 2 and y.shape[1] != 1
+    if loss_kinds.is_one_hot(loss) or is_wide:
+        return tf.argmax(y, axis=-1, output_type=tf.int32)
+    labels = tf.reshape(y, [-1])
+    labels = tf.cast(tf.cast(labels, tf.float32) > 0.5 if _is_one_output(y_pred) else labels, tf.int32)
+    ignored = getattr(loss, "ignore_class", None)
+    return labels if ignored is None else tf.where(labels == ignored, -1, labels)
+
+
+def class_probabilities(y_pred, loss):
+    """float32 `[batch, classes]` that a model of class labels predicts, of a single output for its two sides.
+
+    Args:
+        y_pred: Logits or probabilities, float32 `[batch, classes]` or `[batch, 1]`.
+        loss: Of class labels; tells which they are.
+    """
+    is_binary = _is_one_output(y_pred)
+    if not loss_kinds.expects_probabilities(loss):
+        y_pred = tf.sigmoid(y_pred) if is_binary else tf.nn.softmax(y_pred)
+    return tf.concat([1 - y_pred, y_pred], axis=1) if is_binary else y_pred
+
+
+def _is_one_output(y_pred):
+    return y_pred.shape[1] == 1
+
+
+def probabilities_of_passes(network_passes):
+    """float32 `[batch, classes]` for each network; none where there is not one class label for each example.
+
+    Args:
+        network_passes: As of `passes.start`.
+    """
+    loss, y_pred = network_passes[0].loss, network_passes[0].y_pred
+    if keras.tree.is_nested(y_pred) or count_classes(tuple(y_pred.shape), loss) is None:
+        return []
+    return [class_probabilities(tf.cast(p.y_pred, tf.float32), loss) for p in network_passes]
+
+
+def is_class(labels, probabilities):
+    """bool `[batch]`: whether a label is the number of a class (`ignore_class` is none)."""
+    return tf.logical_and(labels >= 0, labels < probabilities.shape[1])
+
+
+def of_given(labels, probabilities):
+    """float32 `[batch]`: the probability of the given class; NaN for a label that is no class."""
+    is_one = is_class(labels, probabilities)
+    picked = tf.gather(probabilities, tf.where(is_one, labels, 0), axis=1, batch_dims=1)
+    return tf.where(is_one, picked, np.nan)

@@ -1,0 +1,149 @@
+"""Labels and weights of data that come batch by batch, checked on the way, before a step sees them.
+
+TensorFlow refuses a label that is none on a CPU; under XLA, and on a GPU, its loss is NaN and so are all
+the weights after the step.
+"""
+
+import contextlib
+import dataclasses
+import re
+import types
+import typing
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras.inputs.arrays import WEIGHTS
+
+_MARK = "prl_keras found in a batch: "
+
+
+@contextlib.contextmanager
+def as_value_errors():
+    """What these checks find in the threads that read the data is raised as a `ValueError`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(_MARK + r"(.*?\.)(?: *[\]\n]|$)", error.message)
+        if not found:
+            raise
+        raise ValueError(found[1]) from None
+
+
+def checked(x, labels_of):
+    """The data `x` of `fit`, in which a bad batch is an error (see `as_value_errors`) when it is read.
+
+    Args:
+        x: A `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches; anything else is given
+            back as it is.
+        labels_of: Function of the targets that gives a list of `data_checks.Labels`.
+
+    Raises:
+        ValueError: if a Dataset's labels have a dtype that is not one of integers.
+    """
+    check = _Check(labels_of)
+    if isinstance(x, tf.data.Dataset):
+        spec = x.element_spec
+        if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+            return x  # Keras or a check of targets says what it is
+        for labels in labels_of(spec[1]):
+            if isinstance(labels.y, tf.TensorSpec):
+                labels.check_dtype()
+        in_graph = tf.autograph.experimental.do_not_convert(check.in_graph)
+        return x.map(in_graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    if isinstance(x, keras.utils.PyDataset):
+        return _CheckedPyDataset(x, check)
+    if isinstance(x, types.GeneratorType):
+        return (check.in_python(batch) for batch in x)
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    labels_of: typing.Callable
+
+    def in_graph(self, *batch):
+        """The batch again, once its labels and weights are checked: part of a `tf.data` pipeline."""
+        x, y, weights = (*batch, None)[:3]
+        asserts = []
+        for labels in self.labels_of(y):
+            if isinstance(labels.y, tf.Tensor) and (labels.y.dtype.is_floating or labels.y.dtype.is_integer):
+                values = tf.cast(labels.y, tf.float32 if labels.is_shares else tf.int64)
+                asserts.append(_assert_none(labels.y, labels.is_bad(values), labels.message("{}")))
+        for weight in keras.tree.flatten(weights):
+            if isinstance(weight, tf.Tensor) and (weight.dtype.is_floating or weight.dtype.is_integer):
+                values = tf.cast(weight, tf.float32)
+                is_bad = ~(tf.math.is_finite(values) & (values >= 0))
+                asserts.append(_assert_none(weight, is_bad, _weight_message("{}")))
+        with tf.control_dependencies(asserts):
+            return x, *tf.nest.map_structure(tf.identity, batch[1:])
+
+    def in_python(self, batch):
+        """The batch as it is.
+
+        Raises:
+            ValueError: with a bad label or weight.
+        """
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            return batch
+        _check_lengths(batch)
+        for labels in self.labels_of(batch[1]):
+            y = np.asarray(labels.y)
+            if y.dtype != object:
+                labels._replace(y=y).check_dtype()
+                bad = y[labels.is_bad(y)] if y.dtype.kind in "iufb" else np.zeros(0)
+                if bad.size:
+                    raise ValueError(_MARK + labels.message(bad.flat[0]))
+        for weights in keras.tree.flatten((*batch, None)[2]):
+            weights = np.zeros(0) if weights is None else np.asarray(weights)
+            if weights.dtype.kind in "fi":
+                bad = weights[~(np.isfinite(weights) & (weights >= 0))]
+                if bad.size:
+                    raise ValueError(_MARK + _weight_message(bad.flat[0]))
+        return batch
+
+
+def _check_lengths(batch):
+    """Refuses a batch whose parts have different numbers of examples, which Keras might broadcast."""
+    names = ("x", "y", "sample_weight")
+    lengths = {
+        name: sorted(
+            {len(leaf) for leaf in keras.tree.flatten(part) if isinstance(leaf, np.ndarray) and leaf.ndim}
+        )
+        for name, part in zip(names, batch)
+    }
+    if len({length for found in lengths.values() for length in found}) > 1:
+        shown = ", ".join(
+            f"{name} {' and '.join(map(str, found))}" for name, found in lengths.items() if found
+        )
+        raise ValueError(f"{_MARK}A batch must have as many of each; there are of {shown}.")
+
+
+def _weight_message(value):
+    return f"{WEIGHTS}; there is a {value}."
+
+
+def _assert_none(values, is_bad, message):
+    bad = tf.boolean_mask(tf.reshape(values, [-1]), tf.reshape(is_bad, [-1]))
+    first = tf.concat([bad, tf.zeros([1], values.dtype)], 0)[0]
+    return tf.debugging.Assert(tf.size(bad) < 1, [tf.strings.format(_MARK + message, first)])
+
+
+class _CheckedPyDataset(keras.utils.PyDataset):
+    def __init__(self, dataset, check):
+        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
+        self.dataset, self.check = dataset, check
+
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
+
+    def __getitem__(self, index):
+        return self.check.in_python(self.dataset[index])
+
+    def on_epoch_begin(self):
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()

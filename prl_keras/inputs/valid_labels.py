@@ -1,0 +1,163 @@
+"""Labels of classes in the targets of any output: which losses take them, and which values are valid."""
+
+import typing
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from prl_keras.inputs import loss_kinds, outputs
+
+_SHARES = "The loss takes labels in [0, 1]"
+_RENUMBER = "Write 0 and 1, or one-hot labels; class numbers go with SparseCategoricalCrossentropy."
+
+
+class Labels(typing.NamedTuple):
+    """Class labels of one output, how many classes it tells apart, a label passed over; None if not known.
+
+    Where `is_shares`, the labels are not numbers of classes but shares of them, in [0, 1].
+    """
+
+    y: typing.Any
+    classes: int | None
+    ignored: int | None
+    is_shares: bool = False
+
+    def check(self, start=0):
+        """Checks an array, which begins at `start` in the data.
+
+        Raises:
+            ValueError: with the first bad index and value.
+        """
+        if self.is_shares:
+            check_shares(self.y, start)
+        else:
+            check_labels(self.y, self.classes, self.ignored, start)
+
+    def check_dtype(self):
+        """Refuses class numbers that are not integers."""
+        dtype = self.y.dtype
+        if not self.is_shares:
+            check_label_dtype(dtype.as_numpy_dtype if isinstance(dtype, tf.DType) else dtype, self.y.shape)
+
+    def is_bad(self, y):
+        """bool in the shape of `y`, an array or tensor of a suitable dtype."""
+        return is_bad_share(y) if self.is_shares else is_bad_label(y, self.classes, self.ignored)
+
+    def message(self, value):
+        """What is wrong with a bad one."""
+        if self.is_shares:
+            return f"{_SHARES}; there is a {value}."
+        return f"Class labels must be at least 0{largest_label(self.classes)}; there is a {value}."
+
+
+def labels_of(model, y):
+    """The class labels in the targets, a list of `Labels`: those of the outputs whose loss takes such.
+
+    Args:
+        model: A compiled `WeightedModel`.
+        y: A structure of anything: arrays, tensors, specifications.
+    """
+    y_pred = outputs.symbolic_outputs(model.networks[0])
+    if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
+        return []  # which target goes with which loss is known in the first step
+    parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
+    found = [
+        labels_for(part.loss, part.y_true, None if part.y_pred is None else part.y_pred.shape[-1])
+        for part in parts
+    ]
+    return [labels for labels in found if labels is not None]
+
+
+def labels_for(loss, y, classes):
+    """`Labels` of the targets of one output, or None if its loss takes none.
+
+    Args:
+        loss: A `keras.losses.Loss` or a function.
+        y: An array, a tensor or a specification.
+        classes: Size of the predictions' last axis, or None if it is not known.
+    """
+    shape = getattr(y, "shape", ())
+    kind = loss_kinds.labels_kind(loss, () if getattr(shape, "rank", 0) is None else shape, classes)
+    if kind is None:
+        return None
+    return Labels(y, classes, getattr(loss, "ignore_class", None), is_shares=kind == "shares")
+
+
+def check_shares(y, start=0):
+    """Checks labels that are shares of classes, one-hot labels and labels 0 and 1 among them.
+
+    Args:
+        y: An array `[n, ...]`. What is not finite is another's business (`nonfinite`).
+        start: Where `y` begins in the data, for the message.
+
+    Raises:
+        ValueError: with the first bad index and value.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind not in "iufb":
+        return  # Keras says what it is
+    bad = is_bad_share(y)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        shown = ", ".join(map(str, (start + index[0], *index[1:])))
+        raise ValueError(f"{_SHARES}; y[{shown}] is {y[index]}. {_RENUMBER}")
+
+
+def is_bad_share(y):
+    """bool in the shape of `y`, an array or a tensor of real numbers."""
+    return (y < 0) | (y > 1)
+
+
+def check_labels(y, classes, ignored=None, start=0):
+    """Checks all the class labels of an array before training starts.
+
+    Args:
+        y: Integer labels, an array of shape `[n]` or `[n, 1]`.
+        classes: Number of classes, or None if not yet known.
+        ignored: A label that the loss passes over (`ignore_class`), or None.
+        start: Where `y` begins in the data, for the message.
+
+    Raises:
+        ValueError: with the first bad index and value.
+    """
+    y = np.asarray(y)
+    check_label_dtype(y.dtype, y.shape)
+    bad = is_bad_label(y, classes, ignored)
+    if bad.any():
+        index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
+        value = y.reshape(len(y), -1)[index].tolist()
+        raise ValueError(
+            f"Class labels must be at least 0{largest_label(classes)}; y[{start + index}] is "
+            f"{value[0] if len(value) == 1 else value}."
+            " Renumber the labels from 0, or give the network more outputs."
+        )
+
+
+def is_bad_label(y, classes, ignored):
+    """bool in the shape of `y`, an array or a tensor of integers; the others as in `check_labels`."""
+    bad = y < 0
+    if classes is not None:
+        bad |= y >= classes
+    if ignored is not None:
+        bad &= y != ignored
+    return bad
+
+
+def check_label_dtype(dtype, shape):
+    """Refuses labels `[n, ...]` that are not integers."""
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        return
+    if dtype.kind in "USO":
+        way = "Write np.unique(y, return_inverse=True)[1] to number the names."
+    elif len(shape) > 1 and shape[-1] != 1:
+        way = "One-hot labels go with CategoricalCrossentropy, or write np.argmax(y, axis=-1)."
+    else:
+        way = "Write y.astype('int64') if its values are class numbers."
+    raise ValueError(f"Class labels must be integers; y has dtype {dtype}. {way}")
+
+
+def largest_label(classes):
+    """What an error message says of the largest label that `classes` outputs (or None) allow."""
+    return "" if classes is None else f", and at most {classes - 1} for {classes} outputs"

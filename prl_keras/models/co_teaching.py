@@ -1,0 +1,123 @@
+"""CoTeachingModel: two networks that choose each other's examples."""
+
+import keras
+import tensorflow as tf
+
+from prl_keras.inputs import outputs
+from prl_keras.inputs.shapes import check_classification
+from prl_keras.models.configuration import check_pair, check_same_shapes
+from prl_keras.models.weighted_model import WeightedModel
+from prl_keras.rules.trim import Trim
+
+EXCHANGES = ("swap", "disagreement")
+
+
+@keras.saving.register_keras_serializable(package="prl_keras")
+class CoTeachingModel(WeightedModel):
+    """Trains two networks on the same batches, each on the examples that the exchange gives it.
+
+    * `exchange="swap"`: each network trains on what the other network's scores keep (Han et al. 2018;
+      the paper's algorithm 4).
+    * `exchange="disagreement"`: each trains on the examples whose predicted class differs between the
+      two, kept by its own scores; with `score=None` on all of those (Malach and Shalev-Shwartz 2017,
+      "Decoupling when to update from how to update"). Where none differs, the gradient is zero.
+
+    The defaults are Co-PRL(L); `score="loss"` is co-teaching; `score=None,
+    exchange="disagreement"` is decoupling. One optimizer holds the state of both networks; a
+    `global_clipnorm` clips their joint gradient.
+
+    `fit` and `evaluate` report the mean of the two networks (their losses; metrics see both
+    networks' predictions), as the paper does. `predict` gives the mean of the two outputs. Ship
+    `.network_a` or `.network_b`.
+
+    Args:
+        network_a, network_b: Two Keras models with the same output shape, different initial weights
+            and no shared layer.
+        score, rule, recompute, microbatch_size: As in `RobustModel`. With `recompute=True` both networks
+            score the batch before either trains on what the exchange gives it.
+        exchange: "swap" or "disagreement".
+
+    Raises:
+        ValueError: for networks that are the same or share weights, for different output shapes, an
+            unknown exchange, or as in `RobustModel`.
+    """
+
+    def __init__(
+        self,
+        network_a,
+        network_b,
+        score="loss_layer_gradient",
+        rule=Trim(0.3),
+        exchange="swap",
+        recompute=False,
+        microbatch_size=None,
+        **kwargs,
+    ):
+        if exchange not in EXCHANGES:
+            raise ValueError(f"exchange={exchange!r} is not known; write 'swap' or 'disagreement'.")
+        check_pair(network_a, network_b)
+        super().__init__([network_a, network_b], score, rule, recompute, microbatch_size, **kwargs)
+        self.network_a, self.network_b = network_a, network_b
+        self.exchange = exchange
+
+    @property
+    def networks(self):
+        return [self.network_a, self.network_b]
+
+    def call(self, inputs, training=None):
+        a, b = (network(inputs, training=training) for network in self.networks)
+        return keras.tree.map_structure(lambda a, b: (a + b) / 2, a, b)
+
+    def network_loss(self, network, x, y, y_pred, sample_weight):
+        # compute_loss adds the regularizers of both networks; each has its own alone.
+        other = self.network_b if network is self.network_a else self.network_a
+        loss = super().network_loss(network, x, y, y_pred, sample_weight)
+        return loss - sum((self._aggregate_additional_loss(extra) for extra in other.losses), start=0.0)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "network_a": keras.saving.serialize_keras_object(self.network_a),
+            "network_b": keras.saving.serialize_keras_object(self.network_b),
+            "exchange": self.exchange,
+        }
+
+    def _columns(self, network_passes):
+        check_same_shapes(*(p.y_pred for p in network_passes))
+        columns = super()._columns(network_passes)
+        if self.exchange == "disagreement":
+            a, b = (self._predicted_classes(p.y_pred) for p in network_passes)
+            columns = [*columns, tf.cast(tf.reduce_any(a != b, axis=1), tf.float32)]
+        return columns
+
+    def _weigh(self, columns, is_ranked, *step_and_labels):
+        if self.exchange == "swap":
+            return super()._weigh(columns, is_ranked, *step_and_labels)[::-1]
+        # Agreeing examples are as padding; the mean is still over those that count: a rule's n'/k
+        # over the n' disagreeing examples becomes n/k over all n.
+        disagreeing = tf.logical_and(is_ranked, columns[-1] > 0)
+        ratio = tf.math.divide_no_nan(
+            tf.reduce_sum(tf.cast(is_ranked, tf.float32)),
+            tf.reduce_sum(tf.cast(disagreeing, tf.float32)),
+        )
+        return [ratio * weights for weights in super()._weigh(columns, disagreeing, *step_and_labels)]
+
+    def _scorer_of(self, i):
+        return 1 - i if self.exchange == "swap" else i
+
+    def _predicted_classes(self, y_pred):
+        """int64 `[batch, ...]` of every output that has a loss, flattened."""
+        losses = outputs.losses_of(outputs.loss_of(self, y_pred), y_pred)
+        predictions = zip(keras.tree.flatten(y_pred), losses)
+        classes = [_predicted_class(*output) for output in predictions if output[1] is not None]
+        return tf.concat(classes, axis=1)
+
+
+def _predicted_class(y_pred, loss):
+    """int64 `[batch, ...]`, flattened: the largest entry, or the side of one half for a single one."""
+    if y_pred.shape[-1] > 1:
+        classes = tf.argmax(y_pred, axis=-1)
+    else:
+        check_classification(loss, "exchange='disagreement'")
+        classes = tf.cast(y_pred > (0.0 if getattr(loss, "from_logits", False) else 0.5), tf.int64)
+    return tf.reshape(classes, [tf.shape(y_pred)[0], -1])

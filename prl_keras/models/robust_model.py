@@ -1,0 +1,121 @@
+"""RobustModel: a Keras model that trains a network on the examples it trusts."""
+
+import keras
+
+from prl_keras.models.weighted_model import WeightedModel
+from prl_keras.rules.trim import Trim
+
+
+@keras.saving.register_keras_serializable(package="prl_keras")
+class RobustModel(WeightedModel):
+    """Trains `network`; in every minibatch a rule decides how much each example counts.
+
+    One step, for a batch `(x_i, y_i)` of `n` examples:
+
+        score_i  = score(example i)                    # how suspect
+        weight_i = rule(score)_i                       # how much it counts, no gradient
+        network <- optimizer(d/d network  1/n sum_i weight_i * sample_weight_i * loss_i)
+
+    The defaults are PRL(L), the paper's algorithm 3; `score="gradient"` is PRL(G), algorithm 2.
+    Compile, fit, evaluate, predict and save it as any Keras model; ship `.network`.
+
+    Guarantees, each a test of the same name:
+
+    | in this case | holds |
+    |---|---|
+    | `epsilon = 0`, `ClipNorm(inf)`, `score=None` | the same weights as plain `fit`, same seed |
+    | any batch | one step equals the brute-force loop over examples |
+    | several replicas | the rule sees the global batch |
+    | `sample_weight`, `class_weight` | multiply the rule's weights and never change the ranking |
+    | `sample_weight` 0 | padding: not ranked, not counted |
+    | softmax or sigmoid head | ranks as the same network with logits |
+    | batch normalization with `score="gradient"` | `BatchMixingError` |
+    | `evaluate`, validation | never trimmed |
+    | `recompute` | the same step to rounding, unless the table below tells them apart |
+    | NaN or infinity in inputs, targets or the loss of an example | ranked worst, weight 0, no trace |
+    | of nothing else in a batch, or in the gradient | the step is skipped: nothing moves |
+
+    `fit` logs the trimmed `loss`, and `loss_all` (over all the examples), `kept_fraction` and
+    `score_threshold` (the highest score that still counted), each a mean over the batches, and `nonfinite`,
+    the number of examples of the epoch that were not finite, or whose step was skipped for its gradient.
+    Of class labels, and a network that is built before `fit`, also `kept_fraction_min_class`, the lowest
+    fraction that was kept of a class in the epoch; `kept_by_class`, float `[classes]`, has those of all in
+    the last epoch. A class that `Trim` drops whole for an epoch is warned of.
+    `epsilon_estimate` is what `fit` made of the last epoch, an `EpsilonEstimate`; where it contradicts the
+    epsilon of `Trim` for three epochs there is a warning, and `Trim(EstimatedEpsilon(...))` follows it.
+    The metrics of `compile` see a good example of the batch in the place of one that is not finite. A
+    `LossScaleOptimizer` looks for gradients that are not finite itself.
+
+    A dropped example is *masked*: it goes the whole way and its loss is multiplied by 0. With
+    `recompute=True` all `n` examples go forward to be scored, and the `(1 - epsilon) n` that are kept go
+    forward again and backward, alone. A backward pass takes about two forward ones, so the step takes
+    `(1 + 3 (1 - epsilon)) / 3` of a plain one: less from epsilon of about 1/3 on, 0.63 at 0.7. With
+    `score="gradient"` that holds in microbatches only; else the masked step has no second pass to save.
+    What tells the two apart:
+
+    | | masked | `recompute=True` |
+    |---|---|---|
+    | batch norm: scores, `loss_all`, metrics | statistics of the whole batch | the same |
+    | batch norm: gradient, moving averages | of the whole batch, dropped ones included | of the kept alone |
+    | dropout: seeds move on | once a step | once a step |
+    | dropout: masks of score and gradient | the same ones | each its own |
+    | losses that layers add (`add_loss`) | over the whole batch | over the kept; `loss_all`: whole batch |
+    | a dropped example that makes the gradient NaN | the step is skipped | leaves no trace |
+    | XLA | as compiled | `jit_compile=True` is refused, "auto" is off |
+
+    A batch (on several replicas: the share of one) of which nothing is kept goes whole, with weight 0.
+
+    Args:
+        network: A Keras model. Of several outputs (a list, a dict or both, with losses and loss weights as
+            `compile` takes them) an example's loss is the weighted sum of its losses, and the logits are
+            those of all the outputs together.
+        score: How suspect an example is: "loss_layer_gradient" (default), "gradient", "loss", a
+            function of `(y_true, y_pred)` that gives `[batch]`, or None (every example counts).
+            See `prl_keras.scores`.
+        rule: `Trim(0.3)` (default), `KeepLowest`, `ClipNorm`, or a function as in
+            `prl_keras.rules`. A schedule counts optimizer steps, over all the calls of `fit`.
+        recompute: Whether to score first and then train on the kept examples alone, as above. With a
+            rule that drops nothing (`ClipNorm`) right, but a forward pass dearer.
+        microbatch_size: For `score="gradient"`: hold at most so many per-example gradients at a time.
+            Norms are then taken in pieces and a second, plain pass makes the step. A knob of memory
+            alone: the result is the same, but that dropout draws its masks anew in the second pass.
+            Passed over where the norms are taken layer by layer (see `scores.layerwise`): nothing is held there
+            for each example and weight that outgrows the activations.
+
+    Raises:
+        ValueError: for an unknown score, a rule that is none, a network that is none; from `compile`
+            for `jit_compile=True` with `recompute=True`.
+        BatchMixingError: for `score="gradient"` with batch normalization in training.
+
+    Example:
+
+        model = prl_keras.RobustModel(network, rule=prl_keras.Trim(0.3))
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x, noisy_labels, epochs=20)
+        model.network.save("network.keras")
+    """
+
+    def __init__(
+        self,
+        network,
+        score="loss_layer_gradient",
+        rule=Trim(0.3),
+        recompute=False,
+        microbatch_size=None,
+        **kwargs,
+    ):
+        super().__init__([network], score, rule, recompute, microbatch_size, **kwargs)
+        self.network = network
+
+    @property
+    def networks(self):
+        return [self.network]
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+        }

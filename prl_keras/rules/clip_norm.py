@@ -1,0 +1,50 @@
+"""ClipNorm: every example counts, but none more than a given gradient norm."""
+
+import dataclasses
+import math
+
+import keras
+from keras import ops
+
+from prl_keras.rules.ranking import LARGEST_SCORE, prepare
+from prl_keras.validate import is_number
+
+
+@keras.saving.register_keras_serializable(package="prl_keras")
+@dataclasses.dataclass(frozen=True)
+class ClipNorm:
+    """Weight `min(1, max_norm / score)`: on gradient norms, clipping every example's gradient.
+
+    The mean stays over all `n` examples, clipped or not. A score of 0 weighs 1; a score that is not
+    a number weighs 0; `ClipNorm(math.inf)` changes nothing.
+
+    Args:
+        max_norm: A positive number, or infinity.
+
+    Raises:
+        ValueError: for any other value.
+    """
+
+    max_norm: float
+
+    def __post_init__(self):
+        if not is_number(self.max_norm) or not self.max_norm > 0:
+            raise ValueError(
+                f"max_norm={self.max_norm!r} must be a positive number, for example ClipNorm(max_norm=1.0)."
+            )
+
+    def __call__(self, scores, is_ranked=None, step=0):
+        del step
+        scores, is_ranked, _ = prepare(scores, is_ranked)
+        if math.isinf(self.max_norm):
+            return ops.cast(is_ranked, "float32")
+        weights = ops.minimum(1.0, self.max_norm / ops.maximum(scores, 1e-30))
+        weights = ops.where(scores < LARGEST_SCORE, weights, 0.0)
+        return ops.where(is_ranked, weights, 0.0)
+
+    def get_config(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)

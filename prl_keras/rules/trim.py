@@ -1,0 +1,95 @@
+"""Trim: the paper's rule, which drops the fraction epsilon with the highest scores."""
+
+import dataclasses
+import math
+import numbers
+
+import keras
+import numpy as np
+from keras import ops
+
+from prl_keras.rules.ranking import keep_lowest, lowest_of_each_class, prepare
+from prl_keras.rules.schedules import check_epsilon, is_schedule, warn_of_half
+from prl_keras.validate import check_count
+
+
+@keras.saving.register_keras_serializable(package="prl_keras")
+@dataclasses.dataclass(frozen=True)
+class Trim:
+    """Drops the `epsilon` fraction with the highest scores (the paper's algorithm 1).
+
+    Of `n` ranked examples exactly `k = max(1, floor((1 - epsilon) * n + 1e-6))` are kept and weigh
+    `n / k`; the others weigh 0.
+
+    | case | weights |
+    |---|---|
+    | `epsilon = 0` | all 1 |
+    | ties | the earlier example of the batch is kept |
+    | a score is NaN or infinite | dropped first |
+    | one example | kept, weight 1 |
+    | padding only, or an empty batch | all 0, or empty |
+    | `epsilon` a number of 0.5 or more | the same, after a warning: the paper's theory ends there |
+    | `min_keep_per_class=m` | the `m` lowest of each given class are among the kept; k rises if need be |
+
+    Args:
+        epsilon: A number in `[0, 1)`, or a `keras.optimizers.schedules.LearningRateSchedule` of the
+            optimizer step, such as `linear_ramp(0.3, steps=1000)`.
+        min_keep_per_class: At least 0. Above 0 the rule is called with a fourth argument, the given
+            classes, int `[batch]`. It takes memory of `batch` squared.
+
+    Raises:
+        ValueError: for an epsilon outside the range, NaN included.
+    """
+
+    epsilon: float | keras.optimizers.schedules.LearningRateSchedule
+    min_keep_per_class: int = 0
+
+    def __post_init__(self):
+        check_epsilon(self.epsilon)
+        check_count("min_keep_per_class", self.min_keep_per_class, lowest=0)
+        if not is_schedule(self.epsilon):
+            # By its shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
+            decimal = str(self.epsilon) if isinstance(self.epsilon, np.floating) else self.epsilon
+            object.__setattr__(self, "epsilon", float(decimal))
+            warn_of_half(self.epsilon, stacklevel=4)
+
+    def __call__(self, scores, is_ranked=None, step=0, labels=None):
+        scores, is_ranked, count = prepare(scores, is_ranked)
+        epsilon = self.epsilon if isinstance(self.epsilon, numbers.Real) else self.epsilon(step)
+        kept = kept_count(count, epsilon)
+        if self.min_keep_per_class:
+            is_first = lowest_of_each_class(scores, is_ranked, labels, self.min_keep_per_class)
+            scores = ops.where(is_first, -math.inf, scores)
+            kept = ops.maximum(kept, ops.sum(ops.cast(is_first, "int32")))
+        return keep_lowest(scores, is_ranked, count, kept)
+
+    def get_config(self):
+        config = dataclasses.asdict(self)
+        return {**config, "epsilon": keras.saving.serialize_keras_object(self.epsilon)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "epsilon": keras.saving.deserialize_keras_object(config["epsilon"])})
+
+
+def kept_count(count, epsilon):
+    """How many of `count` examples Trim keeps: `max(1, floor((1 - epsilon) * count + 1e-6))`.
+
+    In float64, because `floor` makes any rounding visible: in float32 `(1 - 0.3) * 1000` is 699.99994.
+    For the same reason an epsilon that went through float32 (every Keras schedule) is first rounded
+    to 7 decimals; float32 cannot tell finer fractions apart.
+
+    Args:
+        count: Number of examples, an integer or an integer scalar tensor.
+        epsilon: Fraction to drop, a number or a scalar tensor, clipped to `[0, 1]`.
+
+    Returns:
+        int32 scalar, between 1 and `max(1, count)`.
+    """
+    count = ops.cast(count, "float64")
+    if isinstance(epsilon, (float, int)):
+        epsilon = ops.convert_to_tensor(epsilon, dtype="float64")
+    else:
+        epsilon = ops.round(ops.cast(epsilon, "float64") * 1e7) / 1e7
+    kept = ops.floor((1.0 - ops.clip(epsilon, 0.0, 1.0)) * count + 1e-6)
+    return ops.cast(ops.maximum(kept, 1.0), "int32")

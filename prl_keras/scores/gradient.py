@@ -1,0 +1,292 @@
+"""The gradient of each example by itself, in one of two ways that agree.
+
+Layer by layer where `layerwise` applies, at about the price of a plain step. For all other networks
+by `tf.vectorized_map` over one-example tapes: the forward and backward pass of a single example is
+written once and vectorized over the batch. In the map, layers with random numbers (dropout) get one
+seed per example; left alone, Keras's seed state would be read once and every example of the batch
+would get the same mask.
+"""
+
+import functools
+import typing
+import warnings
+import weakref
+
+import keras
+import tensorflow as tf
+
+from prl_keras.keras_gaps.internals import (
+    hidden_logits,
+    mask_of,
+    seed_generators,
+    set_hidden_logits,
+    set_mask,
+)
+from prl_keras.scores.batch_mixing import check_no_batch_mixing
+from prl_keras.scores.layerwise import graph
+
+_SAID = weakref.WeakSet()  # the networks of which it was said that they are mapped
+_VECTORIZED = weakref.WeakKeyDictionary()  # network -> {training: `can_be_vectorized`}
+_BRANCHES = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
+
+
+class Gradients(typing.NamedTuple):
+    """What `gradients` finds.
+
+    Attributes:
+        y_pred: Predictions `[batch, ...]`.
+        norms: float32 `[batch]`, L2 norms over all the trainable weights, without `loss_scale`.
+        weighted_sum: Function of weights `[batch]` that gives `sum_i weights_i * gradient_i`, times
+            `loss_scale`: a list of one tensor per trainable weight, in its shape and dtype (for an
+            embedding, layer by layer, `tf.IndexedSlices` as in a plain step).
+        is_whole: Whether that is all of a plain step's gradient. It is not where layers added losses
+            of their own (`add_loss`, activity regularizers), nor where the plain gradient is sparse
+            (embeddings) and optimizers with state treat it differently.
+    """
+
+    y_pred: tf.Tensor
+    norms: tf.Tensor
+    weighted_sum: typing.Callable
+    is_whole: bool
+
+
+def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
+    """Norms and weighted sums of every example's gradient, in one forward and backward pass.
+
+    Args:
+        losses_of: Function of `(y_true, y_pred)` that gives the losses `[batch]`.
+        network: A Keras model whose layers treat each example by itself.
+        x: Inputs `[batch, ...]`, or a structure of them.
+        y: Targets `[batch, ...]`.
+        training: Whether the network is called in training mode.
+        loss_scale: Factor on each loss, for float16.
+
+    Returns:
+        `Gradients`.
+
+    Raises:
+        BatchMixingError: with a layer that mixes examples, if `training`.
+    """
+    if _applies_layer_wise(network):
+        return _gradients_layer_wise(losses_of, network, x, y, training, loss_scale)
+    missing = []
+
+    def one_example(example):
+        y_pred, gradient, norm, left_out = _one_gradient(losses_of, network, example, training, loss_scale)
+        missing.extend(left_out)
+        logits = [hidden_logits(t) for t in keras.tree.flatten(y_pred)]
+        first = keras.tree.map_structure(lambda t: None if t is None else t[0], [y_pred, logits])
+        return *first, gradient, norm
+
+    y_pred, logits, per_example, norms = _map(one_example, _examples(network, x, y, training))
+    for t, of_output in zip(keras.tree.flatten(y_pred), logits):
+        if of_output is not None:
+            set_hidden_logits(t, of_output)  # lost in the map; Keras's losses look for it
+    weighted_sum = functools.partial(_weighted_sum, per_example)
+    return Gradients(y_pred, norms, weighted_sum, is_whole=not missing)
+
+
+def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True, loss_scale=1.0):
+    """The norms of `gradients` alone, float32 `[batch]`, at most `microbatch_size` examples at a time.
+
+    Where `layerwise` applies, what is held grows with the activations, not the gradients: all go at a time.
+    """
+    if _applies_layer_wise(network):
+        return gradients(losses_of, network, x, y, training, loss_scale).norms
+
+    def one_example(example):
+        return _one_gradient(losses_of, network, example, training, loss_scale)[2]
+
+    examples = _examples(network, x, y, training)
+    if not can_be_vectorized(losses_of, network, x, y, training):
+        warnings.warn(
+            f"{network.name!r} cannot be vectorized over the batch (recurrent layers can with unroll=True; "
+            "EinsumDense and attention can on a GPU): the gradient norms are taken one example after the "
+            "other, which is slow.",
+            stacklevel=2,
+        )
+        return tf.map_fn(one_example, examples, fn_output_signature=tf.float32)
+    if microbatch_size is None:
+        return _map(one_example, examples)
+
+    given, examples = _batch_size(x), filled_up(examples, 1)  # map_fn makes no turn of nothing
+    batch = _batch_size(examples)
+    pieces = -(-batch // microbatch_size)
+    # Static shapes for XLA: the last piece is filled up by repeating the last example.
+    places = tf.reshape(tf.minimum(tf.range(pieces * microbatch_size), batch - 1), [-1, microbatch_size])
+
+    def one_piece(places):
+        return _map(one_example, keras.tree.map_structure(lambda t: tf.gather(t, places), examples))
+
+    norms = tf.map_fn(one_piece, places, parallel_iterations=1, fn_output_signature=tf.float32)
+    return tf.reshape(norms, [-1])[:given]
+
+
+def can_be_vectorized(losses_of, network, x, y, training=True):
+    """Whether `tf.vectorized_map` takes the network, and gives the right numbers.
+
+    It turns no loops of recurrent layers and no branches of `tf.cond`. And on a CPU TensorFlow 2.21 has
+    wrong numbers, or writes over its memory, where the map makes of the product of `[1, steps, p]` with a
+    matrix one of `[batch, 1, steps, p]`: EinsumDense, attention (tensorflow#117700).
+    """
+    known = _VECTORIZED.setdefault(network, {})
+    if training not in known:
+        operations = _operations_of_one(losses_of, network, x, y, training)
+        on_cpu = not tf.config.list_physical_devices("GPU")
+        known[training] = not any(
+            operation.type in _BRANCHES or (on_cpu and _is_uneven_product(operation))
+            for operation in operations
+        )
+    return known[training]
+
+
+def _operations_of_one(losses_of, network, x, y, training):
+    """The operations of one example's gradient."""
+    seeds = [tf.TensorSpec([2], tf.int32) for _ in seed_generators(network)] if training else []
+    examples = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), [x, y])
+
+    @functools.partial(tf.function, autograph=False)
+    def norm(x, y, seeds):
+        return _one_gradient(losses_of, network, (x, y, seeds), training, 1.0)[2]
+
+    return norm.get_concrete_function(*examples, seeds).graph.get_operations()
+
+
+def _is_uneven_product(operation):
+    if operation.type not in ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
+        return operation.type == "Einsum"
+    ranks = {t.shape.rank for t in operation.inputs}
+    return len(ranks) > 1 or None in ranks
+
+
+def filled_up(examples, rows):
+    """A structure of tensors `[batch, ...]`, with rows of zeros to at least so many."""
+    missing = tf.maximum(rows - _batch_size(examples), 0)
+    return keras.tree.map_structure(
+        lambda t: tf.pad(t, [[0, missing]] + [[0, 0]] * (len(t.shape) - 1)), examples
+    )
+
+
+def first_rows(y_pred, batch):
+    """`y_pred[:batch]`, with what Keras's losses look for on it: hidden logits and a mask."""
+    first = y_pred[:batch]
+    for find, give in ((hidden_logits, set_hidden_logits), (mask_of, set_mask)):
+        value = find(y_pred)
+        if value is not None:
+            give(first, value[:batch])
+    return first
+
+
+def _applies_layer_wise(network):
+    """`layerwise.graph.applies`; says once for each network why not."""
+    obstacle = graph.obstacle(network)
+    if obstacle is not None and network not in _SAID:
+        _SAID.add(network)
+        warnings.warn(
+            f"The per-example gradients of {network.name!r} are taken by tf.vectorized_map, which holds a "
+            f"gradient for every example (see microbatch_size), not layer by layer: {obstacle}.",
+            stacklevel=2,
+        )
+    return obstacle is None
+
+
+def _gradients_layer_wise(losses_of, network, x, y, training, loss_scale):
+    batch = _batch_size(x)
+    x, y = filled_up((x, y), 1)  # TensorFlow's convolutions give an empty batch the shape of their inputs
+    rows = _batch_size(x)
+    output_gradients = functools.partial(_output_gradients, losses_of, y, loss_scale)
+    y_pred, norms, sum_of_rows = graph.gradients(output_gradients, network, x, training, loss_scale)
+    y_pred = first_rows(y_pred, batch)
+
+    def weighted_sum(weights):
+        return sum_of_rows(tf.pad(weights, [[0, rows - batch]]))
+
+    return Gradients(y_pred, norms[:batch], weighted_sum, is_whole=True)
+
+
+def _weighted_sum(per_example, weights):
+    return [tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in per_example]
+
+
+def _output_gradients(losses_of, y, loss_scale, y_pred):
+    """-> (predictions and the logits that Keras keeps of them, the losses' gradients with respect to them).
+
+    Example by example, as the losses are in the other way: one that looks at the whole batch must not
+    see more here than there.
+    """
+    logits = hidden_logits(y_pred)
+    outputs = [y_pred] if logits is None else [y_pred, logits]
+
+    def one_example(example):
+        outputs, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), example)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(outputs)
+            if len(outputs) == 2:
+                set_hidden_logits(*outputs)
+            loss = losses_of(y, outputs[0])[0] * loss_scale
+        found = tape.gradient(loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [gradient[0] for gradient in found]
+
+    return outputs, _map(one_example, (outputs, y))
+
+
+def _gradient(tape, target, weights):
+    return tape.gradient(
+        target, [w.value for w in weights], unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+
+
+def _one_gradient(losses_of, network, example, training, loss_scale):
+    """-> (predictions [1, ...], gradients, norm, what a plain step has besides) of this example alone."""
+    x, y, seeds = example
+    x, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), (x, y))
+    # Stateless: each example starts from its own seed and leaves the network's state alone.
+    seeded = zip(seed_generators(network), seeds)
+    states = [(g.state, tf.cast(seed, g.state.dtype)) for g, seed in seeded]
+    scope = keras.StatelessScope(states, collect_losses=True)
+    with tf.GradientTape() as tape:
+        with scope:
+            y_pred = network(x, training=training)
+        loss = losses_of(y, y_pred)[0] * loss_scale
+    gradient = _gradient(tape, loss, network.trainable_weights)
+    sparse = [g for g in gradient if isinstance(g, tf.IndexedSlices)]
+    gradient = [tf.convert_to_tensor(g) for g in gradient]
+    squares = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32) / loss_scale)) for g in gradient]
+    return y_pred, gradient, tf.sqrt(tf.add_n(squares)), [*scope.losses, *sparse]
+
+
+def _map(one_example, examples):
+    """`tf.vectorized_map`, for batches of 0 and 1 too: filled up to 2.
+
+    The loops that it falls back to need a first turn, and its `tf.squeeze`, which Keras's `Add` calls,
+    takes a batch of 1 for one more axis to drop.
+    """
+    batch = _batch_size(examples)
+    mapped = tf.vectorized_map(one_example, filled_up(examples, 2))
+    return keras.tree.map_structure(lambda t: None if t is None else t[:batch], mapped)
+
+
+def _examples(network, x, y, training):
+    """-> (x, y, seeds): what is mapped over; seeds holds `[batch, 2]` for each seed generator."""
+    if not training:
+        return x, y, []
+    check_no_batch_mixing(network)
+    shape = [_batch_size(x), 2]
+    return (
+        x,
+        y,
+        [
+            tf.random.stateless_uniform(
+                shape,
+                tf.cast(generator.next(), tf.int64),
+                minval=0,
+                maxval=2**31 - 1,
+                dtype=tf.int32,
+            )
+            for generator in seed_generators(network)
+        ],
+    )
+
+
+def _batch_size(x):
+    return tf.shape(keras.tree.flatten(x)[0])[0]

@@ -1,0 +1,121 @@
+"""Per-example gradients of convolutions, or their norms alone: see `layer_gradients`.
+
+z_t = sum_o h_{s t + l o} W_o + b,      offsets o in the kernel, strides s, dilations l
+"""
+
+import itertools
+import math
+
+import keras
+import tensorflow as tf
+
+from prl_keras.scores.layerwise.contribution import direct, direct_is_small, from_gram, to_bias
+
+
+def linear(layer, h, kernel, bias=None):
+    """z, as the layer computes it."""
+    padding = layer.padding
+    if padding == "causal":
+        h, padding = keras.ops.pad(h, layer._compute_causal_padding()), "valid"
+    z = keras.ops.conv(
+        h, kernel, list(layer.strides), padding, layer.data_format, dilation_rate=layer.dilation_rate
+    )
+    if bias is None:
+        return z
+    axes = [1] * layer.rank
+    return z + tf.reshape(bias, [1, *axes, -1] if layer.data_format == "channels_last" else [1, -1, *axes])
+
+
+def contributions(layer, h, d):
+    """The `Contribution` of each example to the kernel and the bias.
+
+    Args:
+        layer: A Conv1D, Conv2D or Conv3D.
+        h: Inputs, in the layer's data format, all sizes but the batch known.
+        d: The gradients with respect to z.
+    """
+    if layer.data_format == "channels_first":
+        last = [0, *range(2, layer.rank + 2), 1]
+        h, d = tf.transpose(h, last), tf.transpose(d, last)
+    held = math.prod(h.shape[1:]) + math.prod(d.shape[1:])
+    h = _padded(layer, h, d)
+    matrices = 2 * layer.groups * math.prod(h.shape[1:-1]) ** 2
+    if direct_is_small(math.prod(layer.kernel.shape), held, matrices):
+        kernel = direct(_gradients(layer, h, d))
+    else:
+        kernel = _gram(layer, h, d)
+    return [kernel, to_bias(tf.reshape(d, [-1, math.prod(d.shape[1:-1]), layer.filters]))]
+
+
+def _span(layer, d):
+    """Over how many inputs the positions reach along each axis, without the reach of the kernel."""
+    return [(size - 1) * stride + 1 for size, stride in zip(d.shape[1:-1], layer.strides)]
+
+
+def _padded(layer, h, d):
+    """h `[batch, ..., channels]` with its padding, cut to what the kernel touches."""
+    reach = [(k - 1) * step for k, step in zip(layer.kernel_size, layer.dilation_rate)]
+    need = [a + b for a, b in zip(_span(layer, d), reach)]
+    paddings = []
+    for size, needed, r in zip(h.shape[1:-1], need, reach):
+        missing = max(needed - size, 0)
+        before = {"valid": 0, "same": missing // 2, "causal": r}[layer.padding]
+        paddings.append([before, max(needed - size - before, 0)])
+    h = tf.pad(h, [[0, 0], *paddings, [0, 0]])
+    return h[(slice(None), *(slice(0, n) for n in need))]
+
+
+def _grouped(t, positions, groups):
+    """`[batch, ..., channels]` -> `[batch, groups, positions, channels / groups]`."""
+    if groups == 1:
+        return tf.reshape(t, [-1, 1, positions, t.shape[-1]])
+    return tf.transpose(tf.reshape(t, [-1, positions, groups, t.shape[-1] // groups]), [0, 2, 1, 3])
+
+
+def _gradients(layer, h, d):
+    """The gradient of the kernel at each offset, a list of `[batch, field, q]`."""
+    positions, spans = math.prod(d.shape[1:-1]), _span(layer, d)
+    d = _grouped(d, positions, layer.groups)
+    found = []
+    for offset in itertools.product(*map(range, layer.kernel_size)):
+        starts = [o * step for o, step in zip(offset, layer.dilation_rate)]
+        cut = [slice(a, a + span, stride) for a, span, stride in zip(starts, spans, layer.strides)]
+        with tf.control_dependencies(found[-1:]):  # one shifted copy of the inputs at a time
+            shifted = _grouped(h[(slice(None), *cut)], positions, layer.groups)
+        each = tf.matmul(shifted, d, transpose_a=True)  # [batch, groups, field, q / groups]
+        found.append(tf.reshape(tf.transpose(each, [0, 2, 1, 3]), [-1, each.shape[2], layer.filters]))
+    return found
+
+
+def _gram(layer, h, d):
+    """The `Contribution` to the kernel, the Gram way.
+
+    On the grid of the inputs, d with zeros between its strides, an offset is one shift delta of the
+    flattened positions, so sum_o h_{t+o} . h_{s+o} is a sum of shifted squares of *one* matrix h h^T,
+    taken axis after axis.
+    """
+    sizes, spans = h.shape[1:-1], _span(layer, d)
+    for axis, (stride, size, span) in enumerate(zip(layer.strides, sizes, spans), start=1):
+        d = _spread(d, axis, stride, span, size if axis > 1 else span)
+    row_steps = [math.prod(sizes[i + 1 :]) for i in range(layer.rank)]
+    length = 1 + sum((span - 1) * step for span, step in zip(spans, row_steps))
+    d = _grouped(d, math.prod(d.shape[1:-1]), layer.groups)[:, :, :length]
+    h = _grouped(h, math.prod(sizes), layer.groups)
+    products = tf.matmul(h, h, transpose_b=True)
+    for count, dilation, step in zip(layer.kernel_size, layer.dilation_rate, row_steps):
+        deltas = [o * dilation * step for o in range(count)]
+        left = products.shape[-1] - deltas[-1]
+        products = tf.add_n([products[:, :, delta : delta + left, delta : delta + left] for delta in deltas])
+    return from_gram(products, tf.matmul(d, d, transpose_b=True))
+
+
+def _spread(d, axis, stride, span, size):
+    """d with `stride - 1` zeros between its entries along `axis`, then cut to `span`, filled up to `size`."""
+    if stride > 1:
+        shape = [-1, *d.shape[1:]]
+        d = tf.expand_dims(d, axis + 1)
+        d = tf.pad(d, [[0, stride - 1] if i == axis + 1 else [0, 0] for i in range(len(d.shape))])
+        shape[axis] *= stride
+        d = tf.reshape(d, shape)
+        d = d[(slice(None),) * axis + (slice(0, span),)]
+    return tf.pad(d, [[0, size - span] if i == axis else [0, 0] for i in range(len(d.shape))])

@@ -1,0 +1,234 @@
+"""Per-example gradient norms from one ordinary forward and backward pass, layer by layer.
+
+The pass records the inputs h of every layer with weights and the gradient d of each example's loss with
+respect to its linear part; `layer_gradients` makes the norms and the weighted sums of them. It takes
+about the time and the memory of a plain step; the gradients of all the examples take n times those of
+the weights.
+"""
+
+import inspect
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from keras.src.models import functional  # keras.Model(inputs, outputs) makes a functional.Functional
+
+from prl_keras.scores.layerwise.contribution import row_norms
+from prl_keras.scores.layerwise.layers import LAYER_TYPES, weighted_sums
+
+
+def applies(network):
+    """Whether the graph of `network` proves that the formulas give all of its gradients."""
+    return obstacle(network) is None
+
+
+def obstacle(network):
+    """Why the formulas may not give all the gradients of `network`, in words; None if they do.
+
+    It must be a Sequential or Functional model (not a subclass) of one output, whose every operation is
+    of a type in `LAYER_TYPES` (used once, with weights of its own) or in `_WEIGHTLESS`. Subclassed layers,
+    nested models, `keras.ops` on symbolic tensors, activity regularizers and activations from outside
+    `keras.activations` are not looked into.
+    """
+    graph = _graph(network)
+    if graph is None or "call" in vars(network):
+        return "it is not a plain Sequential or Functional model"
+    if len(graph.outputs) != 1 or isinstance(graph.output, dict):
+        return "it has more than one output"
+    nodes = [node for depth in graph._nodes_by_depth.values() for node in depth]
+    for node in nodes:
+        if not _is_known(node):
+            return f"{type(node.operation).__name__} {node.operation.name!r} is not known, or not in this use"
+    used = [id(w) for node in nodes for w in node.operation.weights]  # twice if the layer is used twice
+    trained = {id(w) for w in network.trainable_weights}
+    if len(set(used)) < len(used):
+        return "a layer is used twice"
+    return None if trained and trained <= set(used) else "its graph does not hold all its weights"
+
+
+def gradients(output_gradients, network, x, training, loss_scale):
+    """The norms of all the examples' gradients, and their weighted sum for any weights.
+
+    Args:
+        output_gradients: Function of the predictions `[batch, ...]` that gives `(tensors, gradients)`:
+            what the losses depend on (the predictions, and their logits where Keras keeps them), and
+            the gradient of each example's loss times `loss_scale` with respect to them, `[batch, ...]`.
+        network: A Keras model that `applies` is true of.
+        x: Inputs `[batch, ...]`, or a structure of them.
+        training: Whether the network is called in training mode.
+        loss_scale: Factor on each loss.
+
+    Returns:
+        `(y_pred, norms, weighted_sum)`: the predictions; float32 `[batch]`, L2 norms over all trainable
+        weights, without `loss_scale`; a function of weights `[batch]` that gives
+        `sum_i weights_i * gradient_i`, with `loss_scale`, for every trainable weight.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        y_pred, passed = _forward(network, x, training, tape)
+    outputs, upstream = output_gradients(y_pred)
+    upstream, size = _brought_to_1(upstream, loss_scale)
+    linear = [part.z for part in passed]
+    deltas = tape.gradient(outputs, linear, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    for part, d in zip(passed, deltas):
+        if part.contributions is None:  # nothing came back to it
+            part.contribute(d)
+
+    trained = {id(weight) for weight in network.trainable_weights}
+    norms = []
+    for part in passed:
+        pairs = zip(LAYER_TYPES[type(part.layer)].weights(part.layer), part.contributions)
+        norms.extend(tf.cast(c.norms, tf.float32) for weight, c in pairs if id(weight) in trained)
+
+    def weighted_sum(weights):
+        weights = tf.cast(weights, tf.float32) * size
+        sums = {}
+        for part in passed:
+            totals = weighted_sums(part.layer, part.h, part.d, weights, part.contributions)
+            pairs = zip(LAYER_TYPES[type(part.layer)].weights(part.layer), totals)
+            sums.update((id(weight), total) for weight, total in pairs)
+        return [sums[id(weight)] for weight in network.trainable_weights]
+
+    scale = size / tf.cast(loss_scale, tf.float32)
+    return y_pred, scale * row_norms(tf.stack(norms, axis=1)), weighted_sum
+
+
+def _brought_to_1(upstream, loss_scale):
+    """-> (upstream gradients, each example's divided by its size, sizes float32 `[batch]`).
+
+    The size is the largest entry without `loss_scale`: of gradients of 1e30, or 1e-25, the squares are
+    beyond float32.
+    """
+    rows = [tf.reshape(tf.cast(t, tf.float32), [tf.shape(t)[0], math.prod(t.shape[1:])]) for t in upstream]
+    largest = tf.reduce_max(tf.abs(tf.concat(rows, axis=1)), axis=1) / tf.cast(loss_scale, tf.float32)
+    size = tf.where(largest > 0, largest, 1.0)
+    return [t / tf.reshape(tf.cast(size, t.dtype), [-1] + [1] * (len(t.shape) - 1)) for t in upstream], size
+
+
+class _Part:
+    """The linear part z of a layer with inputs h; after the backward pass its gradient d, too."""
+
+    def __init__(self, layer, h, z):
+        self.layer, self.h, self.z = layer, h, z
+        self.d = self.contributions = None
+
+    def passing_on(self):
+        """z. On the way back the contributions are made before the gradient goes on: it need not be kept."""
+
+        @tf.custom_gradient
+        def identity(z):
+            return tf.identity(z), self._backward
+
+        return identity(self.z)
+
+    def contribute(self, d):
+        precision = tf.float64 if self.layer.variable_dtype == "float64" else tf.float32
+        h = tf.cast(self.h, precision) if self.h.dtype.is_floating else self.h
+        self.d = tf.cast(d, precision)
+        self.contributions = LAYER_TYPES[type(self.layer)].contributions(self.layer, h, self.d)
+
+    def _backward(self, d):
+        self.contribute(d)
+        made = [t for c in self.contributions for t in (c.norms, *(c.gradients or ()))]
+        with tf.control_dependencies(made):
+            return tf.identity(d)
+
+
+def _forward(network, x, training, tape):
+    """-> (predictions, a `_Part` for each layer in `LAYER_TYPES`), every z watched.
+
+    Keras's own walk through the graph, but that those layers are taken apart. The layers stay as they
+    are: two replicas may trace them at the same time, taking turns wherever a seed is assigned.
+    """
+    passed = []
+
+    def taken_apart(layer, inputs):
+        layer._assert_input_compatibility(inputs)
+        kind = LAYER_TYPES[type(layer)]
+        h = kind.inputs(layer, inputs)
+        weights = [keras.ops.cast(weight, layer.compute_dtype) for weight in kind.weights(layer)]
+        z = kind.linear(layer, h, *weights)
+        tape.watch(z)
+        passed.append(_Part(layer, h, z))
+        return kind.activation(layer, passed[-1].passing_on())
+
+    def called(operation):
+        if type(operation) in LAYER_TYPES:
+            return lambda inputs, **_: taken_apart(operation, inputs)
+        return functional.operation_fn(operation, training=training)
+
+    graph = _graph(network)
+    network._assert_input_compatibility(x)
+    y_pred = graph._run_through_graph(graph._standardize_inputs(x), called)
+    return keras.tree.flatten(y_pred)[0], passed
+
+
+def _graph(network):
+    if type(network) is keras.Sequential:
+        return network._functional
+    return network if type(network) is functional.Functional else None
+
+
+def _is_known(node):
+    operation, kind = node.operation, type(node.operation)
+    accepts = LAYER_TYPES[kind].accepts if kind in LAYER_TYPES else _WEIGHTLESS.get(kind)
+    return (
+        accepts is not None
+        and operation.activity_regularizer is None
+        and "call" not in vars(operation)  # replaced by hand
+        and all(len(t.shape) > 1 and t.shape[0] is None for t in node.outputs)
+        and not any(t.sparse or t.ragged for t in node.outputs)
+        and accepts(node)
+        and (not hasattr(operation, "activation") or _has_known_activation(node))
+    )
+
+
+def _has_known_activation(node):
+    return any(node.operation.activation is known for known in _ACTIVATIONS)
+
+
+def _spares_the_batch(node):
+    axes = keras.tree.flatten(node.operation.axis)
+    return all(axis is not None and axis % len(t.shape) for axis in axes for t in node.input_tensors)
+
+
+def _is_frozen(node):
+    return not node.operation.trainable
+
+
+def _spares_the_batch_of_its_noise(node):
+    return (node.operation.noise_shape or (None,))[0] is None
+
+
+_ACTIVATIONS = [
+    member
+    for name, member in inspect.getmembers(keras.activations, inspect.isfunction)
+    if name not in ("get", "serialize", "deserialize")
+]
+
+# Layers that have no weights to train and treat each example by itself, and on what condition on their node.
+_WEIGHTLESS = {
+    **dict.fromkeys(
+        [
+            *(layers.InputLayer, layers.Identity, layers.Flatten, layers.Reshape, layers.Permute),
+            *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.GaussianDropout, layers.GaussianNoise),
+            *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
+            *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.RepeatVector),
+            *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
+            *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
+            *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
+            *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D),
+            *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D),
+            *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
+            *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D),
+        ],
+        lambda node: True,
+    ),
+    layers.Activation: _has_known_activation,
+    layers.BatchNormalization: _is_frozen,
+    layers.Concatenate: _spares_the_batch,
+    layers.Softmax: _spares_the_batch,
+    layers.Dropout: _spares_the_batch_of_its_noise,
+    layers.Rescaling: lambda node: np.ndim(node.operation.scale) == 0 == np.ndim(node.operation.offset),
+}

@@ -1,0 +1,254 @@
+"""What each example contributes to the gradients of a layer's weights, layer type by layer type.
+
+A layer is taken as `activation(z)`, z linear in its weights: `z = linear(h, *weights)` with inputs h. From h
+and `d = d loss_i / d z_i` follow, for every weight W, the norm of each example's gradient and the weighted
+sum of the gradients. With the positions t (pixels, time steps) of an example,
+
+    d loss_i / d W = sum_t h_t d_t^T                                       for each example    (direct)
+    ||d loss_i / d W||^2 = sum_{t,s} (h_t . h_s) (d_t . d_s)               two matrices        (Gram)
+
+For one position the second is ||h||^2 ||d||^2 (Goodfellow 2015, arXiv:1510.01799; with positions Rochette
+et al. 2019, arXiv:1912.06015, and Bu et al. 2022, arXiv:2205.10683). The direct way costs what the layer's
+plain gradient costs and gives the weighted sum for nothing, but holds a gradient for every example. It is
+taken where those are no larger than what the layer holds anyway, its inputs and outputs, or than the
+matrices; otherwise the Gram way, and the weighted sum is the plain gradient for upstream `w_i d_i`.
+"""
+
+import math
+import typing
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from prl_keras.scores.layerwise import conv
+from prl_keras.scores.layerwise.contribution import (
+    Contribution,
+    direct,
+    direct_is_small,
+    from_gram,
+    row_norms,
+    to_bias,
+    weighted_sum,
+)
+
+
+class LayerType(typing.NamedTuple):
+    """How the layers of one type are taken apart.
+
+    Attributes:
+        weights: Function of the layer: its weights, in the order of the results below.
+        inputs: Function of (layer, inputs) that gives h.
+        linear: Function of (layer, h, *weights) that gives z.
+        contributions: Function of (layer, h, d), in float32 or float64, that gives a `Contribution` for each
+            weight, and perhaps for a bias that the layer lacks.
+        accepts: Function of a Keras node: whether this layer, at this place, is of that form.
+        activation: Function of (layer, z) that gives the outputs.
+    """
+
+    weights: typing.Callable
+    inputs: typing.Callable
+    linear: typing.Callable
+    contributions: typing.Callable
+    accepts: typing.Callable
+    activation: typing.Callable = lambda layer, z: z
+
+
+def weighted_sums(layer, h, d, w, contributions):
+    """`sum_i w_i * gradient_i` for each weight of the layer, in the weight's dtype.
+
+    Args:
+        layer: Of a type in `LAYER_TYPES`.
+        h: As in `LayerType`.
+        d: `[batch, ...]`, the gradient of each example's loss with respect to z.
+        w: `[batch]`.
+        contributions: What `LayerType.contributions` gave for these.
+
+    Returns:
+        A list of tensors; for an embedding `tf.IndexedSlices`, as in a plain step.
+    """
+    kind, dtype = LAYER_TYPES[type(layer)], layer.variable_dtype
+    weights = [tf.convert_to_tensor(weight) for weight in kind.weights(layer)]
+    # In the weights' own precision: float16 would round every product.
+    h, d, w = (tf.cast(t, dtype) if t.dtype.is_floating else t for t in (h, d, w))
+    pairs = list(zip(weights, contributions))
+    plain = [weight for weight, contribution in pairs if contribution.gradients is None]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(plain)
+        z = kind.linear(layer, h, *weights) if plain else None  # in a graph nothing computes it
+    upstream = d * tf.reshape(w, [-1] + [1] * (len(d.shape) - 1))
+    pulled = iter(tape.gradient(z, plain, upstream) if plain else ())
+    return [next(pulled) if c.gradients is None else weighted_sum(c, w, weight) for weight, c in pairs]
+
+
+# Dense: z_t = h_t W + b.
+
+
+def _cast(layer, inputs):
+    return tf.cast(inputs, layer.compute_dtype)
+
+
+def _kernel_and_bias(layer):
+    return [layer.kernel, layer.bias] if layer.use_bias else [layer.kernel]
+
+
+def _dense_linear(layer, h, kernel, bias=None):
+    z = tf.matmul(h, kernel) if len(h.shape) == 2 else tf.tensordot(h, kernel, 1)
+    return z if bias is None else z + bias
+
+
+def _dense_contributions(layer, h, d):
+    p, q = layer.kernel.shape
+    positions = math.prod(h.shape[1:-1])
+    h, d = tf.reshape(h, [-1, positions, p]), tf.reshape(d, [-1, positions, q])
+    if positions == 1:
+        kernel = Contribution(row_norms(h[:, 0]) * row_norms(d[:, 0]))
+    elif direct_is_small(p * q, positions * (p + q), 2 * positions**2):
+        kernel = direct([tf.matmul(h, d, transpose_a=True)])
+    else:
+        kernel = from_gram(tf.matmul(h, h, transpose_b=True), tf.matmul(d, d, transpose_b=True))
+    return [kernel, to_bias(d)]
+
+
+def _is_plain(layer):
+    return layer.quantization_mode is None and not layer.lora_enabled
+
+
+def _has_known_sizes(node):
+    layer = node.operation
+    return _is_plain(layer) and layer.autocast and None not in node.input_tensors[0].shape[1:]
+
+
+# Embedding: z_t = W[h_t].
+
+
+def _embedding_inputs(layer, ids):
+    ids = ids if ids.dtype in (tf.int32, tf.int64) else tf.cast(ids, tf.int32)
+    return tf.where(ids < 0, ids + layer.input_dim, ids)  # -1 is the last row, as in `keras.ops.take`
+
+
+def _embedding_contributions(layer, ids, d):
+    """A row's gradient is the sum over the positions that took it: h_t . h_s is whether the ids are equal."""
+    positions = tf.reduce_prod(tf.shape(ids)[1:])
+    ids = tf.reshape(ids, [-1, positions])
+    d = tf.reshape(d, [-1, positions, layer.output_dim])
+    same = tf.cast(ids[:, :, None] == ids[:, None, :], d.dtype)
+    return [from_gram(same, tf.matmul(d, d, transpose_b=True))]
+
+
+def _accepts_embedding(node):
+    return _is_plain(node.operation) and not node.operation.mask_zero
+
+
+# Group and layer normalization: z = normalized * gamma + beta.
+
+
+def _group_normalized(layer, inputs):
+    """What the layer gives without gamma and beta.
+
+    Means are taken over the positions first, then over the channels of a group, as TensorFlow is slow to
+    reduce axes that are no neighbours.
+    """
+    groups = layer._reshape_into_groups(tf.cast(inputs, layer.compute_dtype))
+    rank = len(groups.shape)
+    channel = rank - 1 if layer.axis == -1 else layer.axis + 1
+    positions = [axis for axis in range(1, rank) if axis not in (channel - 1, channel)]
+
+    def group_mean(t):
+        return tf.reduce_mean(tf.reduce_mean(t, positions, keepdims=True), channel, keepdims=True)
+
+    return tf.reshape(_normalized(groups, group_mean, layer.epsilon), tf.shape(inputs))
+
+
+def _layer_normalized(layer, inputs):
+    def mean(t):
+        return tf.reduce_mean(t, layer.axis, keepdims=True)
+
+    return _normalized(tf.cast(inputs, layer.compute_dtype), mean, layer.epsilon)
+
+
+def _normalized(x, mean_of, epsilon):
+    """`(x - mean) / sqrt(variance + epsilon)`; its gradient comes from the result, so that x is not held."""
+    precision = keras.backend.result_type(x.dtype, "float32")
+
+    @tf.custom_gradient
+    def normalize(x):
+        centred = tf.cast(x, precision)
+        centred -= mean_of(centred)
+        factor = tf.math.rsqrt(mean_of(tf.square(centred)) + epsilon)
+        result = tf.cast(centred * factor, x.dtype)
+
+        def backward(upstream):
+            h, d = tf.cast(result, precision), tf.cast(upstream, precision)
+            return tf.cast(factor * (d - mean_of(d) - h * mean_of(h * d)), x.dtype)
+
+        return result, backward
+
+    return normalize(x)
+
+
+def _gamma_and_beta(layer):
+    return [weight for weight in (layer.gamma, layer.beta) if weight is not None]
+
+
+def _normalized_axes(layer, rank):
+    return sorted(axis % rank for axis in keras.tree.flatten(layer.axis))
+
+
+def _normalization_linear(layer, h, *weights):
+    shape = np.ones(len(h.shape), int)
+    for axis in _normalized_axes(layer, len(h.shape)):
+        shape[axis] = h.shape[axis]
+    weights = iter([tf.reshape(weight, shape) for weight in weights])
+    z = h if layer.gamma is None else h * next(weights)
+    return z if layer.beta is None else z + next(weights)
+
+
+def _normalization_contributions(layer, h, d):
+    kept = _normalized_axes(layer, len(h.shape))
+    summed = [axis for axis in range(1, len(h.shape)) if axis not in kept]
+    products = [t for t, weight in ((h * d, layer.gamma), (d, layer.beta)) if weight is not None]
+    return [direct([tf.reduce_sum(t, axis=summed)]) for t in products]
+
+
+def _accepts_normalization(node):
+    layer, shape = node.operation, node.input_tensors[0].shape
+    axes = _normalized_axes(layer, len(shape))
+    if getattr(layer, "rms_scaling", False) or layer.axis in range(-len(shape), -1):
+        return False  # of a negative axis but the last Keras makes groups of another one
+    return 0 not in axes and all(shape[axis] is not None for axis in axes)
+
+
+_DENSE = LayerType(
+    _kernel_and_bias,
+    _cast,
+    _dense_linear,
+    _dense_contributions,
+    _has_known_sizes,
+    lambda layer, z: layer.activation(z),
+)
+_CONV = _DENSE._replace(linear=conv.linear, contributions=conv.contributions)
+_EMBEDDING = LayerType(
+    lambda layer: [layer.embeddings],
+    _embedding_inputs,
+    lambda layer, ids, table: tf.gather(table, ids),
+    _embedding_contributions,
+    _accepts_embedding,
+)
+_GROUP_NORMALIZATION = LayerType(
+    _gamma_and_beta,
+    _group_normalized,
+    _normalization_linear,
+    _normalization_contributions,
+    _accepts_normalization,
+)
+
+#: Type of layer, exactly -> `LayerType`.
+LAYER_TYPES = {
+    layers.Dense: _DENSE,
+    **dict.fromkeys([layers.Conv1D, layers.Conv2D, layers.Conv3D], _CONV),
+    layers.Embedding: _EMBEDDING,
+    layers.GroupNormalization: _GROUP_NORMALIZATION,
+    layers.LayerNormalization: _GROUP_NORMALIZATION._replace(inputs=_layer_normalized),
+}
