@@ -18,6 +18,7 @@ from prl_keras.inputs import loss_kinds
 from prl_keras.inputs.shapes import check_classification
 from prl_keras.losses import Bootstrap
 from prl_keras.models.co_teaching import CoTeachingModel
+from prl_keras.models.exchanges import EXCHANGES
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.keep_lowest import KeepLowest
@@ -44,10 +45,11 @@ class Method:
         name: The name in `METHODS`.
         title: The paper's name.
         score: How suspect an example is, or None.
-        rule: Function of `(epsilon, **options)` that gives the rule, or None.
-        exchange: "swap" or "disagreement" for two networks, None for one.
-        loss: Function of `(loss, **options)` that gives the loss trained on, or None for the given one.
-        optimizer: Function of `(optimizer, **options)` that changes the optimizer, or None.
+        rule: Function of `(epsilon, *, option=default, ...)` that gives the rule, or None. Only keyword-only
+            arguments are options of `build`; so it is for `loss` and `optimizer`.
+        exchange: A name in `models.exchanges.EXCHANGES` for two networks, None for one.
+        loss: Function of `(loss, *, ...)` that gives the loss trained on, or None for the given one.
+        optimizer: Function of `(optimizer, *, ...)` that gives the optimizer, or None for the given one.
         tasks: "classification", "regression" or both.
     """
 
@@ -63,7 +65,7 @@ class Method:
     @property
     def drops_a_fraction(self):
         """Whether epsilon means anything to it."""
-        return self.rule is not None and isinstance(self.rule(0.1), Trim)
+        return self.rule is not None and hasattr(self.rule(0.1), "epsilon")
 
     @property
     def options(self):
@@ -180,7 +182,7 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
     epsilon = _schedule(epsilon, ramp_steps)
     loss, optimizer = keras.tree.map_structure(keras.losses.get, loss), keras.optimizers.get(optimizer)
     optimizer = type(optimizer).from_config(optimizer.get_config())
-    if row.exchange == "disagreement":
+    if row.exchange is not None and EXCHANGES[row.exchange].compares_predictions:
         keras.tree.map_structure(lambda part: check_classification(part, f"method={method!r}"), loss)
     if row.loss is not None:
         own = _chosen(row.loss, options)

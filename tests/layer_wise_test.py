@@ -423,7 +423,7 @@ import keras, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import prl_keras as prl
-from prl_keras import per_example
+from prl_keras.scores import gradient as per_example
 from keras import layers
 del per_example._one_gradient
 

@@ -213,11 +213,29 @@ def test_saved_and_loaded_it_goes_on(tmp_path):
     assert_same(loaded.get_weights(), model.get_weights())
 
 
-def test_xla_is_refused_and_auto_does_without():
+def test_xla_is_refused_and_auto_does_without_where_only_the_step_knows_how_many_are_kept():
+    rule = prl.Trim(prl.linear_ramp(0.4, 10))
     with pytest.raises(ValueError, match=r"jit_compile=True does not go with recompute=True.*'auto'"):
-        robust(make_network(), recompute=True, jit_compile=True)
-    assert robust(make_network(), recompute=True).jit_compile is False
+        robust(make_network(), rule=rule, recompute=True, jit_compile=True)
+    assert robust(make_network(), rule=rule, recompute=True).jit_compile is False
     assert robust(make_network(), jit_compile=True).jit_compile is True
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("rule", [prl.Trim(0.4), prl.KeepLowest(3), prl.ClipNorm(0.5)], ids=str)
+def test_xla_makes_the_same_step_of_a_rule_that_keeps_a_fixed_number(rule, weights):
+    def make(recompute):
+        return robust(make_network(), rule=rule, recompute=recompute, jit_compile=True)
+
+    assert_both_ways_agree(make, sample_weight=WEIGHTS[weights])
+
+
+def test_xla_makes_the_same_step_of_a_pair():
+    def make(recompute):
+        networks = [make_network(seed=seed) for seed in (0, 1)]
+        return robust(networks, recompute=recompute, jit_compile=True)
+
+    assert_both_ways_agree(make, sample_weight=ZEROS)
 
 
 def test_sparse_inputs_are_refused():

@@ -35,9 +35,12 @@ def test_a_model_loads_and_predicts(name):
     assert found == pytest.approx(EXPECTED[name]["evaluate"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "bootstrap"])
 def test_a_model_trains_on(name):
-    """The optimizer, dropout's seeds and a schedule's step go on: the same weights after one epoch more."""
+    """The optimizer, dropout's seeds and a schedule's step go on: the same weights after one epoch more.
+
+    But for bootstrap's plain Keras model: Keras saves no seeds.
+    """
     model = load(name)
     model.fit(X, Y, batch_size=8, epochs=1, shuffle=False, verbose=0)
     for found, expected in zip(model.get_weights(), EXPECTED[name]["one_epoch_more"], strict=True):

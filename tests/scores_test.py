@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import prl_keras as prl
+from prl_keras.scores.names import resolve
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(scale=3, size=(9, 4)).astype(np.float32)
@@ -233,17 +234,19 @@ class TestGradientNorm:
 class TestResolve:
     def test_takes_the_mean_of_a_functions_values_over_further_axes(self):
         y = RNG.normal(size=(3, 5)).astype(np.float32)
-        score = prl.scores.resolve(lambda y_true, y_pred: abs(y_true - y_pred))
-        np.testing.assert_allclose(score(y, np.zeros_like(y), "mse"), abs(y).mean(axis=1), rtol=1e-5)
+        score = resolve(lambda y_true, y_pred: abs(y_true - y_pred))
+        np.testing.assert_allclose(score.function(y, np.zeros_like(y), "mse"), abs(y).mean(axis=1), rtol=1e-5)
 
     def test_refuses_an_unknown_name(self):
         with pytest.raises(ValueError, match="'loss', 'loss_layer_gradient', 'gradient'"):
-            prl.scores.resolve("gradients")
+            resolve("gradients")
 
     def test_takes_a_function_and_a_loss(self):
-        margin = prl.scores.resolve(lambda y, p: -tf.reduce_max(p, axis=-1))
-        np.testing.assert_allclose(margin(LABELS, tf.constant(LOGITS), None), -LOGITS.max(axis=1))
-        error = prl.scores.resolve(keras.losses.MeanAbsoluteError())
+        margin = resolve(lambda y, p: -tf.reduce_max(p, axis=-1))
+        np.testing.assert_allclose(margin.function(LABELS, tf.constant(LOGITS), None), -LOGITS.max(axis=1))
+        error = resolve(keras.losses.MeanAbsoluteError())
         np.testing.assert_allclose(
-            error(ONE_HOT, tf.constant(LOGITS), None), np.abs(LOGITS - ONE_HOT).mean(axis=1), rtol=1e-5
+            error.function(ONE_HOT, tf.constant(LOGITS), None),
+            np.abs(LOGITS - ONE_HOT).mean(axis=1),
+            rtol=1e-5,
         )

@@ -16,7 +16,7 @@ from prl_keras.keras_gaps.internals import hidden_logits
 from prl_keras.models.configuration import check_compiled, check_scope
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.models.weighted_model import WeightedModel
-from prl_keras.rules.trim import Trim, kept_count
+from prl_keras.rules.trim import kept_count
 from prl_keras.scores.batch_mixing import check_no_batch_mixing
 from prl_keras.scores.layerwise.graph import obstacle
 from prl_keras.scores.loss import per_example_loss
@@ -227,7 +227,7 @@ def _look_at_kept(model, x, y, sample_weight):
     given = [weights for weights in keras.tree.flatten(sample_weight) if weights is not None]
     if given and not any(np.any(weights) for weights in given):
         return False, f"{text}: every sample_weight is 0."
-    if model.score is None or not isinstance(model.rule, Trim):
+    if model.score is None or not hasattr(model.rule, "epsilon"):
         return True, text
     epsilon = model.rule.epsilon
     if isinstance(epsilon, keras.optimizers.schedules.LearningRateSchedule):

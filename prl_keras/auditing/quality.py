@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras.models.in_inference import graph_of_example_weights
+
 
 class SelectionQuality(keras.callbacks.Callback):
     """Logs precision and recall of what the model's rule drops, on a probe set, after each epoch.
@@ -49,7 +51,7 @@ class SelectionQuality(keras.callbacks.Callback):
 
     def measure(self):
         """-> dict of `kept_clean`, `drop_precision`, `drop_recall` of the model as it is now."""
-        per_batch = [[w.numpy() for w in self.model.graph_example_weights(x, y)] for x, y in self.batches]
+        per_batch = [[w.numpy() for w in graph_of_example_weights(self.model)(x, y)] for x, y in self.batches]
         weights = np.concatenate(per_batch, axis=1)  # [networks, n]
         shares = [self._shares(kept) for kept in weights > 0]
         return {name: float(np.mean([share[name] for share in shares])) for name in shares[0]}

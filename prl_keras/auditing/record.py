@@ -1,8 +1,6 @@
 """Which examples did training suspect and drop, and when? Written down as it trains."""
 
-import os
 import pathlib
-import uuid
 import warnings
 import zipfile
 
@@ -10,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras.files import replacing
+from prl_keras.inputs import class_labels
 from prl_keras.inputs.batches import batches
 from prl_keras.inputs.fingerprints import fingerprints
 
@@ -68,7 +68,7 @@ class SelectionRecord(keras.callbacks.Callback):
         self._slots = slots.astype(np.int32)
         self._epochs = []  # bits `[1 + networks, n]` of each: seen, and dropped by each network
         self._scores, self._probabilities = [], []
-        self._has_begun = self._has_warned = False
+        self._has_begun = self._has_warned = self._has_scores = self._has_probabilities = False
         self._counts = None
 
     @property
@@ -88,7 +88,7 @@ class SelectionRecord(keras.callbacks.Callback):
         return np.stack(self._given(self._probabilities))
 
     def set_model(self, model):
-        is_attached = model is self._model and getattr(model, "_record", None) is self
+        is_attached = model is self._model and getattr(model, "selection_record", None) is self
         if self._epochs and self._model not in (None, model):
             raise ValueError("This is the record of another model; make a new SelectionRecord for this one.")
         if self._epochs and len(self._epochs[0]) != 1 + len(getattr(model, "networks", [])):
@@ -113,33 +113,29 @@ class SelectionRecord(keras.callbacks.Callback):
         model.record_selection(None)  # what may be traced counts into another place
         model.record_selection(self)
 
-    def update(self, x, y, scores, weights, is_ranked, probabilities=()):
+    def update(self, batch, passes, selected):
         """Counts a batch; part of the training step.
 
         Args:
-            x, y: The batch, `[batch, ...]`.
-            scores: float32 `[batch]` for each network, or None.
-            weights: What the examples weigh, `[batch]` for each network.
-            is_ranked: bool `[batch]`, False for padding.
-            probabilities: Of the given class, float32 `[batch]` for each network, or none.
+            batch, passes, selected: As every observer of a step (`models.step_metrics.StepMetrics`).
         """
-        found = fingerprints(x, y, self._positions)
+        found = fingerprints(*batch.given, self._positions)
         rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
         rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
-        counted = tf.cast(is_ranked, tf.float32)
-        nothing = tf.fill(tf.shape(counted), np.nan)
-        means = [tf.add_n(parts) / len(parts) if parts else nothing for parts in (scores, probabilities)]
-        columns = [counted, *(tf.where(is_ranked, mean, 0.0) for mean in means)]
-        columns = tf.stack(
-            columns + [counted * tf.cast(weight == 0, tf.float32) for weight in weights], axis=1
-        )
+        counted = tf.cast(batch.is_ranked, tf.float32)
+        scores = [p.scores for p in passes if p.scores is not None]
+        likely = [class_labels.of_given(batch.labels, p.probabilities) for p in passes if _has_classes(p)]
+        self._has_scores, self._has_probabilities = bool(scores), bool(likely)
+        means = [_mean_of_good(parts, batch) for parts in (scores, likely)]
+        columns = [counted, *means, *(counted * tf.cast(w == 0, tf.float32) for w in selected.weights)]
+        columns = tf.stack(columns, axis=1)
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             self._counts.scatter_add(tf.IndexedSlices(columns, rows))
         else:
             self._counts.assign_add(tf.math.unsorted_segment_sum(columns, rows, len(self._known) + 1))
 
     def on_train_begin(self, logs=None):
-        if self.model._record is not self:
+        if self.model.selection_record is not self:
             raise ValueError(
                 "Two SelectionRecords were given to one fit, which has one; leave out the others."
             )
@@ -164,8 +160,10 @@ class SelectionRecord(keras.callbacks.Callback):
         """One epoch more, of the counts of each known example."""
         seen, score, probability, *dropped = counts[self._slots].T
         with np.errstate(invalid="ignore"):
-            self._scores.append(score / seen)
-            self._probabilities.append((probability / seen).astype(np.float16))
+            self._scores.append(_finite(score / seen, self._has_scores))
+            likely = probability / seen
+            likely = _finite(likely, self._has_probabilities & (likely >= 0))  # else `class_labels.UNKNOWN`
+            self._probabilities.append(likely.astype(np.float16))
         self._epochs.append(np.packbits([seen > 0, *(2 * column > seen for column in dropped)], axis=1))
 
     def _bits(self):
@@ -188,20 +186,11 @@ class SelectionRecord(keras.callbacks.Callback):
             )
 
     def _write(self):
-        temporary = self.path.with_name(f".unfinished.{uuid.uuid4().hex[:8]}.{self.path.name}")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(
-                    file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores,
-                    probabilities=self._probabilities,
-                )  # fmt: skip
-            os.replace(temporary, self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(
-                f"{self.path} cannot be written: {error}. What was there before is whole. Make room, or take "
-                "another path."
-            ) from error
+        with replacing(self.path) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores,
+                probabilities=self._probabilities,
+            )  # fmt: skip
 
     def check_same(self, dataset, batch_size=256):
         """Refuses a data set that is not the one this record was made with, in the same order.
@@ -246,6 +235,26 @@ class SelectionRecord(keras.callbacks.Callback):
         self._epochs = list(bits[:epochs])
         self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
         return self
+
+
+def _finite(values, is_there):
+    """The values with NaN for what is infinite, and everywhere if they are not there."""
+    return np.where(is_there & np.isfinite(values), values, np.float32(np.nan))
+
+
+def _has_classes(network_pass):
+    return network_pass.probabilities is not None
+
+
+def _mean_of_good(parts, batch):
+    """Over the networks, float32 `[batch]`; infinite for what is not finite, 0 for padding or without parts.
+
+    An infinity comes of a division by 0, so that a good batch makes none.
+    """
+    if not parts:
+        return tf.zeros_like(batch.is_bad, tf.float32)
+    mean = tf.add_n(parts) / (len(parts) * tf.cast(~batch.is_bad, tf.float32))
+    return tf.where(batch.is_ranked, mean, 0.0)
 
 
 def _is_of_other_kind(path):

@@ -5,7 +5,6 @@ import dataclasses
 import keras
 from keras import ops
 
-from prl_keras.rules.trim import Trim
 from prl_keras.validate import check_count, check_fraction
 
 
@@ -65,6 +64,6 @@ def check_estimated(rule, is_estimated):
 
 def own_epsilon(rule):
     """The rule, but with a copy of its `EstimatedEpsilon`, if it has one."""
-    if isinstance(rule, Trim) and isinstance(rule.epsilon, EstimatedEpsilon):
+    if isinstance(getattr(rule, "epsilon", None), EstimatedEpsilon):
         return dataclasses.replace(rule, epsilon=EstimatedEpsilon(**rule.epsilon.get_config()))
     return rule

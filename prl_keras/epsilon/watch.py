@@ -7,9 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.epsilon import intervals
-from prl_keras.epsilon.estimated import EstimatedEpsilon
+from prl_keras.epsilon.estimated import EstimatedEpsilon, check_estimated
 from prl_keras.inputs import class_labels, loss_kinds
-from prl_keras.rules.trim import Trim
 from prl_keras.scores.loss import per_example_loss
 
 _CONFIDENCE = 0.9
@@ -40,6 +39,7 @@ class NoiseWatch(keras.callbacks.Callback):
 
     def __init__(self, model):
         super().__init__()
+        self.set_model(model)
         self.estimate = None
         self._contradictions = 0
         self._has_warned = False
@@ -52,47 +52,50 @@ class NoiseWatch(keras.callbacks.Callback):
                 aggregation=tf.VariableAggregation.SUM,
             )
 
-    def update(self, y, labels, network_passes, probabilities, is_bad, is_ranked):
-        """Counts a batch; part of the training step.
+    def update(self, batch, passes, selected):
+        """Counts a batch; part of the training step. What is not finite counts as wrong.
 
         Args:
-            y: The targets, finite.
-            labels: The given classes, int `[batch]`; not looked at for targets.
-            network_passes: As of `passes.start`, one for each network.
-            probabilities: As of `class_labels.probabilities_of_passes`.
-            is_bad: bool `[batch]`, what is not finite; counts as wrong.
-            is_ranked: bool `[batch]`, False for padding.
+            batch, passes, selected: As every observer of a step (`models.step_metrics.StepMetrics`).
 
-        Returns:
-            Whether there is anything to estimate.
+        Raises:
+            ValueError: if `Trim` is to follow an estimate, and targets of this kind get none.
         """
-        loss, outputs = network_passes[0].loss, [p.y_pred for p in network_passes]
-        ranked = tf.cast(is_ranked, tf.float32)
-        if probabilities:
+        del selected
+        counts = self._counted(batch, passes)
+        check_estimated(self.model.rule, is_estimated=counts is not None)
+        if counts is not None:
+            self._counts.assign_add(counts)
+
+    def _counted(self, batch, passes):
+        """float32 `[1 + _BINS]`, or None if there is nothing to estimate."""
+        loss, outputs = passes[0].loss, [p.y_pred for p in passes]
+        ranked = tf.cast(batch.is_ranked, tf.float32)
+        is_one_output = not keras.tree.is_nested(outputs[0])
+        classes = class_labels.count_classes(outputs[0].shape, loss) if is_one_output else None
+        if classes is not None:
             self._is_of_classes = True
-            is_counted = ~is_bad & class_labels.is_class(labels, probabilities[0])  # none of ignore_class
-            columns = tf.where(is_counted, tf.stack(_class_columns(labels, probabilities)), 0.0)
-            columns = tf.concat([[tf.cast(is_bad, tf.float32)], columns], axis=0)
-            counts = tf.linalg.matvec(columns, ranked)  # float32: exact to 16 million examples
-            counts = tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]])
-        elif not keras.tree.is_nested(outputs[0]) and loss_kinds.is_regression(loss):
+            is_counted = ~batch.is_bad & class_labels.is_class(batch.labels, classes)
+            columns = tf.where(is_counted, tf.stack(_class_columns(batch.labels, passes)), 0.0)
+            columns = tf.concat([[tf.cast(batch.is_bad, tf.float32)], columns], axis=0)
+            counts = tf.reduce_sum(columns * ranked, axis=1)  # float32: exact to 16 million examples
+            return tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]])
+        if is_one_output and loss_kinds.is_regression(loss):
             self._is_of_classes = False
-            losses = [per_example_loss(y, y_pred, loss) for y_pred in outputs]
+            losses = [per_example_loss(batch.y, y_pred, loss) for y_pred in outputs]
             losses = tf.cast(tf.add_n(losses) / len(losses), tf.float32)
             bins = tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny)) / _WIDTH + _BINS / 2
             bins = tf.cast(tf.clip_by_value(bins, 0.0, _BINS - 1.0), tf.int32)
-            counts = tf.math.unsorted_segment_sum(ranked, tf.where(is_bad, 0, 1 + bins), 1 + _BINS)
-        else:
-            return False
-        self._counts.assign_add(counts)
-        return True
+            places = tf.where(batch.is_bad, 0, 1 + bins)
+            return tf.math.unsorted_segment_sum(ranked, places, 1 + _BINS)
+        return None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counts.assign(tf.zeros_like(self._counts))
 
     def on_epoch_end(self, epoch, logs=None):
         self.estimate = self._estimate()
-        if self.estimate is None or not isinstance(self.model.rule, Trim):
+        if self.estimate is None or not hasattr(self.model.rule, "epsilon"):
             return
         epsilon, step = self.model.rule.epsilon, _number(self.model.optimizer.iterations)
         if isinstance(epsilon, EstimatedEpsilon):
@@ -139,13 +142,22 @@ class NoiseWatch(keras.callbacks.Callback):
         return intervals.with_bad(of_good, bad / (bad + n))
 
 
-def _class_columns(labels, probabilities):
+def _class_columns(labels, passes):
     """float32 `[batch]` each: 1, whether predicted is not given, how unsure, whether two networks differ."""
-    mean = tf.add_n(probabilities) / len(probabilities)
-    first, last = (tf.argmax(p, axis=1) for p in (probabilities[0], probabilities[-1]))
-    differ = tf.argmax(mean, axis=1, output_type=labels.dtype) != labels
-    columns = [tf.ones_like(mean[:, 0]), differ, 1 - tf.reduce_max(mean, axis=1), first != last]
-    return [tf.cast(column, tf.float32) for column in columns]
+    y_pred = tf.cast(passes[0].y_pred, tf.float32)
+    if len(passes) == 1 and y_pred.shape[1] > 1 and not loss_kinds.expects_probabilities(passes[0].loss):
+        # The largest softmax is 1 / sum_c exp(z_c - max z), of sums that the loss has made already.
+        votes, highest = y_pred, tf.reduce_max(y_pred, axis=1)
+        surest = 1 / tf.reduce_sum(tf.exp(y_pred - highest[:, None]), axis=1)
+    else:
+        votes = tf.add_n([each.probabilities for each in passes]) / len(passes)
+        highest = surest = tf.reduce_max(votes, axis=1)
+    is_given = tf.range(votes.shape[1]) == labels[:, None]
+    differ = tf.reduce_sum(tf.where(is_given, votes, 0.0), axis=1) < highest
+    disagree = tf.zeros_like(differ)
+    if len(passes) == 2:
+        disagree = tf.not_equal(*(tf.argmax(each.probabilities, axis=1) for each in passes))
+    return [tf.cast(column, tf.float32) for column in (tf.ones_like(surest), differ, 1 - surest, disagree)]
 
 
 def _value(epsilon, step):

@@ -10,6 +10,7 @@ import keras
 import pandas as pd
 
 import prl_keras as prl
+from prl_keras import files
 from prl_keras.auditing.estimate import estimate_from
 from prl_keras.auditing.predictions import predict_beside
 from prl_keras.auditing.table import table_of
@@ -17,7 +18,6 @@ from prl_keras.experiments import audit_pictures, datasets
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.run import SELECTION
 from prl_keras.experiments.training import corrupt
-from prl_keras.files import read_json, replacing
 
 _SHOWN = 50  # most suspect examples
 _PAGE = string.Template("""<!DOCTYPE html>
@@ -79,7 +79,7 @@ def audit_run(run_dir, output=None, data_options=None):
             f"{run_dir} has no {' and no '.join(missing)}, so it is no finished run. Train one with "
             "python -m binaries.train --output_dir=DIR, or finish it with --resume."
         )
-    saved = read_json(run_dir / "config.json")
+    saved = files.read_json(run_dir / "config.json")
     missing = [field.name for field in dataclasses.fields(RunConfig) if field.name not in saved]
     if missing:
         raise ValueError(
@@ -99,10 +99,10 @@ def audit_run(run_dir, output=None, data_options=None):
     found = predict_beside(model, given)
     epsilon = estimate_from(found)
     table = table_of(found, record, epsilon.estimate)
-    with replacing(output.with_suffix(".csv")) as temporary:
+    with files.replacing(output.with_suffix(".csv")) as temporary:
         table.to_csv(temporary)
     page = _page(config, data, table, epsilon, is_corrupted, record)
-    with replacing(output) as temporary:
+    with files.replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
 

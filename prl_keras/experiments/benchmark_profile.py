@@ -9,10 +9,10 @@ import tensorflow as tf
 import tqdm
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
+from prl_keras import files
 from prl_keras.experiments import markdown
 from prl_keras.experiments.benchmark_cases import profiled_cases
 from prl_keras.experiments.benchmark_work import KILLED, in_child, make_work
-from prl_keras.files import replacing
 
 _ROUNDS = 3
 _LEAST_SHARE = 0.01  # of a case's time, for a line of its own in the table
@@ -38,7 +38,7 @@ def write_profile(output_dir, cases=None, rounds=_ROUNDS):
         raise OSError("The profiled process was killed; it needs about 10 GB of memory.")
     path = pathlib.Path(output_dir) / "profile.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_text(_report(cases, pd.DataFrame(found).fillna(0.0)))
     return path
 

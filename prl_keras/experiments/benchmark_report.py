@@ -9,9 +9,9 @@ import typing
 import numpy as np
 import pandas as pd
 
+from prl_keras import files
 from prl_keras.experiments import benchmark_figures, markdown
 from prl_keras.experiments.benchmark_cases import Case
-from prl_keras.files import replacing
 
 _MEBIBYTE = 2**20
 _GROWTH = {"batch": ("batch_size", "batch size"), "width": ("parameters", "parameters")}  # what is varied
@@ -63,9 +63,9 @@ def write_report(suite, output_dir):
     parts = [f"# Benchmark: {suite}", about, how, _case_section(cases)]
     if len(comparisons):
         parts += ["## Ours against PyTorch's", _peer_section(comparisons)]
-    with replacing(path.markdown) as temporary:
+    with files.replacing(path.markdown) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
-    with replacing(path.picture) as temporary:
+    with files.replacing(path.picture) as temporary:
         shown = (cases, f"Benchmark: {suite}", about, temporary)
         if suite in _GROWTH:
             benchmark_figures.plot_growth(*shown, *_GROWTH[suite])

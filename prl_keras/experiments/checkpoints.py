@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from prl_keras.experiments import strategies
-from prl_keras.keras_gaps.fresh_start import seed_states
+from prl_keras.keras_gaps.fresh_start import seed_states_by_path
 
 _PATTERN = "epoch-*.weights.h5"
 _KEPT = 2  # the newest, and one to fall back to
@@ -53,7 +53,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         with strategies.written_by_chief(strategy, path) as temporary:
             self.model.save_weights(temporary)
             with h5py.File(temporary, "a") as file:
-                for i, state in enumerate(seed_states(self.model)):
+                for i, state in enumerate(seed_states_by_path(self.model)):
                     file[f"seed_states/{i}"] = np.asarray(state)
         if strategies.is_chief(strategy):
             for old in _newest_first(self.directory)[_KEPT:]:
@@ -75,7 +75,7 @@ def restore(model, directory):
         try:
             model.load_weights(path)
             with h5py.File(path, "r") as file:
-                for i, state in enumerate(seed_states(model)):
+                for i, state in enumerate(seed_states_by_path(model)):
                     state.assign(file[f"seed_states/{i}"][()])
         except Exception as error:  # h5py and Keras raise many kinds for a damaged file
             errors.append(f"{path.name}: {type(error).__name__}: {error}")

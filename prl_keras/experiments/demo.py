@@ -5,11 +5,10 @@ import pathlib
 import keras
 import pandas as pd
 
-from prl_keras import METHODS
+from prl_keras import METHODS, files
 from prl_keras.experiments import curves
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.run import run
-from prl_keras.files import replacing
 
 _METHODS = ("standard", "spl", "prl_l", "co_prl_l")
 
@@ -48,10 +47,10 @@ def compare(output_dir, epochs=40, epsilon=0.5, overwrite=False, resume=False):
             "seconds per epoch": result["seconds_per_epoch"],
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    with replacing(output_dir / "table.csv") as temporary:
+    with files.replacing(output_dir / "table.csv") as temporary:
         table.to_csv(temporary, index=False)
     title = f"Digits with {epsilon:.0%} symmetric label noise"
-    with replacing(output_dir / "curves.png") as temporary:
+    with files.replacing(output_dir / "curves.png") as temporary:
         curves.plot_methods(histories, "accuracy", title, temporary)
     formats = ["{:.1%}".format, "{:.1%}".format, "{:.2f}".format]
     shown = dict(zip(table.columns[1:], formats))

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 import prl_keras as prl
-from prl_keras.files import replacing
+from prl_keras import files
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -73,7 +73,7 @@ def draw(output_path, seed=0):
     _draw_ranking(axes[2], toy, scores["spl"], scores["prl_g"])
     axes[2].set_title(f"(c) all examples at theta = {end:.2f}, where\nSPL ended, and what each drops there")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    with replacing(output_path) as temporary:
+    with files.replacing(output_path) as temporary:
         figure.savefig(temporary, format="png", dpi=78)
     plt.close(figure)
     return numbers

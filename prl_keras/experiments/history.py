@@ -7,8 +7,8 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
+from prl_keras import files
 from prl_keras.experiments import strategies
-from prl_keras.files import replacing
 
 
 class WriteHistory(keras.callbacks.Callback):
@@ -59,7 +59,7 @@ class WriteHistory(keras.callbacks.Callback):
         """Writes the rows that there are; of several processes that train one model the chief."""
         if not strategies.is_chief(self.model.distribute_strategy):
             return
-        with replacing(self.path) as temporary:
+        with files.replacing(self.path) as temporary:
             self.table.to_csv(temporary, index=False)
 
     def _stop_clock(self):

@@ -14,12 +14,12 @@ import numpy as np
 from sklearn import metrics, model_selection
 
 import prl_keras as prl
+from prl_keras import files
 from prl_keras.auditing.predictions import predict_beside
 from prl_keras.experiments import datasets
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.protocol import PROTOCOLS
 from prl_keras.experiments.training import Training
-from prl_keras.files import read_json, write_json
 
 _TOP = 0.01  # of the data, whose precision is reported
 _TRUSTED = 100
@@ -80,7 +80,7 @@ def measure(name, dataset, corruption, epsilon, seed, output_dir, data_options=N
     """
     path = pathlib.Path(output_dir) / f"{dataset}-{corruption}-{epsilon:g}-{name}-seed{seed}.json"
     if path.exists():
-        return read_json(path)
+        return files.read_json(path)
     case = CASES[name]
     config, data = _config(case, dataset, corruption, epsilon, seed, data_options)
     scores, model, noise = (_in_sample if case.folds == 1 else _out_of_fold)(case, config, data)
@@ -92,7 +92,7 @@ def measure(name, dataset, corruption, epsilon, seed, output_dir, data_options=N
     if model is not None:
         result |= _estimates(model, data, noise, path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
+    files.write_json(path, result)
     return result
 
 

@@ -7,9 +7,9 @@ import pathlib
 import pandas as pd
 import tqdm
 
+from prl_keras import files
 from prl_keras.experiments.label_errors import CASES, measure
 from prl_keras.experiments.markdown import markdown_table, number
-from prl_keras.files import read_json, replacing
 
 _QUALITIES = {
     "average_precision": "Average precision",
@@ -43,7 +43,7 @@ def write_report(directory, path):
     Raises:
         ValueError: if there are none, or one is damaged.
     """
-    results = [read_json(file) for file in sorted(pathlib.Path(directory).glob("*.json"))]
+    results = [files.read_json(file) for file in sorted(pathlib.Path(directory).glob("*.json"))]
     if not results:
         raise ValueError(f"{directory} holds no results; run the cases first.")
     sections = []
@@ -53,7 +53,7 @@ def write_report(directory, path):
         sections += [_ranking_table(dataset, noisy, quality) for quality in _QUALITIES if noisy]
         estimated = [result for result in of_dataset if "estimate" in result]
         sections += [_epsilon_summary(dataset, estimated), _epsilon_table(dataset, estimated)]
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_text("\n\n".join(section for section in sections if section) + "\n")
 
 

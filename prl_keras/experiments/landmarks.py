@@ -14,9 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras import files
 from prl_keras.experiments import tfds_datasets
 from prl_keras.experiments.landmark_network import FeatureNetwork, extract_features
-from prl_keras.files import replacing
 
 _PIPELINE = 2  # raise it when the same parameters come to mean other features
 _TRAIN_FRACTION = 0.8
@@ -76,7 +76,7 @@ def landmark_features(data_dir=None, download=False, cache_dir=None, network=Non
         saved = _read(path)
         if saved is None:
             saved = extract_features(builder, network, verbose)
-            with replacing(path) as temporary:
+            with files.replacing(path) as temporary:
                 np.savez(temporary, features=saved[0], landmarks=saved[1])
     features, landmarks = saved[0], saved[1].astype(np.float64)
     order = np.random.default_rng(0).permutation(len(features))

@@ -9,10 +9,10 @@ import pathlib
 
 import pandas as pd
 
+from prl_keras import files
 from prl_keras.experiments import comparisons, figures, markdown, results, seconds
 from prl_keras.experiments.protocol import PROTOCOLS
 from prl_keras.experiments.tables import Table
-from prl_keras.files import replacing
 
 _DECIMALS = {"r2_score": 3, "accuracy": 2}
 _METRICS = {"r2_score": "R2", "accuracy": "accuracy in percent"}
@@ -66,7 +66,7 @@ def report(table, scale, directory, output_dir):
     if table.number in _PICTURES:
         paths.append(output_dir / _PICTURES[table.number])
         about = f"Scale {scale}; {'; '.join(_values_of(contents, 'source'))}; {_seeds(contents)}."
-        with replacing(paths[-1]) as temporary:
+        with files.replacing(paths[-1]) as temporary:
             if len(table.epsilon_errors) > 1:
                 figures.plot_sensitivity(table, cells, about, temporary)
             else:
@@ -220,7 +220,7 @@ def _command(table, scale):
 
 
 def _write(path, text):
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

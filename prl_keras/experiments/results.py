@@ -13,9 +13,9 @@ import pathlib
 
 import pandas as pd
 
+from prl_keras import files
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.training import summarize
-from prl_keras.files import write_json
 
 VERSION = 1
 _PLACES = 5  # decimals kept of what the history holds
@@ -43,7 +43,7 @@ def write(path, config, scale, table, about):
     kept = [name for name in _COLUMNS if name in table]
     history = {name: _short(round(float(value), _PLACES) for value in table[name]) for name in kept}
     content = {"version": VERSION, "scale": scale, "config": dataclasses.asdict(config), **about}
-    write_json(path, {**content, "history": history}, indent=None)
+    files.write_json(path, {**content, "history": history}, indent=None)
 
 
 def read(path, config=None, scale=None):

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras import files
 from prl_keras.experiments import curves, datasets, strategies
 from prl_keras.experiments.training import CHECKPOINTS, Training, summarize
-from prl_keras.files import locked, read_json, replacing, write_json
 
 _FILES = ("config.json", "history.csv", "result.json", "model.keras", "curves.png")
 SELECTION = "selection.npz"  # a file of runs of methods that drop examples
@@ -84,14 +84,14 @@ def _run(config, output_dir, resume, overwrite, verbose, callbacks, data_options
     if resume and not overwrite and all((output_dir / name).exists() for name in _FILES):
         if is_chief:  # killed after the result was written
             shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
-        return read_json(output_dir / "result.json")
+        return files.read_json(output_dir / "result.json")
 
     with strategy.scope():
         training = Training(config, dataset)  # what can be refused is refused before a file is touched
     with contextlib.ExitStack() as held:
         if is_chief:
             _make(output_dir)
-            held.enter_context(locked(output_dir))
+            held.enter_context(files.locked(output_dir))
             _check_directory(
                 output_dir, config, dataset.source, resume, overwrite
             )  # one may have ended since
@@ -104,7 +104,7 @@ def _run(config, output_dir, resume, overwrite, verbose, callbacks, data_options
                 "strategy": type(strategy).__name__,
                 "replicas": strategy.num_replicas_in_sync,
             }
-            write_json(output_dir / "config.json", {**dataclasses.asdict(config), **about})
+            files.write_json(output_dir / "config.json", {**dataclasses.asdict(config), **about})
         return _train(training, output_dir, verbose, callbacks, strategy)
 
 
@@ -119,9 +119,9 @@ def _train(training, output_dir, verbose, callbacks, strategy):
     with strategies.written_by_chief(strategy, output_dir / "model.keras") as temporary:
         training.model.save(temporary)
     if is_chief:
-        with replacing(output_dir / "curves.png") as temporary:
+        with files.replacing(output_dir / "curves.png") as temporary:
             curves.plot_run(table, result, training.config, temporary)
-        write_json(output_dir / "result.json", result)
+        files.write_json(output_dir / "result.json", result)
     strategies.wait_for_all(strategy)
     if is_chief:
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
@@ -158,7 +158,7 @@ def _check_same_config(output_dir, config, source):
     path = output_dir / "config.json"
     if not path.exists():
         raise ValueError(f"{output_dir} has a run without config.json. Start anew with --overwrite.")
-    saved = read_json(path)
+    saved = files.read_json(path)
     different = {
         name: (saved.get(name), value)
         for name, value in {**dataclasses.asdict(config), "source": source}.items()

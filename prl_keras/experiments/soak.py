@@ -17,7 +17,7 @@ import pandas as pd
 import tqdm
 
 import prl_keras as prl
-from prl_keras.files import replacing, write_json
+from prl_keras import files
 
 STEPS_PER_EPOCH = 100
 _FEATURES, _CLASSES, _BATCH = 10, 4, 32
@@ -103,7 +103,7 @@ def train(directory, steps, seed):
         _Progress(directory / _LOG, data),
     ]
     model.fit(data, epochs=steps // STEPS_PER_EPOCH, shuffle=False, callbacks=callbacks, verbose=0)
-    with replacing(directory / _WEIGHTS) as path:
+    with files.replacing(directory / _WEIGHTS) as path:
         np.savez(path, *model.get_weights())
 
 
@@ -135,7 +135,7 @@ def soak(directory, steps, kill_every, seed):
     _run(directory / "in one go", steps, seed, None)
     kills = _run(directory / "killed", steps, seed, kill_every)
     figures = _figures(directory, steps, seed, kills, time.monotonic() - started)
-    write_json(directory / "soak.json", figures)
+    files.write_json(directory / "soak.json", figures)
     lines = [f"* {name.replace('_', ' ')}: {value}" for name, value in figures.items()]
     (directory / "soak.md").write_text("\n".join(lines) + "\n")
     return figures

@@ -13,7 +13,7 @@ import traceback
 import tensorflow as tf
 from tensorflow.python.distribute import multi_worker_util
 
-from prl_keras.files import replacing
+from prl_keras import files
 
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -122,7 +122,7 @@ def written_by_chief(strategy, path):
     TensorFlow reads some variables of a model on all the processes at a time, so all of them save it.
     """
     if is_chief(strategy):
-        with replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             yield temporary
     else:
         with tempfile.TemporaryDirectory() as folder:

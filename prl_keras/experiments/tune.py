@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 
-from prl_keras import METHODS
+from prl_keras import METHODS, files
 from prl_keras.experiments import datasets, tuning_folder, tuning_report
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.hypermodel import RobustHyperModel
@@ -17,7 +17,6 @@ from prl_keras.experiments.tuning import make_tuner
 from prl_keras.experiments.tuning_checks import make_folder
 from prl_keras.experiments.tuning_final import train_on_all
 from prl_keras.experiments.tuning_oracles import is_distributed, is_worker
-from prl_keras.files import locked, replacing, write_json
 from prl_keras.validate import check_integer
 
 _TRIALS = 15
@@ -85,7 +84,7 @@ def tune(
     if max_trials is None and tuner in ("random", "bayesian"):
         max_trials = _TRIALS
     make_folder(output_dir)
-    with contextlib.nullcontext() if is_worker() else locked(output_dir):
+    with contextlib.nullcontext() if is_worker() else files.locked(output_dir):
         if not is_distributed():
             tuning_folder.remove_unfinished(output_dir)
         search = make_tuner(
@@ -116,9 +115,9 @@ def tune(
             seed=config.seed,
             test_data=test_data,
         )
-        with replacing(output_dir / tuning_folder.MODEL) as temporary:
+        with files.replacing(output_dir / tuning_folder.MODEL) as temporary:
             model.save(temporary)
-        write_json(output_dir / tuning_folder.BEST, {**best, "model": record})
+        files.write_json(output_dir / tuning_folder.BEST, {**best, "model": record})
     shown = [f"{name} {value:.4g}" for name, value in record["metrics"].items() if value is not None]
     print(f"The best of them, {output_dir / tuning_folder.MODEL}: {', '.join(shown)}")
     return best["command"]
@@ -181,7 +180,7 @@ def _report(output_dir, search, config, data_flags):
     objective = search.oracle.objective
     executions = tuning_report.executions(output_dir)
     table = tuning_report.trials(executions, objective)
-    with replacing(output_dir / tuning_folder.TRIALS) as temporary:
+    with files.replacing(output_dir / tuning_folder.TRIALS) as temporary:
         table.to_csv(temporary, index=False)
     choices = tuning_report.choices(executions)
     text = f"{tuning_report.in_markdown(table)}\n\n{tuning_report.in_markdown(choices)}"
@@ -203,5 +202,5 @@ def _report(output_dir, search, config, data_flags):
         f"Now it is trained on all the data. A command for one such training:\n{command}"
     )
     best = {"command": command, "values": values}
-    write_json(output_dir / tuning_folder.BEST, best)
+    files.write_json(output_dir / tuning_folder.BEST, best)
     return best

@@ -14,9 +14,9 @@ import keras
 import keras_tuner
 import numpy as np
 
+from prl_keras import files
 from prl_keras.experiments import tuning_checks, tuning_folder, tuning_objectives, tuning_oracles
 from prl_keras.experiments.tuning_execution import FAILED, execute, keep_if_best
-from prl_keras.files import read_json, write_json
 from prl_keras.keras_gaps.fresh_start import start_as
 from prl_keras.validate import check_integer
 
@@ -100,7 +100,7 @@ class RobustTuner(keras_tuner.Tuner):
         settings |= {"test_data": test_data and tuning_checks.checksum(*data["test_data"])}
         path = pathlib.Path(self.project_dir) / tuning_folder.SETTINGS
         tuning_checks.check_settings(path, settings)
-        write_json(path, settings)
+        files.write_json(path, settings)
         self.save()  # else keras-tuner would not know after a kill in the first trial that there is a search
         return data
 
@@ -111,12 +111,12 @@ class RobustTuner(keras_tuner.Tuner):
             if not path.exists():  # else it has ended before the search was killed
                 try:
                     record = self._execution(trial, index, **data)
-                    write_json(path, record)
+                    files.write_json(path, record)
                 except (OSError, ValueError) as error:  # to keras-tuner any other error is a failed trial
                     raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
                 if verbose:
                     print(self._in_words(record), flush=True)
-            records.append(read_json(path))
+            records.append(files.read_json(path))
             if FAILED in records[-1]:
                 raise keras_tuner.errors.FailedTrialError(records[-1][FAILED])
         # What is not finite (and not the objective) is null in the file.
@@ -128,7 +128,7 @@ class RobustTuner(keras_tuner.Tuner):
         return [self.load_model(trial) for trial in trials if trial.status == "COMPLETED"]
 
     def load_model(self, trial):
-        settings = read_json(pathlib.Path(self.project_dir) / tuning_folder.SETTINGS)
+        settings = files.read_json(pathlib.Path(self.project_dir) / tuning_folder.SETTINGS)
         model = self._try_build(trial.hyperparameters)
         model(np.zeros([1, *settings["shape"]], settings["dtype"]))  # builds what builds itself when called
         model.optimizer.build(model.trainable_variables)
@@ -139,7 +139,7 @@ class RobustTuner(keras_tuner.Tuner):
         """Atomically, as keras-tuner does not."""
         if not tuning_oracles.is_worker():
             self.oracle.save()
-        write_json(self._get_tuner_fname(), self.get_state())
+        files.write_json(self._get_tuner_fname(), self.get_state())
 
     def pre_create_trial(self):
         if self._has_asked:  # the oracle said that it has no trial yet

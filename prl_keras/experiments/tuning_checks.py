@@ -5,7 +5,7 @@ import zlib
 import keras_tuner
 import numpy as np
 
-from prl_keras.files import read_json
+from prl_keras import files
 
 
 def resolve_objective(objective):
@@ -41,7 +41,7 @@ def check_settings(
     """Refuses what is in a folder if it has other values for the same settings."""
     if not path.exists():
         return
-    saved = read_json(path)
+    saved = files.read_json(path)
     different = [
         f"{name} was {saved.get(name)!r}, is now {value!r}"
         for name, value in settings.items()

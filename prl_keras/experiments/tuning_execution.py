@@ -6,8 +6,8 @@ import time
 import keras
 import keras_tuner
 
+from prl_keras import files
 from prl_keras.experiments import tuning_objectives
-from prl_keras.files import read_json, replacing
 
 FAILED = "failure"
 
@@ -71,8 +71,8 @@ def keep_if_best(model, path, metrics, objective, others):
         OSError: if they cannot be written.
         ValueError: naming the file, if a record is damaged.
     """
-    records = [read_json(other) for other in others]
+    records = [files.read_json(other) for other in others]
     values = [record["metrics"][objective.name] for record in records if FAILED not in record]
     if all(objective.better_than(metrics[objective.name], value) for value in values):
-        with replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             model.save_weights(temporary)

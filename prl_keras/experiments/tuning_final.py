@@ -9,10 +9,10 @@ import pathlib
 
 import keras_tuner
 
+from prl_keras import files
 from prl_keras.experiments import tuning_checks
 from prl_keras.experiments.tuning_execution import FAILED, execute, keep_if_best
 from prl_keras.experiments.tuning_objectives import TRIMMED_LOSS
-from prl_keras.files import read_json, write_json
 from prl_keras.keras_gaps.fresh_start import start_as
 from prl_keras.validate import check_integer
 
@@ -66,7 +66,7 @@ def train_on_all(
     }
     tuning_checks.check_settings(directory / "settings.json", settings, "training", "or take another folder")
     tuning_checks.make_folder(directory)
-    write_json(directory / "settings.json", settings)
+    files.write_json(directory / "settings.json", settings)
     traced = None
 
     def fresh():
@@ -80,7 +80,7 @@ def train_on_all(
 
     for index in range(trainings):
         path = directory / f"training_{index}.json"
-        if path.exists() and FAILED not in read_json(path):
+        if path.exists() and FAILED not in files.read_json(path):
             continue
         record = execute(
             {"training": index, "seed": seed + index, "epochs": epochs},
@@ -94,10 +94,10 @@ def train_on_all(
             test_data=test_data,
             keep=functools.partial(_keep, directory, index),
         )
-        write_json(path, record)
+        files.write_json(path, record)
         if verbose:
             print(_in_words(record), flush=True)
-    records = [read_json(path) for path in sorted(directory.glob("training_*.json"))]
+    records = [files.read_json(path) for path in sorted(directory.glob("training_*.json"))]
     good = [record for record in records if FAILED not in record]
     if not good:
         raise ValueError(f"All trainings on all the data failed, the first with {records[0][FAILED]}")

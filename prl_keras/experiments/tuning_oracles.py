@@ -23,7 +23,7 @@ from keras_tuner.src.distribute import utils as distribution
 from keras_tuner.src.distribute.oracle_client import OracleClient
 from keras_tuner.src.engine.trial import Trial, TrialStatus
 
-from prl_keras.files import read_json, write_json
+from prl_keras import files
 
 _WAIT_SECONDS = 1
 
@@ -94,7 +94,7 @@ class _Lasting:
         self.has_stopped = state["has_stopped"]
 
     def save(self):
-        write_json(self._get_oracle_fname(), self.get_state())
+        files.write_json(self._get_oracle_fname(), self.get_state())
 
     def _save_trial(self, trial):
         """`save` has all the trials."""
@@ -103,11 +103,11 @@ class _Lasting:
         path = pathlib.Path(self._get_oracle_fname())
         if not path.exists():
             raise ValueError(f"{path} is missing, in which the search is. Start anew with --overwrite.")
-        read_json(path)  # which names it where it is damaged
+        files.read_json(path)  # which names it where it is damaged
         super().reload()  # all running trials are in the queue now, for whoever asks first
         if not distribution.is_chief_oracle():
             return
-        for tuner, name in read_json(self._get_oracle_fname())["ongoing_trials"].items():
+        for tuner, name in files.read_json(self._get_oracle_fname())["ongoing_trials"].items():
             if name in self._retry_queue and tuner in self.tuner_ids:
                 self._retry_queue.remove(name)
                 self.ongoing_trials[tuner] = self.trials[name]

@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from prl_keras import files
 from prl_keras.experiments import tuning_checks
-from prl_keras.files import read_json, replacing
 
 SEARCHED = ("method", "epsilon", "ramp_epochs", "learning_rate", "batch_size", "epochs")
 
@@ -28,7 +28,7 @@ def executions(output_dir):
     paths = sorted(pathlib.Path(output_dir).glob("trial_*/execution_*.json"))
     if not paths:
         raise ValueError(f"{output_dir} holds no execution that has ended.")
-    records = [read_json(path) for path in paths]
+    records = [files.read_json(path) for path in paths]
     return pd.DataFrame([{**record, **record.pop("metrics", {})} for record in records]).drop(
         columns="metrics", errors="ignore"
     )
@@ -148,7 +148,7 @@ def plot_epsilon(table, objective, path, true_epsilon=None):
     axes.flat[0].legend(fontsize=8)
     note = "dots: executions; ring: the trial chosen by " + objective.name
     figure.supxlabel(note + "; dashed: the true epsilon" * (true_epsilon is not None), fontsize=8)
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
 

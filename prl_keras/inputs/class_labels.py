@@ -1,17 +1,18 @@
 """One class label for each example: which losses have them, what is given, what is predicted."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds
 from prl_keras.losses import Bootstrap
 
+UNKNOWN = -1e6  # a number, for debuggers that stop at NaN, and far from every probability
+
 
 def count_classes(shape, loss):
     """How many classes predictions of a shape `(batch, outputs)` tell apart under a loss; None if it is none
     for one class label per example."""
-    if not isinstance(shape, tuple) or len(shape) != 2:
+    if not isinstance(shape, (tuple, tf.TensorShape)) or len(shape) != 2:
         return None
     if loss_kinds.is_binary(loss):
         return 2 if shape[1] == 1 else None
@@ -58,25 +59,25 @@ def _is_one_output(y_pred):
     return y_pred.shape[1] == 1
 
 
-def probabilities_of_passes(network_passes):
-    """float32 `[batch, classes]` for each network; none where there is not one class label for each example.
+def predicted_probabilities(y_pred, loss):
+    """float32 `[batch, classes]`; None where there is not one class label for each example.
 
     Args:
-        network_passes: As of `passes.start`.
+        y_pred: Predictions, or a structure of them.
+        loss: A `keras.losses.Loss`, a function, or `outputs.OutputLosses`.
     """
-    loss, y_pred = network_passes[0].loss, network_passes[0].y_pred
     if keras.tree.is_nested(y_pred) or count_classes(tuple(y_pred.shape), loss) is None:
-        return []
-    return [class_probabilities(tf.cast(p.y_pred, tf.float32), loss) for p in network_passes]
+        return None
+    return class_probabilities(tf.cast(y_pred, tf.float32), loss)
 
 
-def is_class(labels, probabilities):
-    """bool `[batch]`: whether a label is the number of a class (`ignore_class` is none)."""
-    return tf.logical_and(labels >= 0, labels < probabilities.shape[1])
+def is_class(labels, classes):
+    """bool `[batch]`: whether a label is the number of one of so many classes (`ignore_class` is none)."""
+    return tf.logical_and(labels >= 0, labels < classes)
 
 
 def of_given(labels, probabilities):
-    """float32 `[batch]`: the probability of the given class; NaN for a label that is no class."""
-    is_one = is_class(labels, probabilities)
+    """float32 `[batch]`: the probability of the given class; `UNKNOWN` for a label that is no class."""
+    is_one = is_class(labels, probabilities.shape[1])
     picked = tf.gather(probabilities, tf.where(is_one, labels, 0), axis=1, batch_dims=1)
-    return tf.where(is_one, picked, np.nan)
+    return tf.where(is_one, picked, UNKNOWN)

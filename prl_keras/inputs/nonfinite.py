@@ -1,12 +1,14 @@
-"""Examples that are not finite: weight 0 does not save a step from them, since 0 * NaN is NaN going back.
+"""Non-finite examples. A weight of 0 is not enough: 0 * NaN is NaN in the backward pass.
 
 So they are taken out before the forward pass: a good example of the batch stands in their place, weight 0.
-(A zero would move the statistics of batch normalization, and need not be a valid target.)
+(Zeros would move the statistics of batch normalization, and need not be valid targets.)
 """
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from prl_keras.inputs.rows import nearest_before
 
 
 def find(data):
@@ -27,76 +29,53 @@ def find(data):
 
 
 def replace(data, is_bad):
-    """The data with good examples, one after the other, in the place of bad ones; zeros if there is none.
+    """The data with the nearest good examples in the place of bad ones.
 
     Args:
-        data: As in `find`.
+        data: As in `find`. What is not finite becomes 0 if no example is good.
         is_bad: bool `[batch]`.
     """
-    tensors = keras.tree.flatten(data)
-    changed = [i for i, tensor in enumerate(tensors) if _is_dense(tensor)]
-    dense = [tf.convert_to_tensor(tensors[i]) for i in changed]
-    # Where all are good, as nearly always, the batch is not even copied.
-    dense = tf.cond(tf.reduce_any(is_bad), lambda: _replaced(dense, is_bad), lambda: dense)
-    for i, tensor in zip(changed, dense):
-        tensors[i] = tensor
-    return keras.tree.pack_sequence_as(data, tensors)
+    rows = nearest_before(~is_bad)
+    return _map_dense(lambda tensor: tf.ensure_shape(tf.gather(tensor, rows), tensor.shape), with_zeros(data))
 
 
-def without(weights, is_bad):
-    """Weights `[batch]` of which the bad examples have 0 and the others share what those had."""
-    left = tf.where(is_bad, 0.0, weights)
-    factor = tf.math.divide_no_nan(tf.reduce_sum(weights), tf.reduce_sum(left))
-    return tf.where(tf.reduce_any(is_bad), factor * left, weights)
+def with_zeros(data):
+    """The data with 0 in the place of NaN and infinity."""
+
+    def finite(tensor):
+        if not _is_checked(tensor):
+            return tensor
+        is_finite = tf.math.is_finite(tensor)
+        if tensor.dtype in (tf.float32, tf.float64):  # the faster kernel, of NaN too
+            return tf.math.multiply_no_nan(tensor, tf.cast(is_finite, tensor.dtype))
+        return tf.where(is_finite, tensor, tf.zeros_like(tensor))
+
+    return _map_dense(finite, data)
 
 
 def are_finite(gradients):
-    """Whether all of a list of gradients are, Nones passed over; bool scalar."""
-    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+    """Whether all of a list of gradients are, Nones passed over; bool scalar.
 
-
-def apply_if(is_usable, optimizer, gradients, weights):
-    """`optimizer.apply_gradients`, or nothing: no weight, no moment and no count of the optimizer moves.
-
-    Args:
-        is_usable: bool scalar, the same on all the replicas.
-        optimizer: A Keras optimizer.
-        gradients, weights: Lists of the same length.
+    Vectors (biases and the like) are looked at as one: a device starts a kernel for each tensor.
     """
-    if not optimizer.built:
-        optimizer.build(weights)  # which may not happen in a condition
-
-    def apply(*gradients):
-        optimizer.apply_gradients(zip(gradients, weights))
-
-    context = tf.distribute.get_replica_context()
-    if context is None or tf.__internal__.distribute.strategy_supports_no_merge_call():
-        tf.cond(is_usable, lambda: apply(*gradients), lambda: None)
-        return
-
-    def apply_on_all(strategy, is_usable, *gradients):
-        # Optimizers merge the replicas' gradients, which TensorFlow does not allow within a condition.
-        tf.cond(
-            strategy.experimental_local_results(is_usable)[0],
-            lambda: strategy.extended.call_for_each_replica(apply, args=gradients),
-            lambda: None,
-        )
-
-    context.merge_call(apply_on_all, args=(is_usable, *gradients))
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
+    vectors = [value for value in values if len(value.shape) == 1]
+    together = [value for value in values if len(value.shape) != 1]
+    for dtype in {vector.dtype for vector in vectors}:
+        together.append(tf.concat([vector for vector in vectors if vector.dtype == dtype], axis=0))
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in together])
 
 
-def _replaced(tensors, is_bad):
-    order = tf.argsort(tf.cast(is_bad, tf.int32), stable=True)  # the good ones first
-    good = tf.reduce_sum(tf.cast(~is_bad, tf.int32))
-    turn = tf.math.cumsum(tf.cast(is_bad, tf.int32), exclusive=True) % tf.maximum(good, 1)
-    rows = tf.where(is_bad, tf.gather(order, turn), tf.range(tf.size(is_bad)))
-    replaced = []
-    for tensor in tensors:
-        rest = tf.gather(tensor, rows)
-        rest = tf.where(good > 0, rest, tf.zeros_like(rest)) if _is_checked(tensor) else rest
-        replaced.append(tf.ensure_shape(rest, tensor.shape))
-    return replaced
+def count(flags):
+    """How many of a bool tensor are True: float32 scalar, since TensorFlow sums integers on the host."""
+    return tf.reduce_sum(tf.cast(flags, tf.float32))
+
+
+def _map_dense(function, data):
+    """The data with `function` of each dense tensor; others, and None, stay as they are."""
+    tensors = keras.tree.flatten(data)
+    tensors = [function(tf.convert_to_tensor(t)) if _is_dense(t) else t for t in tensors]
+    return keras.tree.pack_sequence_as(data, tensors)
 
 
 def _rows(tensor):

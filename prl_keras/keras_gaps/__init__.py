@@ -1,1 +1,4 @@
-"""What Keras lacks: several replicas, XLA's fallback, saved seeds, guarded backups, and its private names."""
+"""Workarounds for Keras: several replicas, XLA's fallback, saved seeds, guarded updates, checked backups.
+
+`internals` has its private attributes.
+"""

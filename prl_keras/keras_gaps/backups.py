@@ -4,10 +4,11 @@ Keras restores weights and epoch whatever they are of; a model with another epsi
 """
 
 import json
-import os
 import pathlib
 
 import keras
+
+from prl_keras.files import replacing
 
 _NAME = "training.json"
 
@@ -48,9 +49,8 @@ def _check(model, directory):
                 "settings to go on with it, or take another backup_dir, or remove this one."
             )
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".unfinished")
-    temporary.write_text(json.dumps(training))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(training))
 
 
 def _training(model):

@@ -1,6 +1,7 @@
-"""Keras's private names that the library needs, in one place: a new version of Keras breaks this file alone.
+"""Accessors for Keras's private attributes, as they are in Keras 3.15; each says what has no public name.
 
-Seen in Keras 3.15. Each function says what Keras has no public name for.
+The private methods that a model must override are in `models/weighted_model.py`, those of Keras's graph of
+layers in `scores/layerwise/graph.py`.
 """
 
 

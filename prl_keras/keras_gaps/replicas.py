@@ -7,7 +7,6 @@ Keras 3.15 stops, or is wrong, in five places:
 2. On several machines it takes the mean of the logs over the replicas along their axis 0; they are scalars.
 3. Where the logs of a step lack one of the model's metrics (in `evaluate`, those of training) it shows the
    mean of the replicas' own logs, which may be of different numbers of examples, not the metrics' results.
-
 4. Optimizers clip the gradient of each replica, and look for infinities in it, before they add them up.
 5. Each replica keeps moving statistics of its own share, evaluates with them, and saves those of the first.
 
@@ -19,20 +18,29 @@ import keras
 import tensorflow as tf
 
 
-class DistributedFit:
-    """Mixin for a `keras.Model` with a `train_step` of its own: `fit` and `evaluate` under any strategy."""
+def first_share(strategy, iterator):
+    """A batch to build the model from: of several replicas the first one's share, for its sizes and types.
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if iterator is not None and self._distribute_strategy is not None:
-            # The share of one replica: its sizes and types are all that is needed.
-            shares = self._distribute_strategy.experimental_local_results
-            batches = next(iter(iterator))[2]
-            data_batch = keras.tree.map_structure(lambda t: shares(t)[0], next(batches))
-        super()._maybe_symbolic_build(data_batch=data_batch)
+    Args:
+        strategy: That of `compile`.
+        iterator: Keras's iterator over the epochs of `fit`.
+    """
+    batches = next(iter(iterator))[2]
+    return keras.tree.map_structure(lambda t: strategy.experimental_local_results(t)[0], next(batches))
 
-    def _get_metrics_result_or_logs(self, logs):
-        results = self.get_metrics_result()
-        return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
+
+def results_or_logs(model, logs):
+    """The metrics' results for the names in the logs of a step, if all of them are metrics; else the logs."""
+    results = model.get_metrics_result()
+    return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
+
+
+def everywhere(flag):
+    """Whether a bool scalar holds on all the replicas."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return flag
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(flag, tf.float32)) == 0
 
 
 def share_statistics(strategy, variables):
@@ -66,7 +74,7 @@ def logs_for_fit(logs):
 
 
 def gradients_for_optimizer(gradients, optimizer):
-    """A replica's gradients as the optimizer may take them: where it looks at their size, the whole batch's.
+    """The gradients to pass to the optimizer; if it clips or checks them, those of the global batch.
 
     The first replica gets the sum over the replicas, the others zeros (or NaN, if it is not finite), which
     the optimizer adds up to the same sum after it has looked at them.

@@ -18,7 +18,7 @@ def without_xla_if_it_cannot(model, call):
         model: A compiled Keras model, whose functions `call` uses.
         call: Function without arguments.
     """
-    if not model.jit_compile:  # nor has any strategy of several replicas
+    if not model.jit_compile:  # never with several replicas
         return call()
     updates = _updates(model)
     try:

@@ -6,10 +6,9 @@ import tensorflow as tf
 from prl_keras.inputs import outputs
 from prl_keras.inputs.shapes import check_classification
 from prl_keras.models.configuration import check_pair, check_same_shapes
+from prl_keras.models.exchanges import EXCHANGES
 from prl_keras.models.weighted_model import WeightedModel
 from prl_keras.rules.trim import Trim
-
-EXCHANGES = ("swap", "disagreement")
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
@@ -54,7 +53,9 @@ class CoTeachingModel(WeightedModel):
         **kwargs,
     ):
         if exchange not in EXCHANGES:
-            raise ValueError(f"exchange={exchange!r} is not known; write 'swap' or 'disagreement'.")
+            raise ValueError(
+                f"exchange={exchange!r} is not known; write {' or '.join(map(repr, EXCHANGES))}."
+            )
         check_pair(network_a, network_b)
         super().__init__([network_a, network_b], score, rule, recompute, microbatch_size, **kwargs)
         self.network_a, self.network_b = network_a, network_b
@@ -82,28 +83,15 @@ class CoTeachingModel(WeightedModel):
             "exchange": self.exchange,
         }
 
-    def _columns(self, network_passes):
-        check_same_shapes(*(p.y_pred for p in network_passes))
-        columns = super()._columns(network_passes)
-        if self.exchange == "disagreement":
-            a, b = (self._predicted_classes(p.y_pred) for p in network_passes)
-            columns = [*columns, tf.cast(tf.reduce_any(a != b, axis=1), tf.float32)]
-        return columns
+    def weigh(self, examples):
+        return EXCHANGES[self.exchange].function(super().weigh, examples)
 
-    def _weigh(self, columns, is_ranked, *step_and_labels):
-        if self.exchange == "swap":
-            return super()._weigh(columns, is_ranked, *step_and_labels)[::-1]
-        # Agreeing examples are as padding; the mean is still over those that count: a rule's n'/k
-        # over the n' disagreeing examples becomes n/k over all n.
-        disagreeing = tf.logical_and(is_ranked, columns[-1] > 0)
-        ratio = tf.math.divide_no_nan(
-            tf.reduce_sum(tf.cast(is_ranked, tf.float32)),
-            tf.reduce_sum(tf.cast(disagreeing, tf.float32)),
-        )
-        return [ratio * weights for weights in super()._weigh(columns, disagreeing, *step_and_labels)]
-
-    def _scorer_of(self, i):
-        return 1 - i if self.exchange == "swap" else i
+    def where_networks_differ(self, predictions):
+        check_same_shapes(*predictions)
+        if not EXCHANGES[self.exchange].compares_predictions:
+            return None
+        a, b = map(self._predicted_classes, predictions)
+        return tf.reduce_any(a != b, axis=1)
 
     def _predicted_classes(self, y_pred):
         """int64 `[batch, ...]` of every output that has a loss, flattened."""

@@ -1,5 +1,7 @@
-"""How a model is put together and compiled, refused where it could not train."""
+"""Checks of how a model is built and compiled. Each refuses what could not train."""
 
+import inspect
+import numbers
 import warnings
 
 import keras
@@ -7,6 +9,62 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs.shapes import show
+from prl_keras.scores.batch_mixing import check_no_batch_mixing
+from prl_keras.scores.names import resolve
+
+
+def check_configuration(networks, score, rule, recompute, microbatch_size):
+    """Refuses what a model cannot be made of; arguments as of `RobustModel`.
+
+    Raises:
+        ValueError: that says what to write.
+        BatchMixingError: for the gradient score with batch normalization that trains.
+    """
+    for network in networks:
+        if not isinstance(network, keras.Model):
+            raise ValueError(f"{network!r} is not a keras.Model; pass the network to train.")
+    if _is_rule(score):
+        raise ValueError(f"score={score!r} is a rule, not a score; write rule={score!r}.")
+    needs_network = resolve(score).needs_network
+    if score is not None and (not callable(rule) or isinstance(rule, type)):
+        raise ValueError(
+            f"rule={rule!r} must be a rule such as prl_keras.Trim(0.3), or a function of "
+            "(scores, is_ranked, step) that gives one weight per example."
+        )
+    if not isinstance(recompute, bool):
+        raise ValueError(f"recompute={recompute!r} must be True or False.")
+    is_count = isinstance(microbatch_size, numbers.Real) and not isinstance(microbatch_size, bool)
+    if microbatch_size is not None and not (is_count and microbatch_size >= 1 and microbatch_size % 1 == 0):
+        raise ValueError(f"microbatch_size={microbatch_size!r} must be a whole number >= 1, or None.")
+    for network in networks if needs_network else ():
+        check_no_batch_mixing(network)
+
+
+def check_jit_compile(model):
+    """Refuses `jit_compile=True` where the number of kept examples is known only in the step."""
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            "jit_compile=True does not go with several replicas: their shares of a batch differ in size, "
+            "and XLA needs static shapes. Leave jit_compile='auto'."
+        )
+    if not model.supports_jit:
+        raise ValueError(
+            f"jit_compile=True does not go with recompute=True and rule={model.rule!r}: XLA needs static "
+            "shapes, and the number of kept examples is known only in the step. Leave jit_compile='auto', "
+            "write recompute=False, or take a rule that keeps a fixed number, such as Trim(0.3) without a "
+            "schedule."
+        )
+
+
+def is_kept_count_static(score, rule):
+    """Whether the size of a batch tells how many of its examples are kept at most."""
+    return score is not None and most_kept(rule, 2) is not None
+
+
+def most_kept(rule, count):
+    """How many of `count` examples a rule keeps at most, an int32 scalar; None if it does not say so."""
+    ask = getattr(rule, "most_kept", None)
+    return None if ask is None else ask(count)
 
 
 def check_trainable(model):
@@ -39,7 +97,7 @@ def check_compiled(model):
 
 
 def check_pair(network_a, network_b):
-    """Refuses two networks that are not two, or cannot be compared."""
+    """Refuses a pair that is one network twice, shares variables or has different output shapes."""
     if network_a is network_b:
         raise ValueError(
             "network_a and network_b are the same object; co-teaching needs two networks that differ "
@@ -89,3 +147,11 @@ def check_scope(model):
             "The networks, the model and its optimizer were not made in the scope of one tf.distribute "
             "strategy. Make all of them, and compile, within `with strategy.scope():`."
         )
+
+
+def _is_rule(score):
+    """Whether a callable takes what rules take."""
+    try:
+        return callable(score) and "is_ranked" in inspect.signature(score).parameters
+    except (TypeError, ValueError):
+        return False

@@ -1,12 +1,77 @@
 """One selection over the global batch, however many replicas `tf.distribute` runs."""
 
+import typing
+
 import tensorflow as tf
+
+from prl_keras.inputs import nonfinite
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
-def weigh_global_batch(weigh, scores, is_ranked, divisors):
-    """Calls `weigh` on the global batch and gives each replica the weights of its own examples.
+class Examples(typing.NamedTuple):
+    """What the rule and the exchange know of each of `n` examples.
+
+    Attributes:
+        scores: float32 `[n]` for each network, higher = more suspect; an empty list for `score=None`.
+        is_ranked: bool `[n]`, False for padding.
+        is_bad: bool `[n]`, whether an example is not finite.
+        labels: int32 `[n]`, the given classes; None without class labels.
+        differs: bool `[n]`, whether the networks of a pair predict different classes; None if nobody asks.
+    """
+
+    scores: list
+    is_ranked: tf.Tensor
+    is_bad: tf.Tensor
+    labels: tf.Tensor | None
+    differs: tf.Tensor | None
+
+
+class Weighed(typing.NamedTuple):
+    """What one network trains on.
+
+    Attributes:
+        weights: float32 `[n]`.
+        scores: The scores `[n]` that are behind them, or None.
+        kept: How many examples have a weight, float32 scalar; None before it is counted.
+    """
+
+    weights: tf.Tensor
+    scores: tf.Tensor | None
+    kept: tf.Tensor | None = None
+
+
+class Counts(typing.NamedTuple):
+    """How many examples of the global batch are ranked, ranked and finite, and finite: float32 scalars."""
+
+    ranked: tf.Tensor
+    ranked_and_good: tf.Tensor
+    good: tf.Tensor
+
+
+class Selected(typing.NamedTuple):
+    """What was selected of the global batch.
+
+    Attributes:
+        weights: `[batch]` for each network: those of this replica's examples, no gradient.
+        rows: How many examples the weighted losses of this replica are a mean over: the global batch, shared
+            out evenly.
+        everyone: A list of `Weighed`, those of the global batch.
+        counts: `Counts`.
+        is_any_good: bool scalar: False if no ranked example is finite, but not for finite padding alone.
+        is_any_good_here: bool scalar: whether an example of this replica is finite.
+    """
+
+    weights: list
+    rows: tf.Tensor
+    everyone: list
+    counts: Counts
+    is_any_good: tf.Tensor
+    is_any_good_here: tf.Tensor
+
+
+def select(model, passes, batch):
+    """What the rule and the exchange of a model make of the global batch.
 
     The paper's minibatch is the global batch: the top epsilon is taken over all the replicas. Keras
     divides the loss of a replica by its own number of values `d_r` and by the `R` replicas, so for a mean
@@ -14,46 +79,75 @@ def weigh_global_batch(weigh, scores, is_ranked, divisors):
     value for each example, d is the batch size.
 
     Args:
-        weigh: Function of (a list of scores `[n]`, bool `[n]`) that gives a list of weights `[n]`.
-        scores: One tensor `[n_r]` for each network; its length may differ between replicas and be 0.
-        is_ranked: bool `[n_r]`.
-        divisors: Function without arguments that gives `d_r` for each list of weights, a float32 scalar, or
-            None for a sum, which Keras does not divide.
+        model: A `WeightedModel`.
+        passes: As of `passes.forward_pass`, one for each network.
+        batch: The `Batch` of this replica; its number of examples may differ between replicas and be 0.
 
     Returns:
-        `(weights, global_weights, global_scores, global_is_ranked)`; the first is the list for this
-        replica, the others are those of the whole batch, for the metrics.
+        `Selected`.
     """
-    context = tf.distribute.get_replica_context()
+    examples, context = examples_of(model, batch, passes), tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
-        weights = weigh(scores, is_ranked)
-        return weights, weights, scores, is_ranked
-    local, divisors = tf.size(is_ranked), divisors()
-    own = [tf.ones(()) if divisor is None else divisor for divisor in divisors]
-    everyones = context.all_gather(tf.stack([tf.cast(local, tf.float32), *own])[None], axis=0)
-    sizes = tf.cast(everyones[:, 0], tf.int32)
-    # One float per example and network travels; padded to one length, as not every collective
-    # takes uneven pieces.
-    longest = tf.reduce_max(sizes)
-    columns = tf.stack([tf.cast(is_ranked, tf.float32), *scores], axis=1)
-    padded = tf.pad(columns, [[0, longest - local], [0, 0]])
-    present = tf.reshape(tf.range(longest)[None] < sizes[:, None], [-1])
-    everything = tf.boolean_mask(context.all_gather(padded, axis=0), present)
-
-    global_is_ranked = everything[:, 0] > 0
-    global_scores = tf.unstack(everything[:, 1:], num=len(scores), axis=1)
-    global_weights = weigh(global_scores, global_is_ranked)
-    rank = tf.cast(context.replica_id_in_sync_group, tf.int32)
-    start = tf.reduce_sum(sizes[:rank])
+        everyone, counts = weigh_good(model.weigh, examples)
+        own = [each.weights for each in everyone]
+        return _selected(
+            own, tf.cast(tf.size(examples.is_ranked), tf.float32), everyone, examples, counts, counts.good > 0
+        )
+    local = tf.size(examples.is_ranked)
+    # None for a sum, which Keras does not divide.
+    divisors = [p.counted_losses(batch) if is_mean(p.loss) else None for p in passes]
+    counts = [tf.ones(()) if divisor is None else divisor for divisor in divisors]
+    sizes_and_divisors = context.all_gather(tf.stack([tf.cast(local, tf.float32), *counts])[None], axis=0)
+    sizes = tf.cast(sizes_and_divisors[:, 0], tf.int32)
+    gathered = _gather(context, examples, local, sizes)
+    everyone, counts = weigh_good(model.weigh, gathered)
+    start = tf.reduce_sum(sizes[: tf.cast(context.replica_id_in_sync_group, tf.int32)])
     replica_count = tf.cast(tf.size(sizes), tf.float32)
     factors = [
         1.0
         if divisor is None
-        else tf.math.divide_no_nan(divisor * replica_count, tf.reduce_sum(everyones[:, i]))
+        else tf.math.divide_no_nan(divisor * replica_count, tf.reduce_sum(sizes_and_divisors[:, i]))
         for i, divisor in enumerate(divisors, start=1)
     ]
-    weights = [factor * w[start : start + local] for factor, w in zip(factors, global_weights)]
-    return weights, global_weights, global_scores, global_is_ranked
+    own = [factor * each.weights[start : start + local] for factor, each in zip(factors, everyone)]
+    is_any_good_here = nonfinite.count(~examples.is_bad) > 0
+    rows = tf.size(gathered.is_ranked) / tf.size(sizes)
+    return _selected(own, rows, everyone, gathered, counts, is_any_good_here)
+
+
+def examples_of(model, batch, passes):
+    """The `Examples` of a batch.
+
+    Args:
+        model, batch, passes: As in `select`; of the passes `scores` and `y_pred` are read.
+    """
+    scores = [p.scores for p in passes if p.scores is not None]
+    differs = model.where_networks_differ([p.y_pred for p in passes])
+    return Examples(scores, batch.is_ranked, batch.is_bad, batch.labels, differs)
+
+
+def weigh_good(weigh, examples):
+    """Calls `weigh` with the largest score for the bad examples, then sets their weights to 0.
+
+    The good examples are scaled up, so that the sum of the weights stays.
+
+    Returns:
+        `(a list of Weighed, Counts)`.
+    """
+    scores = [tf.where(examples.is_bad, tf.float32.max, column) for column in examples.scores]
+    weighed = weigh(examples._replace(scores=scores))
+    good, shares, counts = ~examples.is_bad, [], None
+    columns = [examples.is_ranked, examples.is_ranked & good, good]
+    for each in weighed:
+        weights = tf.cast(each.weights, tf.float32)
+        left = tf.where(examples.is_bad, 0.0, weights)
+        columns += [weights, left, left > 0]
+        # All the sums in one kernel, those of the flags with the first network's.
+        *flags, had, has, kept = tf.unstack(tf.reduce_sum(tf.stack(_floats(columns)), axis=1))
+        counts = counts or Counts(*flags)
+        shares.append(each._replace(weights=left * had / tf.where(has > 0, has, 1.0), kept=kept))
+        columns = []
+    return shares, counts
 
 
 def is_mean(loss):
@@ -71,9 +165,40 @@ def is_mean(loss):
     return reduction in _MEANS
 
 
-def everywhere(flag):
-    """Whether it holds on all the replicas; bool scalar."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return flag
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(flag, tf.float32)) == 0
+def _floats(columns):
+    return [tf.cast(column, tf.float32) for column in columns]
+
+
+def _selected(own, rows, everyone, examples, counts, is_any_good_here):
+    size = tf.cast(tf.size(examples.is_bad), tf.float32)
+    return Selected(
+        weights=[tf.stop_gradient(weights) for weights in own],
+        rows=rows,
+        everyone=everyone,
+        counts=counts,
+        is_any_good=tf.logical_or(counts.ranked_and_good > 0, tf.equal(counts.good, size)),
+        is_any_good_here=is_any_good_here,
+    )
+
+
+def _gather(context, examples, local, sizes):
+    """The examples of all the replicas, in their order.
+
+    One float per example and fact travels; padded to one length, as not every collective takes uneven
+    pieces.
+    """
+    flags = [examples.is_ranked, examples.is_bad]
+    others = [t for t in (examples.labels, examples.differs) if t is not None]
+    columns = tf.stack([*examples.scores, *(tf.cast(t, tf.float32) for t in (*flags, *others))], axis=1)
+    longest = tf.reduce_max(sizes)
+    padded = tf.pad(columns, [[0, longest - local], [0, 0]])
+    present = tf.reshape(tf.range(longest)[None] < sizes[:, None], [-1])
+    everything = tf.boolean_mask(context.all_gather(padded, axis=0), present)
+    columns = iter(tf.unstack(everything, num=columns.shape[1], axis=1))
+    return Examples(
+        scores=[next(columns) for _ in examples.scores],
+        is_ranked=next(columns) > 0,
+        is_bad=next(columns) > 0,
+        labels=None if examples.labels is None else tf.cast(next(columns), tf.int32),
+        differs=None if examples.differs is None else next(columns) > 0,
+    )

@@ -1,4 +1,4 @@
-"""How much is kept of each class: rare classes are hard to learn, and what is hard looks wrong."""
+"""Keras metrics of a step that cost few kernels: what belongs together is one variable."""
 
 import warnings
 
@@ -7,7 +7,54 @@ import numpy as np
 import tensorflow as tf
 
 
-class KeptByClass(keras.metrics.Metric):
+class _OfOneEpoch(keras.metrics.Metric):
+    """A metric whose state is in no file: Keras resets it at the start of an epoch."""
+
+    def save_own_variables(self, store):
+        del store
+
+    def load_own_variables(self, store):
+        del store
+
+
+class Ratio(_OfOneEpoch):
+    """A sum over batches divided by another, or the first alone where the other is 0: see `ratios`.
+
+    Args:
+        name: Of the metric.
+        place: Which of the ratios it is.
+        first: The `Ratio` that has the variable of all; None for the first.
+        number: How many ratios there are.
+    """
+
+    def __init__(self, name, place, first, number):
+        super().__init__(name=name)
+        self._place = place
+        if first is None:
+            self.sums = self.add_variable((2 * number,), keras.initializers.Zeros(), name="sums")
+            self._sums_of_all = lambda: self.sums
+        else:
+            self._sums_of_all = lambda: first.sums
+
+    def add(self, sums):
+        """Adds a batch: for each network a list of (numerator, denominator), float32 scalars, as `ratios`."""
+        rows = [sum(numbers) for ratio in zip(*sums) for numbers in zip(*ratio)]
+        self._sums_of_all().assign_add(tf.stack(rows))
+
+    def result(self):
+        sums = tf.convert_to_tensor(self._sums_of_all().value)
+        numerator, denominator = sums[2 * self._place], sums[2 * self._place + 1]
+        return numerator / tf.where(denominator > 0, denominator, 1.0)
+
+
+def ratios(names):
+    """A list of `Ratio`s, one for each name, in one variable: one kernel updates them all."""
+    first = Ratio(names[0], 0, None, len(names))
+    others = [Ratio(name, place, first, len(names)) for place, name in enumerate(names[1:], start=1)]
+    return [first, *others]
+
+
+class KeptByClass(_OfOneEpoch):
     """The lowest fraction that was kept of a class, among the classes that were seen.
 
     Args:
@@ -17,23 +64,22 @@ class KeptByClass(keras.metrics.Metric):
 
     def __init__(self, classes, name="kept_fraction_min_class"):
         super().__init__(name=name)
-        self.kept, self.seen = (
-            self.add_variable((classes,), keras.initializers.Zeros(), name=name) for name in ("kept", "seen")
-        )
+        self.counts = self.add_variable((2, classes), keras.initializers.Zeros(), name="kept_and_seen")
         self._warned = frozenset()
 
     def update_state(self, labels, is_kept, is_ranked):
         """Labels int `[batch]`, the others bool `[batch]`; labels of no class are passed over."""
-        counts = tf.one_hot(labels, self.seen.shape[0])
-        for variable, counted in ((self.kept, is_kept), (self.seen, is_ranked)):
-            variable.assign_add(tf.linalg.matvec(counts, tf.cast(counted, tf.float32), transpose_a=True))
+        is_label = labels[:, None] == tf.range(self.counts.shape[1])
+        is_counted = tf.stack([is_kept, is_ranked])[:, :, None] & is_label
+        self.counts.assign_add(tf.reduce_sum(tf.cast(is_counted, tf.float32), axis=1))
 
     def result(self):
-        return tf.reduce_min(tf.where(self.seen > 0, tf.math.divide_no_nan(self.kept, self.seen), 1.0))
+        kept, seen = tf.unstack(tf.convert_to_tensor(self.counts.value))
+        return tf.reduce_min(tf.where(seen > 0, tf.math.divide_no_nan(kept, seen), 1.0))
 
     def fractions(self):
         """float `[classes]`, NaN for a class that was not seen; None if nothing was."""
-        kept, seen = np.array(self.kept), np.array(self.seen)
+        kept, seen = np.array(self.counts)
         return np.where(seen > 0, kept / np.maximum(seen, 1), np.nan) if seen.any() else None
 
     def warn_of_dropped(self):
@@ -43,9 +89,9 @@ class KeptByClass(keras.metrics.Metric):
         new = [label for label in dropped if label not in self._warned]
         if new:
             warnings.warn(
-                f"Nothing was kept of the given classes {', '.join(map(str, new))} in a whole epoch: what is "
-                "rare or hard looks wrong. Trim(epsilon, min_keep_per_class=1) keeps the best one of each "
-                "batch; a ramp (prl_keras.linear_ramp) gives time to learn them.",
+                f"Nothing was kept of the given classes {', '.join(map(str, new))} in a whole epoch: rare or "
+                "hard examples look wrong. Trim(epsilon, min_keep_per_class=1) keeps the lowest score of "
+                "each class in each batch; a ramp (prl_keras.linear_ramp) gives time to learn them.",
                 stacklevel=4,
             )
         self._warned |= frozenset(new)

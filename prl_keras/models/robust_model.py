@@ -19,7 +19,7 @@ class RobustModel(WeightedModel):
     The defaults are PRL(L), the paper's algorithm 3; `score="gradient"` is PRL(G), algorithm 2.
     Compile, fit, evaluate, predict and save it as any Keras model; ship `.network`.
 
-    Guarantees, each a test of the same name:
+    Guarantees, each a test:
 
     | in this case | holds |
     |---|---|
@@ -33,7 +33,7 @@ class RobustModel(WeightedModel):
     | `evaluate`, validation | never trimmed |
     | `recompute` | the same step to rounding, unless the table below tells them apart |
     | NaN or infinity in inputs, targets or the loss of an example | ranked worst, weight 0, no trace |
-    | of nothing else in a batch, or in the gradient | the step is skipped: nothing moves |
+    | every example is non-finite, or the gradient is | the step is skipped: no state changes |
 
     `fit` logs the trimmed `loss`, and `loss_all` (over all the examples), `kept_fraction` and
     `score_threshold` (the highest score that still counted), each a mean over the batches, and `nonfinite`,
@@ -61,30 +61,34 @@ class RobustModel(WeightedModel):
     | dropout: masks of score and gradient | the same ones | each its own |
     | losses that layers add (`add_loss`) | over the whole batch | over the kept; `loss_all`: whole batch |
     | a dropped example that makes the gradient NaN | the step is skipped | leaves no trace |
-    | XLA | as compiled | `jit_compile=True` is refused, "auto" is off |
+    | XLA | as compiled | as compiled, if the rule keeps a fixed number; else refused, "auto" is off |
 
-    A batch (on several replicas: the share of one) of which nothing is kept goes whole, with weight 0.
+    A rule keeps a fixed number if its epsilon is a number and `min_keep_per_class` is 0. XLA then trains on
+    exactly that many rows. Where padding or non-finite examples leave fewer, kept ones go again, with weight
+    0.
+
+    If nothing is kept, the whole batch (or replica share) is trained with weight 0.
 
     Args:
         network: A Keras model. Of several outputs (a list, a dict or both, with losses and loss weights as
             `compile` takes them) an example's loss is the weighted sum of its losses, and the logits are
             those of all the outputs together.
         score: How suspect an example is: "loss_layer_gradient" (default), "gradient", "loss", a
-            function of `(y_true, y_pred)` that gives `[batch]`, or None (every example counts).
+            `keras.losses.Loss`, a function of `(y_true, y_pred)` that gives `[batch]`, or None (every example
+            counts).
             See `prl_keras.scores`.
         rule: `Trim(0.3)` (default), `KeepLowest`, `ClipNorm`, or a function as in
             `prl_keras.rules`. A schedule counts optimizer steps, over all the calls of `fit`.
         recompute: Whether to score first and then train on the kept examples alone, as above. With a
-            rule that drops nothing (`ClipNorm`) right, but a forward pass dearer.
+            rule that drops nothing (`ClipNorm`) the result is the same, and costs one more forward pass.
         microbatch_size: For `score="gradient"`: hold at most so many per-example gradients at a time.
-            Norms are then taken in pieces and a second, plain pass makes the step. A knob of memory
-            alone: the result is the same, but that dropout draws its masks anew in the second pass.
-            Passed over where the norms are taken layer by layer (see `scores.layerwise`): nothing is held there
-            for each example and weight that outgrows the activations.
+            Norms are then taken in pieces and a second, plain pass makes the step. The result is the same,
+            but dropout draws its masks anew in the second pass. It has no effect where the norms are taken
+            layer by layer (`scores.layerwise`), which holds no gradient of each example.
 
     Raises:
-        ValueError: for an unknown score, a rule that is none, a network that is none; from `compile`
-            for `jit_compile=True` with `recompute=True`.
+        ValueError: for an unknown score, a `rule` that is no rule, a `network` that is no Keras model; from
+            `compile` for `jit_compile=True` with `recompute=True` and a rule that keeps no fixed number.
         BatchMixingError: for `score="gradient"` with batch normalization in training.
 
     Example:

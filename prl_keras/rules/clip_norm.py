@@ -42,6 +42,10 @@ class ClipNorm:
         weights = ops.where(scores < LARGEST_SCORE, weights, 0.0)
         return ops.where(is_ranked, weights, 0.0)
 
+    def most_kept(self, count):
+        """All of `count` examples."""
+        return count
+
     def get_config(self):
         return dataclasses.asdict(self)
 

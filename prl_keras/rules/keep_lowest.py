@@ -12,7 +12,7 @@ from prl_keras.validate import check_count
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
 class KeepLowest:
-    """Keeps the `count` lowest scores, all of them if there are fewer; they weigh `n / count`.
+    """Of `n` ranked examples keeps the `min(count, n)` lowest scores; each weighs `n / min(count, n)`.
 
     `KeepLowest(1)` on the loss is min-SGD (Shah et al. 2020, "Choosing the sample with lowest loss
     makes SGD robust"). Ties and scores that are not numbers: as in `Trim`.
@@ -36,7 +36,7 @@ class KeepLowest:
         return keep_lowest(scores, is_ranked, count, self.most_kept(count))
 
     def most_kept(self, count):
-        """How many of `count` examples are kept at most, int32 scalar."""
+        """How many of `count` examples are kept at most, a scalar."""
         return ops.minimum(self.count, ops.maximum(count, 1))
 
     def get_config(self):

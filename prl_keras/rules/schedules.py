@@ -49,6 +49,6 @@ def warn_of_half(epsilon, stacklevel):
         # Without the value, so that Python says it once for a line of code and not for each epsilon.
         warnings.warn(
             "An epsilon of 0.5 or more drops at least as many examples as it keeps. The paper's theory "
-            "assumes less: that of a batch the smaller part is wrong.",
+            "assumes that fewer than half of the examples are wrong.",
             stacklevel=stacklevel,
         )

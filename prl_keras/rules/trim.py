@@ -1,14 +1,13 @@
 """Trim: the paper's rule, which drops the fraction epsilon with the highest scores."""
 
 import dataclasses
-import math
 import numbers
 
 import keras
 import numpy as np
 from keras import ops
 
-from prl_keras.rules.ranking import keep_lowest, lowest_of_each_class, prepare
+from prl_keras.rules.ranking import LARGEST_SCORE, keep_lowest, lowest_of_each_class, prepare
 from prl_keras.rules.schedules import check_epsilon, is_schedule, warn_of_half
 from prl_keras.validate import check_count
 
@@ -59,9 +58,19 @@ class Trim:
         kept = kept_count(count, epsilon)
         if self.min_keep_per_class:
             is_first = lowest_of_each_class(scores, is_ranked, labels, self.min_keep_per_class)
-            scores = ops.where(is_first, -math.inf, scores)
-            kept = ops.maximum(kept, ops.sum(ops.cast(is_first, "int32")))
+            scores = ops.where(is_first, -LARGEST_SCORE, scores)
+            kept = ops.maximum(ops.cast(kept, "float32"), ops.sum(ops.cast(is_first, "float32")))
         return keep_lowest(scores, is_ranked, count, kept)
+
+    @property
+    def takes_labels(self):
+        """Whether it is called with the given classes."""
+        return self.min_keep_per_class > 0
+
+    def most_kept(self, count):
+        """How many of `count` examples are kept at most, int32 scalar; None if only the step knows."""
+        is_known = isinstance(self.epsilon, numbers.Real) and not self.min_keep_per_class
+        return kept_count(count, self.epsilon) if is_known else None
 
     def get_config(self):
         config = dataclasses.asdict(self)

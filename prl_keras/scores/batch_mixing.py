@@ -1,4 +1,4 @@
-"""Layers that mix the examples of a batch, with which PRL(G) is undefined."""
+"""Batch normalization, with which PRL(G) is undefined. Other layers that mix examples are not detected."""
 
 import keras
 

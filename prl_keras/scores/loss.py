@@ -1,7 +1,7 @@
 """The loss of each example, as a score and as what the other scores are made of."""
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from prl_keras.inputs import outputs
 from prl_keras.inputs.shapes import check_one_value_per_example, check_shapes
@@ -26,7 +26,7 @@ def per_example_loss(y_true, y_pred, loss):
     if is_single(loss, y_pred):
         return _mean_over_steps(unreduced_loss(y_true, y_pred, keras.losses.get(loss)))
     parts = outputs.split(loss, y_true, y_pred)
-    return tf.add_n([part.weight * _loss_of_output(part) for part in parts])
+    return sum(part.weight * _loss_of_output(part) for part in parts)
 
 
 def unreduced_loss(y_true, y_pred, loss):
@@ -35,10 +35,10 @@ def unreduced_loss(y_true, y_pred, loss):
     Args and errors as in `per_example_loss`, of a single output; `loss` is an object or a function.
     """
     check_shapes(y_true, y_pred, loss)
-    y_pred = keras.ops.convert_to_tensor(y_pred, dtype="float32")
-    y_true = keras.ops.convert_to_tensor(y_true, dtype="float32")
+    y_pred = ops.convert_to_tensor(y_pred, dtype="float32")
+    y_true = ops.convert_to_tensor(y_true, dtype="float32")
     values = loss.call(y_true, y_pred) if isinstance(loss, keras.losses.Loss) else loss(y_true, y_pred)
-    values = tf.cast(values, tf.float32)
+    values = ops.cast(values, "float32")
     check_one_value_per_example(values, y_pred, loss)
     return values
 
@@ -50,19 +50,19 @@ def is_single(loss, y_pred):
     )
 
 
-def steps_that_add_up(part):
-    """How many values of an example Keras adds up rather than takes a mean of: float32 scalar."""
+def summed_steps(part):
+    """How many values of an example Keras adds up rather than takes a mean of, a scalar."""
     if getattr(part.loss, "reduction", None) != "sum":
         return 1.0
-    shape = tf.shape(unreduced_loss(*part[:3]))
-    return tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
+    shape = ops.shape(unreduced_loss(*part[:3]))
+    return ops.cast(ops.prod(ops.convert_to_tensor(shape[1:], "int32")), "float32")
 
 
 def _mean_over_steps(values):
     # A mean over the other axes; the batch axis stays as it is, empty or of static size.
-    axes = range(1, len(values.shape))
-    return values if len(values.shape) == 1 else tf.reduce_mean(values, axis=axes)
+    axes = tuple(range(1, len(values.shape)))
+    return ops.mean(values, axis=axes) if axes else values
 
 
 def _loss_of_output(part):
-    return steps_that_add_up(part) * _mean_over_steps(unreduced_loss(*part[:3]))
+    return summed_steps(part) * _mean_over_steps(unreduced_loss(*part[:3]))

@@ -6,7 +6,7 @@ import tensorflow as tf
 from prl_keras.inputs import loss_kinds, outputs
 from prl_keras.keras_gaps.internals import hidden_logits, set_hidden_logits
 from prl_keras.scores.layerwise.contribution import row_norms
-from prl_keras.scores.loss import is_single, per_example_loss, steps_that_add_up
+from prl_keras.scores.loss import is_single, per_example_loss, summed_steps
 
 
 def loss_layer_gradient_norm(y_true, y_pred, loss):
@@ -27,7 +27,7 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
             gradient is that of the weighted sum of losses with respect to the logits of all of them.
 
     Returns:
-        float32 `[batch]`, in `[0, sqrt(2)]` for cross-entropy.
+        float32 `[batch]`, in `[0, sqrt(2)]` for the cross-entropy of one output.
 
     Raises:
         ValueError: if the loss does not depend on `y_pred`, or as in `per_example_loss`.
@@ -35,10 +35,10 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
     if not is_single(loss, y_pred):
         # Each output's loss depends on its own logits alone.
         parts = outputs.split(loss, y_true, y_pred)
-        norms = [steps_that_add_up(part) * loss_layer_gradient_norm(*part[:3]) for part in parts]
+        norms = [summed_steps(part) * loss_layer_gradient_norm(*part[:3]) for part in parts]
         return row_norms(tf.stack([part.weight * norm for part, norm in zip(parts, norms)], axis=1))
     loss = keras.losses.get(loss)
-    logits, head = _loss_layer(y_pred, loss)
+    logits, head = logits_of(y_pred, loss)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(logits)
         losses = per_example_loss(y_true, head(logits), loss)
@@ -53,8 +53,16 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
     return tf.stop_gradient(tf.ensure_shape(row_norms(gradient), losses.shape))
 
 
-def _loss_layer(y_pred, loss):
-    """-> (float32 logits, the function from logits to what the loss takes)."""
+def logits_of(y_pred, loss):
+    """The logits behind predictions, and the way back.
+
+    Args:
+        y_pred: Predictions of one output `[batch, ...]`: raw values, logits, or probabilities.
+        loss: A `keras.losses.Loss` or a function; tells which they are.
+
+    Returns:
+        `(float32 logits, the function from logits to what the loss takes)`.
+    """
     hidden = hidden_logits(y_pred)  # set by keras.activations.softmax and sigmoid
     if hidden is not None:
         return tf.stop_gradient(tf.cast(hidden, tf.float32)), lambda logits: _head_again(logits, y_pred)

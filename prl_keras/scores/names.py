@@ -1,6 +1,7 @@
 """The scores by name, and a user's own."""
 
 import functools
+import typing
 
 import keras
 import tensorflow as tf
@@ -10,7 +11,19 @@ from prl_keras.scores.gradient import gradient_norms
 from prl_keras.scores.loss import per_example_loss
 from prl_keras.scores.loss_layer import loss_layer_gradient_norm
 
-NAMES = ("loss", "loss_layer_gradient", "gradient")
+
+class Score(typing.NamedTuple):
+    """A score as the training step takes it.
+
+    Attributes:
+        function: Function of `(y_true, y_pred, loss)` that gives float32 `[batch]`; None for `score=None`,
+            and if the score needs the network.
+        needs_network: True for the gradient norm over the network's weights (`scores.gradient`): predictions
+            are not enough for it.
+    """
+
+    function: typing.Callable | None
+    needs_network: bool = False
 
 
 def gradient_norm(x, y_true, network, loss, microbatch_size=None, training=True):
@@ -29,39 +42,52 @@ def gradient_norm(x, y_true, network, loss, microbatch_size=None, training=True)
         float32 `[batch]`.
 
     Raises:
-        BatchMixingError: with a layer that mixes examples, if `training`.
+        BatchMixingError: for batch normalization that trains, if `training`. Other layers that mix examples
+            are not detected.
     """
     losses_of = functools.partial(per_example_loss, loss=loss)
     return gradient_norms(losses_of, network, x, y_true, microbatch_size, training)
 
 
 def resolve(score):
-    """The function of `(y_true, y_pred, loss)` that a score's name or a callable stands for.
+    """The `Score` that a name or a callable stands for.
 
     Args:
-        score: "loss", "loss_layer_gradient", a `keras.losses.Loss`, or a function of
-            `(y_true, y_pred)` that gives `[batch]`.
+        score: "loss", "loss_layer_gradient", "gradient", None (every example counts), a
+            `keras.losses.Loss`, or a function of `(y_true, y_pred)` that gives `[batch]`.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a rule.
     """
-    if score == "loss":
-        return lambda y_true, y_pred, loss: tf.stop_gradient(per_example_loss(y_true, y_pred, loss))
-    if score == "loss_layer_gradient":
-        return loss_layer_gradient_norm
+    if score is None:
+        return Score(None)
+    if isinstance(score, str) and score in _NAMED:
+        return _NAMED[score]
     if isinstance(score, keras.losses.Loss) or callable(score):
-        return functools.partial(_own_score, score)
+        return Score(functools.partial(_own_score, score))
     raise ValueError(
-        f"score={score!r} is not known. Write one of {', '.join(map(repr, NAMES))}, None (every "
+        f"score={score!r} is not known. Write one of {', '.join(map(repr, _NAMED))}, None (every "
         "example counts), or a function of (y_true, y_pred) that gives one value per example."
     )
 
 
+def _loss(y_true, y_pred, loss):
+    return tf.stop_gradient(per_example_loss(y_true, y_pred, loss))
+
+
 def _own_score(score, y_true, y_pred, loss):
     """A user's score; a function sees all the outputs, a `keras.losses.Loss` each of them."""
+    del loss
     if keras.tree.is_nested(y_pred) and not isinstance(score, keras.losses.Loss):
         values = tf.cast(score(y_true, y_pred), tf.float32)
         check_one_value_per_example(values, keras.tree.flatten(y_pred)[0], score)
     else:
         values = per_example_loss(y_true, y_pred, score)
     return tf.stop_gradient(values)
+
+
+_NAMED = {
+    "loss": Score(_loss),
+    "loss_layer_gradient": Score(loss_layer_gradient_norm),
+    "gradient": Score(None, needs_network=True),
+}

@@ -1,7 +1,7 @@
 """Per-example gradient norms from one ordinary forward and backward pass, layer by layer.
 
 The pass records the inputs h of every layer with weights and the gradient d of each example's loss with
-respect to its linear part; `layer_gradients` makes the norms and the weighted sums of them. It takes
+respect to its linear part; `layers` makes the norms and the weighted sums of them. It takes
 about the time and the memory of a plain step; the gradients of all the examples take n times those of
 the weights.
 """
@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers
 from keras.src.models import functional  # keras.Model(inputs, outputs) makes a functional.Functional
 
-from prl_keras.scores.layerwise.contribution import row_norms
+from prl_keras.scores.layerwise.contribution import Vectors, norm_of_norms
 from prl_keras.scores.layerwise.layers import LAYER_TYPES, weighted_sums
 
 
@@ -76,22 +76,28 @@ def gradients(output_gradients, network, x, training, loss_scale):
             part.contribute(d)
 
     trained = {id(weight) for weight in network.trainable_weights}
-    norms = []
-    for part in passed:
-        pairs = zip(LAYER_TYPES[type(part.layer)].weights(part.layer), part.contributions)
-        norms.extend(tf.cast(c.norms, tf.float32) for weight, c in pairs if id(weight) in trained)
+    found = [(part, [pair for pair in part.pairs() if id(pair[0]) in trained]) for part in passed]
+    pairs = [pair for _, of_part in found for pair in of_part]
+    norms = [c.norms for _, c in pairs if c.norms is not None]
+    vectors = [(weight, c) for weight, c in pairs if c.norms is None]
+    joined = Vectors(vectors) if vectors else None
+    if vectors:
+        norms.append(joined.norms())
 
     def weighted_sum(weights):
         weights = tf.cast(weights, tf.float32) * size
         sums = {}
-        for part in passed:
-            totals = weighted_sums(part.layer, part.h, part.d, weights, part.contributions)
-            pairs = zip(LAYER_TYPES[type(part.layer)].weights(part.layer), totals)
-            sums.update((id(weight), total) for weight, total in pairs)
+        if vectors:
+            sums.update(zip([id(weight) for weight, _ in vectors], joined.weighted_sums(weights)))
+        for part, of_part in found:
+            matrices = [(weight, c) for weight, c in of_part if id(weight) not in sums]
+            totals = weighted_sums(part.layer, part.h, part.d, weights, matrices)
+            sums.update((id(weight), total) for (weight, _), total in zip(matrices, totals))
         return [sums[id(weight)] for weight in network.trainable_weights]
 
     scale = size / tf.cast(loss_scale, tf.float32)
-    return y_pred, scale * row_norms(tf.stack(norms, axis=1)), weighted_sum
+    norms = norm_of_norms([tf.cast(each, tf.float32) for each in norms])
+    return y_pred, scale * norms, weighted_sum
 
 
 def _brought_to_1(upstream, loss_scale):
@@ -128,10 +134,13 @@ class _Part:
         self.d = tf.cast(d, precision)
         self.contributions = LAYER_TYPES[type(self.layer)].contributions(self.layer, h, self.d)
 
+    def pairs(self):
+        """Each weight with its `Contribution`, a list."""
+        return list(zip(LAYER_TYPES[type(self.layer)].weights(self.layer), self.contributions))
+
     def _backward(self, d):
         self.contribute(d)
-        made = [t for c in self.contributions for t in (c.norms, *(c.gradients or ()))]
-        with tf.control_dependencies(made):
+        with tf.control_dependencies([t for c in self.contributions for t in c.made]):
             return tf.identity(d)
 
 
@@ -146,12 +155,14 @@ def _forward(network, x, training, tape):
     def taken_apart(layer, inputs):
         layer._assert_input_compatibility(inputs)
         kind = LAYER_TYPES[type(layer)]
-        h = kind.inputs(layer, inputs)
+        made = []
+        h = kind.inputs(layer, inputs, lambda: made[0].contributions)
         weights = [keras.ops.cast(weight, layer.compute_dtype) for weight in kind.weights(layer)]
         z = kind.linear(layer, h, *weights)
         tape.watch(z)
-        passed.append(_Part(layer, h, z))
-        return kind.activation(layer, passed[-1].passing_on())
+        made.append(_Part(layer, h, z))
+        passed.extend(made)
+        return kind.activation(layer, made[0].passing_on())
 
     def called(operation):
         if type(operation) in LAYER_TYPES:

@@ -17,12 +17,10 @@ matrices; otherwise the Gram way, and the weighted sum is the plain gradient for
 import math
 import typing
 
-import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from prl_keras.scores.layerwise import conv
+from prl_keras.scores.layerwise import conv, normalization
 from prl_keras.scores.layerwise.contribution import (
     Contribution,
     direct,
@@ -39,7 +37,8 @@ class LayerType(typing.NamedTuple):
 
     Attributes:
         weights: Function of the layer: its weights, in the order of the results below.
-        inputs: Function of (layer, inputs) that gives h.
+        inputs: Function of (layer, inputs, found) that gives h, where `found()` has the contributions below
+            on the way back.
         linear: Function of (layer, h, *weights) that gives z.
         contributions: Function of (layer, h, d), in float32 or float64, that gives a `Contribution` for each
             weight, and perhaps for a bias that the layer lacks.
@@ -55,28 +54,27 @@ class LayerType(typing.NamedTuple):
     activation: typing.Callable = lambda layer, z: z
 
 
-def weighted_sums(layer, h, d, w, contributions):
-    """`sum_i w_i * gradient_i` for each weight of the layer, in the weight's dtype.
+def weighted_sums(layer, h, d, w, pairs):
+    """`sum_i w_i * gradient_i` for some weights of the layer, in the weight's dtype.
 
     Args:
         layer: Of a type in `LAYER_TYPES`.
         h: As in `LayerType`.
         d: `[batch, ...]`, the gradient of each example's loss with respect to z.
         w: `[batch]`.
-        contributions: What `LayerType.contributions` gave for these.
+        pairs: `(weight, its Contribution)` each, of what `LayerType.contributions` gave for these.
 
     Returns:
         A list of tensors; for an embedding `tf.IndexedSlices`, as in a plain step.
     """
     kind, dtype = LAYER_TYPES[type(layer)], layer.variable_dtype
-    weights = [tf.convert_to_tensor(weight) for weight in kind.weights(layer)]
+    weights = {id(weight): tf.convert_to_tensor(weight) for weight in kind.weights(layer)}
     # In the weights' own precision: float16 would round every product.
     h, d, w = (tf.cast(t, dtype) if t.dtype.is_floating else t for t in (h, d, w))
-    pairs = list(zip(weights, contributions))
-    plain = [weight for weight, contribution in pairs if contribution.gradients is None]
+    plain = [weights[id(weight)] for weight, contribution in pairs if contribution.gradients is None]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(plain)
-        z = kind.linear(layer, h, *weights) if plain else None  # in a graph nothing computes it
+        z = kind.linear(layer, h, *weights.values()) if plain else None  # in a graph nothing computes it
     upstream = d * tf.reshape(w, [-1] + [1] * (len(d.shape) - 1))
     pulled = iter(tape.gradient(z, plain, upstream) if plain else ())
     return [next(pulled) if c.gradients is None else weighted_sum(c, w, weight) for weight, c in pairs]
@@ -85,7 +83,8 @@ def weighted_sums(layer, h, d, w, contributions):
 # Dense: z_t = h_t W + b.
 
 
-def _cast(layer, inputs):
+def _cast(layer, inputs, found):
+    del found
     return tf.cast(inputs, layer.compute_dtype)
 
 
@@ -123,7 +122,8 @@ def _has_known_sizes(node):
 # Embedding: z_t = W[h_t].
 
 
-def _embedding_inputs(layer, ids):
+def _embedding_inputs(layer, ids, found):
+    del found
     ids = ids if ids.dtype in (tf.int32, tf.int64) else tf.cast(ids, tf.int32)
     return tf.where(ids < 0, ids + layer.input_dim, ids)  # -1 is the last row, as in `keras.ops.take`
 
@@ -139,85 +139,6 @@ def _embedding_contributions(layer, ids, d):
 
 def _accepts_embedding(node):
     return _is_plain(node.operation) and not node.operation.mask_zero
-
-
-# Group and layer normalization: z = normalized * gamma + beta.
-
-
-def _group_normalized(layer, inputs):
-    """What the layer gives without gamma and beta.
-
-    Means are taken over the positions first, then over the channels of a group, as TensorFlow is slow to
-    reduce axes that are no neighbours.
-    """
-    groups = layer._reshape_into_groups(tf.cast(inputs, layer.compute_dtype))
-    rank = len(groups.shape)
-    channel = rank - 1 if layer.axis == -1 else layer.axis + 1
-    positions = [axis for axis in range(1, rank) if axis not in (channel - 1, channel)]
-
-    def group_mean(t):
-        return tf.reduce_mean(tf.reduce_mean(t, positions, keepdims=True), channel, keepdims=True)
-
-    return tf.reshape(_normalized(groups, group_mean, layer.epsilon), tf.shape(inputs))
-
-
-def _layer_normalized(layer, inputs):
-    def mean(t):
-        return tf.reduce_mean(t, layer.axis, keepdims=True)
-
-    return _normalized(tf.cast(inputs, layer.compute_dtype), mean, layer.epsilon)
-
-
-def _normalized(x, mean_of, epsilon):
-    """`(x - mean) / sqrt(variance + epsilon)`; its gradient comes from the result, so that x is not held."""
-    precision = keras.backend.result_type(x.dtype, "float32")
-
-    @tf.custom_gradient
-    def normalize(x):
-        centred = tf.cast(x, precision)
-        centred -= mean_of(centred)
-        factor = tf.math.rsqrt(mean_of(tf.square(centred)) + epsilon)
-        result = tf.cast(centred * factor, x.dtype)
-
-        def backward(upstream):
-            h, d = tf.cast(result, precision), tf.cast(upstream, precision)
-            return tf.cast(factor * (d - mean_of(d) - h * mean_of(h * d)), x.dtype)
-
-        return result, backward
-
-    return normalize(x)
-
-
-def _gamma_and_beta(layer):
-    return [weight for weight in (layer.gamma, layer.beta) if weight is not None]
-
-
-def _normalized_axes(layer, rank):
-    return sorted(axis % rank for axis in keras.tree.flatten(layer.axis))
-
-
-def _normalization_linear(layer, h, *weights):
-    shape = np.ones(len(h.shape), int)
-    for axis in _normalized_axes(layer, len(h.shape)):
-        shape[axis] = h.shape[axis]
-    weights = iter([tf.reshape(weight, shape) for weight in weights])
-    z = h if layer.gamma is None else h * next(weights)
-    return z if layer.beta is None else z + next(weights)
-
-
-def _normalization_contributions(layer, h, d):
-    kept = _normalized_axes(layer, len(h.shape))
-    summed = [axis for axis in range(1, len(h.shape)) if axis not in kept]
-    products = [t for t, weight in ((h * d, layer.gamma), (d, layer.beta)) if weight is not None]
-    return [direct([tf.reduce_sum(t, axis=summed)]) for t in products]
-
-
-def _accepts_normalization(node):
-    layer, shape = node.operation, node.input_tensors[0].shape
-    axes = _normalized_axes(layer, len(shape))
-    if getattr(layer, "rms_scaling", False) or layer.axis in range(-len(shape), -1):
-        return False  # of a negative axis but the last Keras makes groups of another one
-    return 0 not in axes and all(shape[axis] is not None for axis in axes)
 
 
 _DENSE = LayerType(
@@ -237,12 +158,13 @@ _EMBEDDING = LayerType(
     _accepts_embedding,
 )
 _GROUP_NORMALIZATION = LayerType(
-    _gamma_and_beta,
-    _group_normalized,
-    _normalization_linear,
-    _normalization_contributions,
-    _accepts_normalization,
+    normalization.weights,
+    normalization.group_normalized,
+    normalization.linear,
+    normalization.contributions,
+    normalization.accepts,
 )
+_LAYER_NORMALIZATION = _GROUP_NORMALIZATION._replace(inputs=normalization.layer_normalized)
 
 #: Type of layer, exactly -> `LayerType`.
 LAYER_TYPES = {
@@ -250,5 +172,5 @@ LAYER_TYPES = {
     **dict.fromkeys([layers.Conv1D, layers.Conv2D, layers.Conv3D], _CONV),
     layers.Embedding: _EMBEDDING,
     layers.GroupNormalization: _GROUP_NORMALIZATION,
-    layers.LayerNormalization: _GROUP_NORMALIZATION._replace(inputs=_layer_normalized),
+    layers.LayerNormalization: _LAYER_NORMALIZATION,
 }

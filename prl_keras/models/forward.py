@@ -1,0 +1,55 @@
+"""A network's forward pass, and the state that it moves."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from prl_keras.keras_gaps.internals import moving_variables
+from prl_keras.keras_gaps.seeds import seed_states
+from prl_keras.scores.gradient import filled_up, first_rows
+
+
+def forward(network, x, training=True):
+    """The network's predictions.
+
+    Some layers refuse an empty batch. So a replica without examples runs one row of zeros, drops its
+    prediction and restores the moving statistics.
+    """
+    inputs = keras.tree.flatten(x)
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
+        return network(x, training=training)
+    rows = tf.shape(inputs[0])[0]
+    before = [(variable, tf.identity(variable.value)) for variable in moving_variables(network)]
+    y_pred = network(filled_up(x, 1), training=training)
+    for variable, value in before:
+        variable.assign(tf.where(rows > 0, variable.value, value))
+    return keras.tree.map_structure(lambda t: first_rows(t, rows), y_pred)
+
+
+@contextlib.contextmanager
+def state_unchanged(network):
+    """Restores moving statistics and seeds on exit: only the pass that trains may change them.
+
+    `keras.StatelessScope` would lose the moves of a layer whose `call` is a `tf.function`: traced in the
+    scope, without them, it is not traced again outside.
+    """
+    before = state_of(network)
+    yield
+    put_back(before)
+
+
+def state_of(network):
+    """-> (variable, its value) of all that moves in a forward pass."""
+    variables = (*seed_states([network]), *moving_variables(network))
+    return [(variable, tf.identity(variable.value)) for variable in variables]
+
+
+def put_back(state):
+    """Assigns what `state_of` gave."""
+    for variable, value in state:
+        variable.assign(value)
+
+
+def _is_dense(tensor):
+    return isinstance(tensor, tf.Tensor)
