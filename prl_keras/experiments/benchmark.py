@@ -14,13 +14,14 @@ import time
 import tensorflow as tf
 import tqdm
 
+from prl_keras import files
 from prl_keras.experiments.benchmark_cases import suite_cases
 from prl_keras.experiments.benchmark_keras import core_count, uses_xla
+from prl_keras.experiments.benchmark_kernels import KERNELS, write_kernels
 from prl_keras.experiments.benchmark_profile import write_profile
 from prl_keras.experiments.benchmark_report import paths_of, write_report
 from prl_keras.experiments.benchmark_work import KILLED, make_work, peak_memory
 from prl_keras.experiments.strategies import make_strategy
-from prl_keras.files import write_json
 
 _LEAST_SECONDS = 1.0  # that the baseline trains for in a round
 _PACKAGES = ("tensorflow", "keras", "torch", "opacus")
@@ -40,10 +41,11 @@ def benchmark(
     """Measures the suites, or with `report` only reads what was measured, and writes SUITE.json, .md, .png.
 
     While a suite is measured, SUITE.unfinished.json has what there is; it takes the place of an earlier
-    SUITE.json only when all of it is there.
+    SUITE.json only when all of it is there. The suite "kernels" has no clock and no picture
+    (`benchmark_kernels`).
 
     Args:
-        suite: Names in `benchmark_cases.SUITES`.
+        suite: Names in `benchmark_cases.SUITES`, or "kernels".
         rounds: How often each case is timed.
         memory: Whether each case's peak memory is measured too, before, in a process of its own. What is
             killed there is not timed.
@@ -71,8 +73,10 @@ def benchmark(
     suites = {
         name: suite_cases(name, peers and name == "step", authors and name == "step")
         for name in dict.fromkeys(suite)
+        if name != KERNELS
     }
-    if virtual_devices and not all(case.through_fit for cases in suites.values() for case in cases):
+    is_through_fit = [case.through_fit for cases in suites.values() for case in cases]
+    if virtual_devices and (KERNELS in suite or not all(is_through_fit)):
         raise ValueError("Virtual devices go with suites through fit: write --suite=mlp.")
     if not report:
         strategy = make_strategy("auto" if virtual_devices else "one", virtual_devices)
@@ -84,6 +88,8 @@ def benchmark(
             with strategy.scope():
                 measure(name, cases, output_dir, rounds, memory and not virtual_devices, authors_dir)
         paths.append(write_report(name, output_dir))
+    if KERNELS in suite:
+        paths.append(write_kernels(output_dir, report))
     return paths
 
 
@@ -99,7 +105,7 @@ def measure(suite, cases, output_dir, rounds, memory, authors_dir=None, least_se
     with tqdm.tqdm(total=len(cases) * (rounds + 1 + memory), desc=suite, unit="measurement") as progress:
         for case in cases if memory else ():
             found[case]["memory"] = peak_memory(case, authors_dir)
-            write_json(path.unfinished, content)
+            files.write_json(path.unfinished, content)
             progress.update()
         for _, session in itertools.groupby(cases, key=lambda case: case.session):
             timed = [case for case in session if found[case]["memory"] != KILLED]
@@ -107,7 +113,7 @@ def measure(suite, cases, output_dir, rounds, memory, authors_dir=None, least_se
                 for case, (seconds, about) in timings.items():
                     found[case]["seconds"].append(seconds)
                     found[case].update(about)
-                write_json(path.unfinished, content)
+                files.write_json(path.unfinished, content)
             gc.collect()  # the networks of one session at a time
     os.replace(path.unfinished, path.json)
 

@@ -6,11 +6,12 @@ import itertools
 
 from prl_keras import METHODS, KeepLowest, Trim
 
-SUITES = ("step", "methods", "batch", "width", "mlp", "record")
+SUITES = ("step", "methods", "batch", "width", "mlp", "record", "memory")
 PEERS = ("torch", "opacus", "opacus_ghost", "authors")
 EPSILONS = (0.1, 0.3, 0.45, 0.7)
 BATCH_SIZES = (64, 128, 256, 512)
 WIDTHS = (128, 256, 512, 1024, 2048)
+_WIDEST = 4224  # 20 million weights
 _PEER_TITLES = {
     "torch": "PyTorch",
     "opacus": "Opacus",
@@ -34,6 +35,7 @@ class Case:
         is_subclass: Whether the network is hidden in a subclass of `keras.Model`, into which PRL(G)
             cannot look, so that it takes the gradients of the examples one by one.
         is_recorded: Whether `fit` has a `SelectionRecord`.
+        is_compiled: Whether XLA compiles the step, on a CPU too.
         through_fit: Whether the steps are those of `fit` over a data set, else of one batch in memory.
         implementation: "prl_keras", or one of `PEERS`.
     """
@@ -48,6 +50,7 @@ class Case:
     width: int | None = None
     is_subclass: bool = False
     is_recorded: bool = False
+    is_compiled: bool = False
     through_fit: bool = False
     implementation: str = "prl_keras"
 
@@ -59,6 +62,7 @@ class Case:
             norm=self.norm,
             batch_size=self.batch_size,
             width=self.width,
+            is_compiled=self.is_compiled,
             through_fit=self.through_fit,
             implementation="prl_keras" if self.implementation == "prl_keras" else "torch",
         )
@@ -93,7 +97,9 @@ class Case:
         """The rest, such as "cnn9, batch norm, batch 128"."""
         width = f" of width {self.width}" if self.width else ""
         norm = "" if self.norm == "none" else f", {self.norm} norm"
-        return f"{self.network}{width}{norm}, batch {self.batch_size}" + ", fit" * self.through_fit
+        return f"{self.network}{width}{norm}, batch {self.batch_size}" + (
+            ", XLA" * self.is_compiled + ", fit" * self.through_fit
+        )
 
 
 def suite_cases(suite, peers=False, authors=False):
@@ -107,6 +113,7 @@ def suite_cases(suite, peers=False, authors=False):
             width    a fully connected network over its width
             mlp      the fully connected network for landmarks, through `fit`
             record   a small convolutional network with and without a `SelectionRecord`, through `fit`
+            memory   a fully connected network of 20 million weights, with and without XLA
         peers: Whether "step" has the same work in PyTorch and Opacus.
         authors: Whether it has the paper's authors' PRL(L).
 
@@ -211,6 +218,16 @@ def _record():
     ]
 
 
+def _memory():
+    setting = functools.partial(Case, network="mlp", norm="none", batch_size=32)
+    return [  # the narrow network shows what tracing and compiling take by themselves
+        setting(name, 0.4, width=width, is_compiled=is_compiled)
+        for is_compiled in (False, True)
+        for width in (64, _WIDEST)
+        for name in ("prl_l", "spl")
+    ]
+
+
 _SUITES = {
     "step": _step,
     "methods": _methods,
@@ -218,4 +235,5 @@ _SUITES = {
     "width": _width,
     "mlp": _mlp,
     "record": _record,
+    "memory": _memory,
 }

@@ -55,7 +55,7 @@ def make_work(case, authors_dir=None):
         optimizer=keras.optimizers.Adam(0.001 if is_image else 0.0003),
         recompute=case.recompute,
         microbatch_size=case.microbatch_size,
-        jit_compile=uses_xla() and not case.recompute,
+        jit_compile=uses_xla() or case.is_compiled,
     )
     steps = FIT_BATCHES if case.through_fit else 1
     x, y = random_data(steps * case.batch_size, IMAGE_SHAPE if is_image else (FEATURES,), has_classes)
