@@ -26,7 +26,7 @@ from prl_keras.rules.schedules import check_epsilon, linear_ramp
 from prl_keras.rules.trim import Trim
 
 _BOTH = ("classification", "regression")
-_MODEL_OPTIONS = ("recompute", "microbatch_size")
+_MODEL_OPTIONS = ("recompute", "microbatch_size", "unit")
 _COMPILE_OPTIONS = (
     "loss_weights",
     "weighted_metrics",
@@ -151,8 +151,8 @@ def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_st
         metrics: Keras metrics.
         ramp_steps: If positive, epsilon rises linearly from 0 over so many steps (`linear_ramp`); for "auto"
             the warm-up.
-        **options: The method's own (`METHODS[method].options`), `recompute` and `microbatch_size` as in
-            `RobustModel` (methods without a score have no use for them), and arguments of `compile` such
+        **options: The method's own (`METHODS[method].options`), `recompute`, `microbatch_size` and `unit` as
+            in `RobustModel` (methods without a score have no use for them), and arguments of `compile` such
             as `jit_compile`.
 
     Returns:

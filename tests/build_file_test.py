@@ -7,12 +7,13 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-FOLDERS = ("prl_keras", "binaries", "tests")
+FOLDERS = ("prl_keras", "binaries", "examples", "tests")
 # Import name -> the name under which the package is installed, where the two differ.
 DISTRIBUTIONS = {
     "absl": "absl-py",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
+    "keras_hub": "keras-hub",
     "keras_tuner": "keras-tuner",
     "grpc": "grpcio",
     "cosmic_ray": "cosmic-ray",
@@ -93,7 +94,7 @@ def test_deps_are_the_real_imports(path):
     relative = str(path.relative_to(ROOT))
     assert names_in(attributes["srcs"]) == [relative]
     is_test = path.name.endswith("_test.py")
-    is_binary = path.parent.name == "binaries" and path.name != "__init__.py"
+    is_binary = path.parent.name in ("binaries", "examples") and "__main__" in path.read_text()
     assert rule == ("py_test" if is_test else "py_binary" if is_binary else "py_library")
     deps = names_in(attributes.get("deps"))
     assert deps == sorted(set(deps)), "deps are sorted, each once"
@@ -101,7 +102,7 @@ def test_deps_are_the_real_imports(path):
 
 
 def test_every_third_party_dep_is_in_the_requirements():
-    files = [ROOT / "requirements.txt", ROOT / "requirements-peers.txt"]
+    files = [ROOT / f"requirements{kind}.txt" for kind in ("", "-peers", "-text")]
     lines = [line for file in files for line in file.read_text().lower().splitlines()]
     listed = {line.split(">")[0].split("<")[0].split("=")[0].strip() for line in lines if line[:1].isalpha()}
     used = {

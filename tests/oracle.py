@@ -10,7 +10,8 @@ With n examples in the batch, g_i the gradient of the loss of example i, s_i its
     (1 / n) * sum_i w_i * s_i * g_i                          Keras's mean over the whole batch
 
 Only the m examples with s_i != 0 are ranked and counted; the others are padding. How large the
-s_i are never reaches the scores.
+s_i are never reaches the scores. Of equal scores the earlier example ranks lower; where the gradient of the
+loss does not grow with the error (mae), and a gradient is the score, the one of the lower loss does.
 """
 
 import collections
@@ -183,17 +184,20 @@ def rule_weights(method, runs, y, counted, loss, epsilon, max_norm):
         return [keep(lowest(scores[0], counted, 1), counted)]
     m = counted.sum()
     k = max(1, int(np.floor((1 - epsilon) * m + 1e-6)))
-    weights = [keep(lowest(score, counted, k), counted) for score in scores]
+    goes_by_loss = loss == "mae" and SCORES[method] != "loss"
+    ties = [run.losses if goes_by_loss else np.zeros(len(counted)) for run in runs]
+    weights = [keep(lowest(score, counted, k, tie), counted) for score, tie in zip(scores, ties, strict=True)]
     # Algorithm 4: each network learns from what the other one selected.
     return weights[::-1]
 
 
-def lowest(scores, counted, count):
+def lowest(scores, counted, count, ties=None):
     """Positions of the `count` lowest scores among the counted examples, or of all m if m < count.
 
-    Of equal scores the earlier position goes first.
+    Of equal scores the lower of `ties` goes first, and of equal ones of these the earlier position.
     """
-    ranked = sorted(np.flatnonzero(counted), key=lambda i: (scores[i], i))
+    ties = np.zeros(len(scores)) if ties is None else ties
+    ranked = sorted(np.flatnonzero(counted), key=lambda i: (scores[i], ties[i], i))
     return ranked[:count]
 
 

@@ -294,14 +294,22 @@ def test_several_inputs_as_a_list_of_arrays():
     assert np.isfinite(history["loss"]).all()
 
 
-def test_a_masked_output_is_refused_where_it_would_be_wrong():
-    inputs = keras.Input((4, 2))
-    h = keras.layers.Masking()(inputs)
-    outputs = [keras.layers.Dense(1)(h), keras.layers.Dense(1)(keras.layers.Flatten()(inputs))]
-    model = prl.RobustModel(keras.Model(inputs, outputs), recompute=True)
-    model.compile("sgd", ["mse", "mse"], run_eagerly=True)
-    with pytest.raises(ValueError, match="of which one is masked"):
-        model.fit(RNG.normal(size=(N, 4, 2)), [STEPS, VALUES[:, :1]], verbose=0)
+def test_a_masked_output_trains_as_without_recompute():
+    """Each output has its own mean over what counts."""
+
+    def trained(**options):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4, 2))
+        h = keras.layers.Masking()(inputs)
+        outputs = [keras.layers.Dense(1)(h), keras.layers.Dense(1)(keras.layers.Flatten()(inputs))]
+        model = prl.RobustModel(keras.Model(inputs, outputs), rule=prl.Trim(1 / 3), **options)
+        model.compile("sgd", ["mse", "mse"], run_eagerly=True)
+        mask = np.arange(4) <= np.arange(N)[:, None] % 4
+        x = np.random.default_rng(1).normal(size=(N, 4, 2)) * mask[..., None]
+        model.fit(x, [STEPS, VALUES[:, :1]], batch_size=N, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    assert_close(trained(recompute=True), trained())
 
 
 @pytest.mark.parametrize("method", ["standard", "huber", "normclip", "min_sgd", "spl", "ignormclip"])

@@ -23,6 +23,7 @@ TOPICS = [
     "batch normalization",
     "classes",
     "kept",
+    "ties",
     "memory",
     "precision",
     "strategy",

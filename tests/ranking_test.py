@@ -1,5 +1,7 @@
 """Which scores are lowest, and which places come next, against a sort of NumPy's."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -105,3 +107,53 @@ def test_places(n, size):
 def test_places_in_an_empty_batch():
     assert nearest_before(tf.zeros([0], tf.bool)).shape == (0,)
     np.testing.assert_array_equal(first_positions(tf.zeros([0], tf.bool), 2), [0, 0])
+
+
+class TestTies:
+    """Where scores are equal but for rounding, a second column decides; where they are not, it does not."""
+
+    @pytest.mark.parametrize("select", WAYS)
+    def test_equal_scores_go_by_the_losses(self, select):
+        rng = np.random.default_rng(0)
+        for n in (1, 2, 7, 33):
+            scores = rng.choice([0.5, np.nextafter(np.float32(0.5), 1), 0.7], n).astype("float32")
+            losses = rng.normal(size=n).astype("float32")
+            ranked = rng.random(n) < 0.8
+            ranked[0] = True
+            for kept in {1, ranked.sum() // 2, ranked.sum()} - {0}:
+                order = sorted(np.flatnonzero(ranked), key=lambda i: (scores[i] > 0.6, losses[i], i))
+                expected = np.isin(np.arange(n), order[:kept])
+                found = select(tf.constant(scores), tf.constant(ranked), int(kept), tf.constant(losses))
+                np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize("select", WAYS)
+    def test_different_scores_do_not(self, select):
+        scores, losses = tf.constant([0.3, 0.1, 0.2]), tf.constant([0.0, 9.0, 5.0])
+        found = select(scores, tf.constant([True] * 3), 2, losses)
+        np.testing.assert_array_equal(found, [False, True, True])
+
+    @pytest.mark.parametrize("select", WAYS)
+    def test_equal_losses_go_by_place(self, select):
+        found = select(tf.ones(4), tf.constant([False, True, True, True]), 2, tf.zeros(4))
+        np.testing.assert_array_equal(found, [False, True, True, False])
+
+
+class TestLowestOfEachClass:
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_by_thresholds_is_by_pairs(self, jit_compile):
+        rng = np.random.default_rng(1)
+        classes, by_thresholds = 5, ranking._lowest_of_each_class_by_thresholds
+        select = tf.function(lambda *data: by_thresholds(*data, classes), jit_compile=jit_compile)
+        for n, number in itertools.product((1, 7, 64, 300), (1, 3, 100)):
+            scores, ranked = scores_of(rng, n), rng.random(n) < 0.8
+            scores, ranked, _ = ranking.prepare(scores, ranked)
+            labels = rng.integers(0, classes, n).astype("int32")
+            found = select(scores, ranked, tf.constant(labels), tf.constant(number))
+            expected = ranking._lowest_of_each_class_by_pairs(scores, ranked, labels, number)
+            np.testing.assert_array_equal(found, expected, err_msg=f"{n}, {number}")
+
+    def test_labels_of_no_class_are_not_chosen(self):
+        scores, _, _ = ranking.prepare(np.zeros(2000, "float32"), None)
+        labels = np.where(np.arange(2000) % 2, -1, 1)
+        found = ranking.lowest_of_each_class(scores, tf.ones(2000, tf.bool), labels, 3, classes=2)
+        np.testing.assert_array_equal(np.flatnonzero(found), [0, 2, 4])

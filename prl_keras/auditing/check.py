@@ -8,12 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras.auditing.score_examples import count_different
 from prl_keras.inputs import loss_kinds, outputs
 from prl_keras.inputs.arrays import check_data, check_targets_given, check_weights
 from prl_keras.inputs.shapes import check_weight_shape
 from prl_keras.inputs.valid_labels import labels_of
 from prl_keras.keras_gaps.internals import hidden_logits
 from prl_keras.models.configuration import check_compiled, check_scope
+from prl_keras.models.in_inference import mean_scores
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.models.weighted_model import WeightedModel
 from prl_keras.rules.trim import kept_count
@@ -65,8 +67,8 @@ def check(model, batch):
             which the first is taken.
 
     Returns:
-        A `Report` of the topics loss, targets, head, batch normalization, classes, kept, memory, precision
-        and strategy. A model that has no loss, or targets that do not go with it, end the list.
+        A `Report` of the topics loss, targets, head, batch normalization, classes, kept, ties, memory,
+        precision and strategy. A model that has no loss, or targets that do not go with it, end the list.
 
     Raises:
         ValueError: if the batch is none.
@@ -221,8 +223,11 @@ def _look_at_classes(model, x, y, sample_weight):
 
 
 def _look_at_kept(model, x, y, sample_weight):
-    rows = int(tf.shape(keras.tree.flatten(y)[0])[0])
-    kept = [int(np.sum(np.asarray(w) > 0)) for w in model.example_weights(x, y, sample_weight)]
+    weights = [np.asarray(each) for each in model.example_weights(x, y, sample_weight)]
+    kept = [int(np.sum(each > 0)) for each in weights]
+    rows = weights[0].size
+    if model.unit == "element" and model.score is not None:  # those that count
+        rows = int(np.sum(~np.isnan(mean_scores(model, x, y, sample_weight, by_example=False))))
     text = f"{' and '.join(map(str, kept))} of {rows} now (step {int(model.optimizer.iterations)})"
     given = [weights for weights in keras.tree.flatten(sample_weight) if weights is not None]
     if given and not any(np.any(weights) for weights in given):
@@ -236,6 +241,24 @@ def _look_at_kept(model, x, y, sample_weight):
     if epsilon > 0 and int(kept_count(rows, epsilon)) == rows:
         return False, f"{text}: of {rows} examples epsilon {epsilon:.4g} drops none. Take larger batches."
     return True, text
+
+
+def _look_at_ties(model, x, y, sample_weight):
+    if model.score is None:
+        return True, "nothing is ranked"
+    if not hasattr(model.rule, "ranks") or model.score not in ("loss_layer_gradient", "gradient"):
+        return True, "the score is compared as it is"
+    parts = _outputs(model, x, y)
+    way = "Write score='loss', or a loss whose gradient grows with the error."
+    if all(loss_kinds.is_flat(part.loss) for part in parts):
+        names = ", ".join(dict.fromkeys(loss_kinds.name_of(part.loss) for part in parts))
+        return False, f"The gradient of {names} is the same for every error: it tells no example apart. {way}"
+    scores = np.ravel(mean_scores(model, x, y, sample_weight, by_example=model.unit == "example"))
+    scores = scores[np.isfinite(scores)]
+    different = count_different(scores)
+    if any(loss_kinds.may_be_flat(part.loss) for part in parts) and 2 * different < len(scores):
+        return False, f"{len(scores)} scores have {different} values; ties are broken by the loss. {way}"
+    return True, f"{len(scores)} scores have {different} values"
 
 
 def _look_at_memory(model, x, y, sample_weight):
@@ -288,6 +311,7 @@ _TOPICS = {
     "batch normalization": _look_at_batch_norm,
     "classes": _look_at_classes,
     "kept": _look_at_kept,
+    "ties": _look_at_ties,
     "memory": _look_at_memory,
     "precision": _look_at_precision,
     "strategy": _look_at_strategy,

@@ -15,6 +15,8 @@ from prl_keras.epsilon.intervals import (
     with_bad,
 )
 
+_MANY = 50_000  # losses of elements, from which on groups of them are fitted; there may be millions
+
 
 def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=256):
     """Which fraction of the labels (or targets) of a data set is wrong, by a model that was trained on it.
@@ -42,6 +44,10 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
     2.5 standard deviations of the gamma distributions' logarithms), it begins at 0, and the estimate is that
     of the harder targets: of clean data, too.
 
+    **Several labels for each example** (a sequence, pixels, attributes; see `audit`): the fraction is that of
+    the wrong ones among those that count. The interval takes each for one draw; where an example's labels are
+    wrong together, it is too narrow.
+
     Examples whose inputs or targets are not finite count as wrong, those of a label that the loss ignores
     (`ignore_class`) not at all.
 
@@ -53,18 +59,25 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
         model, dataset, batch_size: As in `audit`.
         trusted: `(examples, labels)`: places in the data set `[k]`, at least 2, drawn at random and all
             different, and their true class numbers `[k]` or targets `[k, q]`; or None. A target counts as
-            wrong if any coordinate is not equal to the given one.
+            wrong if any coordinate is not equal to the given one. Of examples with several labels each there
+            is no such correction.
         confidence: Of the interval, in (0, 1), as far as chance goes.
 
     Returns:
         `EpsilonEstimate`.
 
     Raises:
-        ValueError: as in `audit`; for trusted examples or a confidence that are none, or no labels at all.
+        ValueError: as in `audit`; for trusted examples or a confidence that are none, no labels at all, or
+            trusted examples that have several labels each.
     """
     if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1), such as 0.9.")
     found = predict_beside(model, dataset, batch_size)
+    if trusted is not None and found.by_element is not None:
+        raise ValueError(
+            "trusted takes the true label of each of some examples, and these examples have a label for each "
+            f"{' and '.join(found.by_element.axes)}. Leave trusted out."
+        )
     if trusted is not None:
         classes = None if found.probabilities is None else found.probabilities.shape[1]
         examples, is_wrong = _check_trusted(trusted, found.given, classes)
@@ -84,18 +97,31 @@ def estimate_from(found, confidence=0.9):
     """As `estimate_epsilon` without trusted labels, from `Predictions`."""
     found = found.only(found.is_labelled)
     if not len(found.given):
-        raise ValueError("No example has a label that the loss does not ignore.")
+        raise ValueError(
+            "No example has a label that the loss does not ignore."
+            if found.by_element is None
+            else "No label counts: masks, ignore_class or weights of 0 hide all of them."
+        )
     is_finite = found.is_finite
     good, bad = found.only(is_finite), float(np.mean(~is_finite))
     if bad == 1:
         return EpsilonEstimate(1.0, 1.0, 1.0)
-    if good.probabilities is not None:
+    if good.is_of_classes:
         differ = float(np.mean(good.predicted != good.given))
-        unsure = float(np.mean(1 - good.probabilities.max(axis=1)))
+        unsure = float(np.mean(1 - good.confidence))
         of_good = of_classes(differ, admitted_errors(unsure, good.disagreement), len(good.given), confidence)
     else:
-        of_good = of_targets(good.losses, np.ones(len(good.losses)), confidence)
+        losses, counts = good.losses, np.ones(len(good.losses))
+        if good.by_element is not None and len(losses) > _MANY:
+            losses, counts = _in_groups(losses)
+        of_good = of_targets(losses, counts, confidence)
     return with_bad(of_good, bad)
+
+
+def _in_groups(losses):
+    """The means of `_MANY` groups of losses that are next to each other in size, and how many are in each."""
+    groups = np.array_split(np.sort(losses.astype(float)), _MANY)
+    return np.array([group.mean() for group in groups]), np.array([float(len(group)) for group in groups])
 
 
 def _corrected(found, examples, is_wrong, confidence):

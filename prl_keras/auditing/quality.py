@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras.auditing.score_examples import score_examples
 from prl_keras.models.in_inference import graph_of_example_weights
 
 
@@ -18,11 +19,12 @@ class SelectionQuality(keras.callbacks.Callback):
         drop_precision = |D and C| / |D|
         drop_recall    = |D and C| / |C|
 
-    A share of an empty set is NaN. For a pair the mean over its networks is logged.
+    A share of an empty set is NaN. For a pair the mean over its networks is logged. With `unit="element"` all
+    this is of the elements that count.
 
     Args:
         x, y: The probe set, arrays of `[n, ...]`, with the targets as trained on.
-        is_corrupted: bool `[n]`, which of these targets are wrong.
+        is_corrupted: bool `[n]`, which of these targets are wrong; of elements in the shape of the labels.
         batch_size: The batch size of training: the rule's fraction is taken in batches of this size.
     """
 
@@ -35,7 +37,7 @@ class SelectionQuality(keras.callbacks.Callback):
             )
         if not np.isin(is_corrupted, (0, 1)).all():
             raise ValueError(
-                "is_corrupted must be bool [n], one value per example; indices become a mask by "
+                "is_corrupted must be bool, one value per example or element; indices become a mask by "
                 "np.isin(np.arange(n), indices)."
             )
         starts = range(0, len(x), batch_size)
@@ -52,17 +54,32 @@ class SelectionQuality(keras.callbacks.Callback):
     def measure(self):
         """-> dict of `kept_clean`, `drop_precision`, `drop_recall` of the model as it is now."""
         per_batch = [[w.numpy() for w in graph_of_example_weights(self.model)(x, y)] for x, y in self.batches]
-        weights = np.concatenate(per_batch, axis=1)  # [networks, n]
-        shares = [self._shares(kept) for kept in weights > 0]
+        weights = np.concatenate(per_batch, axis=1)  # [networks, n], of elements [networks, n, ...]
+        if weights[0].size != self.is_corrupted.size:
+            raise ValueError(
+                f"The model weighs {weights[0].shape}, and is_corrupted has {self.is_corrupted.shape}; give "
+                "one value for each of what it ranks."
+            )
+        counts = self._counts(weights[0].shape)
+        is_corrupted = self.is_corrupted.reshape(weights[0].shape)
+        shares = [_shares(kept[counts], is_corrupted[counts]) for kept in weights > 0]
         return {name: float(np.mean([share[name] for share in shares])) for name in shares[0]}
 
-    def _shares(self, kept):
-        caught = np.sum(~kept & self.is_corrupted)
-        return {
-            "kept_clean": _share(np.sum(kept & ~self.is_corrupted), np.sum(kept)),
-            "drop_precision": _share(caught, np.sum(~kept)),
-            "drop_recall": _share(caught, np.sum(self.is_corrupted)),
-        }
+    def _counts(self, shape):
+        """Which of the elements count (no mask hides them); of examples all."""
+        if self.model.unit == "example" or self.model.score is None:
+            return np.ones(shape, bool)
+        found = [score_examples(self.model, batch, len(batch[1]), unit="element") for batch in self.batches]
+        return ~np.isnan(np.concatenate(found))
+
+
+def _shares(kept, is_corrupted):
+    caught = np.sum(~kept & is_corrupted)
+    return {
+        "kept_clean": _share(np.sum(kept & ~is_corrupted), np.sum(kept)),
+        "drop_precision": _share(caught, np.sum(~kept)),
+        "drop_recall": _share(caught, np.sum(is_corrupted)),
+    }
 
 
 def _share(part, whole):

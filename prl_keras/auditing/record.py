@@ -29,7 +29,9 @@ class SelectionRecord(keras.callbacks.Callback):
     `tf.distribute` each replica records its own share.
 
     An example is dropped where its weight is 0: by the rule, because it is not finite, or, for
-    `exchange="disagreement"`, because the two networks agree. Padding (`sample_weight` 0) is not seen.
+    `exchange="disagreement"`, because the two networks agree. Padding (of which nothing counts) is not seen.
+    With `unit="element"` an example's score and probability are the means over its elements. It is dropped if
+    none of them has a weight.
 
     It takes at most 32 bytes an example, and less than 7 more for each epoch.
 
@@ -122,12 +124,14 @@ class SelectionRecord(keras.callbacks.Callback):
         found = fingerprints(*batch.given, self._positions)
         rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
         rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
-        counted = tf.cast(batch.is_ranked, tf.float32)
         scores = [p.scores for p in passes if p.scores is not None]
         likely = [class_labels.of_given(batch.labels, p.probabilities) for p in passes if _has_classes(p)]
         self._has_scores, self._has_probabilities = bool(scores), bool(likely)
-        means = [_mean_of_good(parts, batch) for parts in (scores, likely)]
-        columns = [counted, *means, *(counted * tf.cast(w == 0, tf.float32) for w in selected.weights)]
+        examples = batch.of_examples
+        counted = tf.cast(examples.is_ranked, tf.float32)
+        means = [_mean_of_good([batch.by_example(p) for p in parts], examples) for parts in (scores, likely)]
+        kept = [batch.by_example(tf.cast(weights != 0, tf.float32)) for weights in selected.weights]
+        columns = [counted, *means, *(counted * tf.cast(each == 0, tf.float32) for each in kept)]
         columns = tf.stack(columns, axis=1)
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             self._counts.scatter_add(tf.IndexedSlices(columns, rows))

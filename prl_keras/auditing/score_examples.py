@@ -5,15 +5,17 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from prl_keras.inputs import nonfinite, outputs
-from prl_keras.inputs.batches import batches
+from prl_keras.inputs import outputs
+from prl_keras.inputs.batches import weighted_batches
 from prl_keras.keras_gaps.replicas import on_one_replica
+from prl_keras.models import in_inference
 from prl_keras.models.configuration import check_compiled
+from prl_keras.models.elements import UNITS
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.models.weighted_model import WeightedModel
 
 
-def score_examples(model, dataset, batch_size=256):
+def score_examples(model, dataset, batch_size=256, unit="example"):
     """How suspect each example is to `model`, in data order.
 
     In inference mode: no dropout, batch normalization with its moving statistics; nothing is trained.
@@ -23,27 +25,46 @@ def score_examples(model, dataset, batch_size=256):
         model: A compiled `RobustModel` (its own score), `CoTeachingModel` (the mean over its two
             networks) or any compiled Keras model with a loss (the loss-layer gradient norm).
         dataset: A `tf.data.Dataset` or `keras.utils.PyDataset` of batches `(x, y)` or
-            `(x, y, sample_weight)`, or a tuple of arrays `(x, y)`. Sample weights are not looked at.
+            `(x, y, sample_weight)`, or a tuple of such arrays. Of the weights only those of 0 for a step or a
+            pixel are looked at: it does not count.
         batch_size: For a tuple of arrays.
+        unit: "example", or "element" for a score of each step, pixel or attribute, of a model with
+            `unit="element"`.
 
     Returns:
-        float32 NumPy array `[n]`, higher = more suspect; infinity where inputs or targets are not finite.
+        float32 NumPy array `[n]`, higher = more suspect; infinity where inputs or targets are not finite, NaN
+        where nothing of an example counts. Of a model with `unit="element"` it is the mean over an example's
+        elements, or in the shape of the labels, `[n, ...]`, if the elements are asked for.
 
     Raises:
-        ValueError: for an empty data set, missing targets, or a model without a loss.
+        ValueError: for an empty data set, missing targets, or a model without a loss; for elements of a model
+            that ranks examples, or of batches in which examples differ in shape.
     """
     check_compiled(model)
+    if unit not in (UNITS[0], getattr(model, "unit", UNITS[0])):
+        raise ValueError(
+            f"unit={unit!r} needs a model that ranks elements: RobustModel(network, ..., unit='element')."
+        )
     if not isinstance(model, WeightedModel):
         plain, model = model, RobustModel(model)
         model.compile(loss=plain.loss, loss_weights=outputs.loss_weights_of(plain))
 
-    def mean_score(x, y):
-        scores = tf.add_n(model.example_scores(x, y)) / len(model.networks)
-        return tf.where(nonfinite.find((x, y)), np.inf, scores)
+    def mean_score(x, y, sample_weight):
+        return in_inference.mean_scores(model, x, y, sample_weight, by_example=unit == "example")
 
     @functools.partial(tf.function, autograph=False, reduce_retracing=True)
-    def mean_scores(x, y):
-        return on_one_replica(model.distribute_strategy, mean_score, x, y)
+    def mean_scores(x, y, sample_weight):
+        return on_one_replica(model.distribute_strategy, mean_score, x, y, sample_weight)
 
-    parts = [mean_scores(x, y).numpy() for x, y in batches(dataset, batch_size)]
+    parts = [mean_scores(*batch).numpy() for batch in weighted_batches(dataset, batch_size)]
+    shapes = sorted({str(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The batches have labels of shapes {', '.join(shapes)}; pad them to one, with sample_weight 0."
+        )
     return np.concatenate(parts)
+
+
+def count_different(scores):
+    """How many different values finite scores `[n]` have; those that are equal to three digits are one."""
+    return len(np.unique(np.asarray(scores, np.float32).view(np.int32) >> 13))

@@ -5,6 +5,7 @@ import numpy as np
 from prl_keras.auditing.estimate import estimate_from
 from prl_keras.auditing.predictions import predict_beside
 from prl_keras.auditing.record import SelectionRecord
+from prl_keras.auditing.score_examples import count_different
 from prl_keras.validate import check_fraction
 
 _LATE = 1 / 3  # of the recorded epochs; results/audit compares
@@ -32,7 +33,27 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
     has a label that the loss ignores, has no score, and ranks last; what is not finite has an infinite one.
     Sample weights are not looked at.
 
-    cleanlab takes the columns as they are:
+    **Several labels for each example.** Where the loss takes such, the table has a row for each label that
+    counts, in data order, and its index says where the label lies:
+
+    | labels | index |
+    |---|---|
+    | classes `[n, steps]`: a sequence | `example`, `step` |
+    | classes `[n, height, width]`, labels 0 and 1 `[..., 1]`: pixels | `example`, `row`, `column` |
+    | the same with more axes | `example`, `axis_1`, `axis_2`, ... |
+    | labels 0 and 1 `[n, ..., q]`, or targets `[n, steps, ..., q]`; q > 1 | as above, and `attribute` |
+
+    A vector of targets `[n, q]` is one label, but of a model with `unit="element"` each of its entries is.
+    Padding has no rows: what a mask or `ignore_class` hides, and what has a weight of 0 in a `sample_weight`
+    of two axes or more. (Weights `[n]` are not looked at.) `epsilon` is a fraction of the labels. The columns
+    are `score` to `loss`, of classes `given_probability`, and of the example that a label is of
+
+    | column | |
+    |---|---|
+    | `example_score` | the mean of the scores of its labels that count |
+    | `example_rank` | 1 for the most suspect example; ties in data order |
+
+    cleanlab takes the columns of one label for each example as they are:
 
         find_label_issues(labels=table["given"], pred_probs=table.filter(like="probability_").to_numpy())
 
@@ -43,16 +64,18 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
             networks) among them.
         dataset: The examples, in the order of the table, as in `score_examples`; with a record the data that
             it was made with.
-        record: A `SelectionRecord` that was given to `fit`.
+        record: A `SelectionRecord` that was given to `fit`; it knows examples alone, so None where these have
+            several labels each.
         epsilon: Which fraction to flag, in `[0, 1)`; None for the estimate of `estimate_epsilon`.
         batch_size: For a tuple of arrays.
 
     Returns:
-        A pandas `DataFrame`, its index (`example`) 0 to n - 1.
+        A pandas `DataFrame`, its index (`example`) 0 to n - 1; of several labels for each example a
+        `MultiIndex`, as above.
 
     Raises:
-        ValueError: as in `score_examples`; for several outputs, or several labels for each example; a record
-            of other data.
+        ValueError: as in `score_examples`; for several outputs; a record of other data, or of examples that
+            have several labels each.
     """
     if epsilon is not None:
         check_fraction("epsilon", epsilon)
@@ -70,19 +93,29 @@ def table_of(found, record, epsilon):
     """The table of `audit`, from `Predictions` and a record of the same examples, or None."""
     import pandas as pd
 
+    if found.by_element is not None and record is not None:
+        raise ValueError(
+            "A SelectionRecord has one row for each example, and this table one for each "
+            f"{' and '.join(found.by_element.axes)} of it. Leave the record out: audit(model, dataset)."
+        )
     n, score = len(found.losses), _score(found, record)
     flagged = round(epsilon * int(np.sum(~np.isnan(score))))
     rank = np.argsort(np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")) + 1
     columns = {"score": score, "rank": rank, "is_flagged": rank <= flagged}
-    columns |= _classes(found) if found.probabilities is not None else _targets(found)
+    columns |= _classes(found) if found.is_of_classes else _targets(found)
+    if found.by_element is not None:
+        examples, *places = found.by_element.places.T
+        names = ("example", *found.by_element.axes)
+        index = pd.MultiIndex.from_arrays([examples, *places], names=names)
+        return pd.DataFrame(columns | _of_examples(examples, score, found.by_element.examples), index=index)
     if record is not None:
         columns |= _history(record)
     return pd.DataFrame(columns, index=pd.RangeIndex(n, name="example"))
 
 
 def _score(found, record):
-    """float32 `[n]`: how suspect each example is."""
-    score = found.losses if found.probabilities is None else 1 - _of_given(found)
+    """float32 `[n]`: how suspect each example, or element, is."""
+    score = 1 - found.given_probability if found.is_of_classes else found.losses
     score = np.where(found.is_finite | ~found.is_labelled, score, np.inf)
     if record is None:
         return score
@@ -91,6 +124,8 @@ def _score(found, record):
     )
     if np.isnan(recorded).all():  # nothing was scored
         return score
+    if not found.is_of_classes and _are_mostly_equal(recorded[-1]):
+        return score
     late = slice(-max(1, round(_LATE * len(recorded))), None)
     recorded, seen = recorded[late], record.seen[late]
     seen = seen & found.is_labelled
@@ -98,20 +133,37 @@ def _score(found, record):
     return np.where(seen.any(axis=0), total / np.maximum(seen.sum(axis=0), 1), np.nan).astype(np.float32)
 
 
-def _of_given(found):
-    """float32 `[n]`, the probability of the given class; NaN where that is none (`ignore_class`)."""
-    is_class = found.is_labelled
-    rows = np.arange(len(found.given))
-    return np.where(is_class, found.probabilities[rows, np.where(is_class, found.given, 0)], np.nan)
+def _of_examples(examples, score, n):
+    """What the table says of the example of each element.
+
+    Args:
+        examples: int `[k]`, which one of `n` an element is of.
+        score: float32 `[k]`.
+    """
+    counted = np.bincount(examples, minlength=n)
+    means = np.bincount(examples, weights=score, minlength=n) / np.maximum(counted, 1)
+    suspect = np.where(counted > 0, means, -np.inf)  # those without an element last
+    rank = np.argsort(np.argsort(-suspect, kind="stable")) + 1
+    return {"example_score": means.astype(np.float32)[examples], "example_rank": rank[examples]}
+
+
+def _are_mostly_equal(scores):
+    """Whether scores tell few examples apart, as those of gradients that do not grow do."""
+    finite = scores[np.isfinite(scores)]
+    return 2 * count_different(finite) < min(len(finite), 1000)
 
 
 def _classes(found):
     columns = {"given": found.given, "predicted": found.predicted, "loss": found.losses}
-    columns["given_probability"] = _of_given(found)
+    columns["given_probability"] = found.given_probability
+    if found.probabilities is None:
+        return columns
     return columns | {f"probability_{i}": column for i, column in enumerate(found.probabilities.T)}
 
 
 def _targets(found):
+    if found.by_element is not None:
+        return {"given": found.given, "predicted": found.predicted, "loss": found.losses}
     columns = {}
     if found.given.shape[1] <= _MOST_COLUMNS:
         for name, values in (("given", found.given), ("predicted", found.predicted)):

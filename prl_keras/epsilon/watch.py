@@ -9,7 +9,7 @@ import tensorflow as tf
 from prl_keras.epsilon import intervals
 from prl_keras.epsilon.estimated import EstimatedEpsilon, check_estimated
 from prl_keras.inputs import class_labels, loss_kinds
-from prl_keras.scores.loss import per_example_loss
+from prl_keras.scores.loss import per_example_loss, unreduced_loss
 
 _CONFIDENCE = 0.9
 _MARGIN = 0.02  # an epsilon that is too small by less than this is no news
@@ -17,6 +17,8 @@ _WASTE = 0.15  # nor is one that is too large by less than this: too much is che
 _PATIENCE = 3  # epochs in a row that must say the same
 _FACTOR = 4.0  # of networks that still learn: they admit less of their errors than trained ones
 _BINS, _WIDTH = 256, 0.25  # of the logarithms of losses, around 0
+_MANY, _ROUNDING = 0.5, 1e-4  # of the examples of an epoch that have one score, as far as it is one
+_MOST_TO_COMPARE = 64  # classes: to compare a label with all of them is one kernel, to gather several
 _END = 10**9  # a step after every ramp
 
 
@@ -44,9 +46,10 @@ class NoiseWatch(keras.callbacks.Callback):
         self._contradictions = 0
         self._has_warned = False
         self._is_of_classes = None
+        self._has_warned_of_ties = False
         with model.distribute_strategy.scope():
             self._counts = tf.Variable(
-                tf.zeros([1 + _BINS]),
+                tf.zeros([1 + _BINS + 2]),
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
@@ -61,11 +64,13 @@ class NoiseWatch(keras.callbacks.Callback):
         Raises:
             ValueError: if `Trim` is to follow an estimate, and targets of this kind get none.
         """
-        del selected
         counts = self._counted(batch, passes)
         check_estimated(self.model.rule, is_estimated=counts is not None)
-        if counts is not None:
-            self._counts.assign_add(counts)
+        if counts is None and not selected.may_tie:
+            return
+        counts = tf.zeros([1 + _BINS]) if counts is None else counts
+        ties = _ties(batch, passes[0].scores, selected.everyone[0]) if selected.may_tie else tf.zeros([2])
+        self._counts.assign_add(tf.concat([counts, ties], axis=0))
 
     def _counted(self, batch, passes):
         """float32 `[1 + _BINS]`, or None if there is nothing to estimate."""
@@ -76,13 +81,13 @@ class NoiseWatch(keras.callbacks.Callback):
         if classes is not None:
             self._is_of_classes = True
             is_counted = ~batch.is_bad & class_labels.is_class(batch.labels, classes)
-            columns = tf.where(is_counted, tf.stack(_class_columns(batch.labels, passes)), 0.0)
+            columns = tf.where(is_counted, tf.stack(_class_columns(batch, passes)), 0.0)
             columns = tf.concat([[tf.cast(batch.is_bad, tf.float32)], columns], axis=0)
             counts = tf.reduce_sum(columns * ranked, axis=1)  # float32: exact to 16 million examples
             return tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]])
         if is_one_output and loss_kinds.is_regression(loss):
             self._is_of_classes = False
-            losses = [per_example_loss(batch.y, y_pred, loss) for y_pred in outputs]
+            losses = [per_example_loss(batch.y, y_pred, loss, batch.sample_weight) for y_pred in outputs]
             losses = tf.cast(tf.add_n(losses) / len(losses), tf.float32)
             bins = tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny)) / _WIDTH + _BINS / 2
             bins = tf.cast(tf.clip_by_value(bins, 0.0, _BINS - 1.0), tf.int32)
@@ -94,6 +99,7 @@ class NoiseWatch(keras.callbacks.Callback):
         self._counts.assign(tf.zeros_like(self._counts))
 
     def on_epoch_end(self, epoch, logs=None):
+        self._warn_of_ties()
         self.estimate = self._estimate()
         if self.estimate is None or not hasattr(self.model.rule, "epsilon"):
             return
@@ -120,9 +126,22 @@ class NoiseWatch(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
+    def _warn_of_ties(self):
+        """Warns, once for a model, where the score tells too few examples apart."""
+        tied, ranked = tf.convert_to_tensor(self._counts).numpy()[-2:]
+        if self._has_warned_of_ties or tied <= _MANY * ranked:
+            return
+        self._has_warned_of_ties = True
+        warnings.warn(
+            f"{tied / ranked:.0%} of the examples had the score at which the rule cuts: the gradient of "
+            f"{self.model.loss!r} does not grow with the error. They were told apart by their losses. Write "
+            "score='loss', or a loss whose gradient grows, such as the mean squared error of scaled targets.",
+            stacklevel=2,
+        )
+
     def _estimate(self):
         """`EpsilonEstimate` of the epoch so far, or None if nothing was counted."""
-        bad, *counts = tf.convert_to_tensor(self._counts).numpy().astype(float)
+        bad, *counts = tf.convert_to_tensor(self._counts).numpy()[:-2].astype(float)
         n = counts[0] if self._is_of_classes else sum(counts)
         if self._is_of_classes is None or not n:
             return None
@@ -142,18 +161,36 @@ class NoiseWatch(keras.callbacks.Callback):
         return intervals.with_bad(of_good, bad / (bad + n))
 
 
-def _class_columns(labels, passes):
+def _ties(batch, scores, weighed):
+    """float32 `[2]`: how many ranked examples have about the highest score that is kept, and their number."""
+    highest = tf.reduce_max(tf.where(weighed.weights > 0, weighed.scores, 0.0))
+    is_tied = tf.abs(scores - highest) <= _ROUNDING * highest
+    ranked = tf.cast(batch.is_ranked, tf.float32)
+    return tf.stack([tf.reduce_sum(ranked * tf.cast(is_tied, tf.float32)), tf.reduce_sum(ranked)])
+
+
+def _class_columns(batch, passes):
     """float32 `[batch]` each: 1, whether predicted is not given, how unsure, whether two networks differ."""
-    y_pred = tf.cast(passes[0].y_pred, tf.float32)
-    if len(passes) == 1 and y_pred.shape[1] > 1 and not loss_kinds.expects_probabilities(passes[0].loss):
-        # The largest softmax is 1 / sum_c exp(z_c - max z), of sums that the loss has made already.
+    labels, loss, y_pred = batch.labels, passes[0].loss, tf.cast(passes[0].y_pred, tf.float32)
+    surest = None
+    if len(passes) == 1 and y_pred.shape[1] > 1 and not loss_kinds.expects_probabilities(loss):
         votes, highest = y_pred, tf.reduce_max(y_pred, axis=1)
-        surest = 1 / tf.reduce_sum(tf.exp(y_pred - highest[:, None]), axis=1)
     else:
         votes = tf.add_n([each.probabilities for each in passes]) / len(passes)
         highest = surest = tf.reduce_max(votes, axis=1)
-    is_given = tf.range(votes.shape[1]) == labels[:, None]
-    differ = tf.reduce_sum(tf.where(is_given, votes, 0.0), axis=1) < highest
+    if votes.shape[1] > _MOST_TO_COMPARE:
+        of_given = tf.gather(votes, tf.clip_by_value(labels, 0, votes.shape[1] - 1), batch_dims=1)
+    else:
+        is_given = tf.range(votes.shape[1]) == labels[:, None]
+        of_given = tf.reduce_sum(tf.where(is_given, votes, 0.0), axis=1)
+    may_take_loss = loss_kinds.is_softmax_cross_entropy(loss, y_pred_has_logits=False)
+    if surest is None and votes.shape[1] > _MOST_TO_COMPARE and may_take_loss:
+        # exp(max z - log sum_c exp(z_c)), and the loss is that logarithm less the given z.
+        surest = tf.exp(highest - of_given - unreduced_loss(batch.y, passes[0].y_pred, loss))
+    elif surest is None:
+        # The largest softmax is 1 / sum_c exp(z_c - max z), of sums that the loss has made already.
+        surest = 1 / tf.reduce_sum(tf.exp(votes - highest[:, None]), axis=1)
+    differ = of_given < highest
     disagree = tf.zeros_like(differ)
     if len(passes) == 2:
         disagree = tf.not_equal(*(tf.argmax(each.probabilities, axis=1) for each in passes))

@@ -1,6 +1,7 @@
 """The pictures of an audit, each a PNG in base64, to stand inside an HTML file."""
 
 import base64
+import html
 import io
 
 import matplotlib
@@ -10,13 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 _BINS = 60
+_NOT_COUNTED, _NOT_FLAGGED, _FLAGGED = (255, 255, 255), (200, 200, 200), (176, 0, 32)  # colors of pixels
 
 
-def histogram(table):
+def histogram(table, unit="examples"):
     """How many examples have which score, and a line above which they are flagged.
 
     Args:
         table: Of `prl_keras.audit`.
+        unit: What its rows are, in words.
     """
     scores = table["score"][np.isfinite(table["score"])]
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
@@ -32,17 +35,18 @@ def histogram(table):
         axis.annotate("flagged", (threshold, 1), (4, -12), xycoords=("data", "axes fraction"),
                       textcoords="offset points", color="#b00020")  # fmt: skip
     axis.set_xlabel("score (higher = more suspect)")
-    axis.set_ylabel("examples")
+    axis.set_ylabel(unit)
     axis.set_yscale("log")
     return _png(figure)
 
 
-def confusion(table, names):
+def confusion(table, names, unit="examples"):
     """Given classes by predicted ones, those that agree left out.
 
     Args:
         table: Of `prl_keras.audit`.
         names: Of the classes.
+        unit: What the table's rows are, in words.
     """
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (table["given"], table["predicted"]), 1)
@@ -50,7 +54,7 @@ def confusion(table, names):
     size = np.clip(0.45 * len(names) + 1.5, 4, 12)
     figure, axis = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
     picture = axis.imshow(counts, cmap="Reds")
-    figure.colorbar(picture, ax=axis, shrink=0.8, label="examples")
+    figure.colorbar(picture, ax=axis, shrink=0.8, label=unit)
     if len(names) <= 20:
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_yticks(range(len(names)), names)
@@ -70,6 +74,71 @@ def picture(image):
     plt.imsave(
         buffer, image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, format="png"
     )
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def in_unit_range(image):
+    """An image `[height, width, channels]` of any numbers as float32 in [0, 1]: bytes by 255, others that lie
+    outside of it by the least and the largest of them."""
+    if image.dtype == np.uint8:
+        return image / np.float32(255)
+    image = np.nan_to_num(image.astype(np.float32))
+    low, high = float(image.min()), float(image.max())
+    return image if low >= 0 and high <= 1 else (image - low) / max(high - low, 1e-12)
+
+
+def class_colors(classes):
+    """uint8 `[classes, 3]`, a color for each class; of more than 20 neighbours are alike."""
+    if classes <= 20:
+        colors = matplotlib.colormaps["tab10" if classes <= 10 else "tab20"](np.arange(classes))
+    else:
+        colors = matplotlib.colormaps["turbo"](np.linspace(0, 1, classes))
+    return _bytes(colors)
+
+
+def to_hex(color):
+    """Three bytes as CSS writes a color."""
+    return "#" + "".join(f"{part:02x}" for part in color)
+
+
+def mask(shape, places, labels, colors):
+    """A label for each pixel, those without one white.
+
+    Args:
+        shape: Height and width.
+        places: Rows and columns of the pixels that have a label, int `[k]` each.
+        labels: `[k]`, classes or targets.
+        colors: Of `class_colors`; of targets the numbers that are dark blue and yellow.
+    """
+    if isinstance(colors, tuple):
+        low, high = colors
+        share = np.clip((np.nan_to_num(labels) - low) / max(high - low, 1e-12), 0, 1)
+        pixels = _bytes(matplotlib.colormaps["viridis"](share))
+    else:
+        pixels = colors[labels]
+    return _pixels(shape, places, pixels)
+
+
+def flags(shape, places, is_flagged):
+    """Which pixels are flagged; arguments as in `mask`."""
+    colors = np.array([_NOT_FLAGGED, _FLAGGED], np.uint8)
+    return _pixels(shape, places, colors[is_flagged.astype(int)])
+
+
+def tag(png, text):
+    """HTML of a picture, and of what it shows for those who do not see it."""
+    return f"<img alt='{html.escape(text)}' src='data:image/png;base64,{png}'>"
+
+
+def _bytes(colors):
+    return np.round(255 * colors[:, :3]).astype(np.uint8)
+
+
+def _pixels(shape, places, pixels):
+    image = np.full((*shape, 3), _NOT_COUNTED, np.uint8)
+    image[places] = pixels
+    buffer = io.BytesIO()
+    plt.imsave(buffer, image, format="png")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -11,10 +11,10 @@ import pandas as pd
 
 import prl_keras as prl
 from prl_keras import files
-from prl_keras.auditing.estimate import estimate_from
+from prl_keras.auditing.estimate import EpsilonEstimate, estimate_from
 from prl_keras.auditing.predictions import predict_beside
 from prl_keras.auditing.table import table_of
-from prl_keras.experiments import audit_pictures, datasets
+from prl_keras.experiments import audit_elements, audit_pictures, datasets
 from prl_keras.experiments.config import RunConfig
 from prl_keras.experiments.run import SELECTION
 from prl_keras.experiments.training import corrupt
@@ -39,13 +39,13 @@ img { max-width: 100%; }
 figure { margin: 0; } figure img { width: 100%; image-rendering: pixelated; border: 1px solid #ccc; }
 figcaption { font-size: .8rem; line-height: 1.35; } .given { color: #b00020; } .predicted { color: #00600f; }
 .note { color: #555; max-width: 46rem; }
-</style>
+$style</style>
 </head>
 <body>
 <h1>$title</h1>
 <p class="note">$about</p>
 <h2>How many labels are wrong</h2>
-<p><span class="number">$estimate</span> &nbsp; 90% interval $low to $high</p>
+<p><span class="number">$estimate</span> $interval</p>
 <p class="note">$meaning</p>
 $sections
 </body>
@@ -54,7 +54,7 @@ $sections
 
 
 def audit_run(run_dir, output=None, data_options=None):
-    """Writes the report of a finished run, and the table of all its training examples beside it.
+    """Writes the report of a finished run, and the table of all its training labels beside it.
 
     Args:
         run_dir: The folder of a run, as `run.run` leaves it.
@@ -71,8 +71,7 @@ def audit_run(run_dir, output=None, data_options=None):
     """
     run_dir = pathlib.Path(run_dir)
     output = pathlib.Path(output) if output else run_dir / "audit.html"
-    if output.suffix == ".csv" or output.is_dir():
-        raise ValueError(f"output={str(output)!r} must be a file of HTML; the table goes beside it, as CSV.")
+    _check_output(output)
     missing = [name for name in ("config.json", "model.keras") if not (run_dir / name).exists()]
     if missing:
         raise FileNotFoundError(
@@ -97,14 +96,83 @@ def audit_run(run_dir, output=None, data_options=None):
         record = prl.SelectionRecord(given, run_dir / SELECTION).load()
     model = _load_model(run_dir / "model.keras")
     found = predict_beside(model, given)
+    record = record if found.by_element is None else None  # it is of examples
     epsilon = estimate_from(found)
     table = table_of(found, record, epsilon.estimate)
+    if found.by_element is None:
+        page = _page(config, data, table, epsilon, is_corrupted, record)
+    else:
+        about = f"{_counted(table)}, ranked by {_method(config)}. Data: {data.source}"
+        names = data.class_names or None
+        page = _page_of_elements(table, epsilon, _title(config, data), about, data.train_x, names, None)
+    _write(output, table, page)
+    return output
+
+
+def report_elements(
+    table, output, estimate=None, inputs=None, class_names=None, attribute_names=None,
+    title="Which labels are wrong?", about="",
+):  # fmt: skip
+    """Writes the report of a table with a row for each step, pixel or attribute, and the table beside it.
+
+    Of sequences it shows the steps of the most suspect examples, the flagged ones marked; of pixels the
+    picture, the given and the predicted mask and which pixels are flagged; of attributes, and all else, a
+    list of the flagged ones.
+
+    Args:
+        table: Of `prl_keras.audit`, of several labels for each example.
+        output: The HTML file. The table goes beside it, as CSV.
+        estimate: Of `prl_keras.estimate_epsilon`; None for the share that is flagged, without an interval.
+        inputs: `[n, ...]`, all the examples' inputs, of which images `[n, height, width, channels]` of 1 or 3
+            channels are shown, and words or whole numbers `[n, steps]`; or None.
+        class_names, attribute_names: A string for each class, and for each attribute; None for their numbers.
+        title, about: Of the page, plain text.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        ValueError: for a table of examples, or without a row; inputs, or names, that are fewer than in the
+            table; an output that cannot be one.
+    """
+    output = pathlib.Path(output)
+    _check_output(output)
+    if table.index.names[0] != "example" or table.index.nlevels < 2:
+        raise ValueError(
+            "The table has a row for each example, and report_elements takes one with several for each. The "
+            "report of a run is written by python -m binaries.audit."
+        )
+    if not len(table):
+        raise ValueError("The table is empty: no label counts.")
+    _check_enough("inputs", inputs, table.index.get_level_values("example"))
+    if "given_probability" in table:
+        _check_enough("class_names", class_names, table["given"])
+        _check_enough("class_names", class_names, table["predicted"])
+    if "attribute" in table.index.names:
+        _check_enough("attribute_names", attribute_names, table.index.get_level_values("attribute"))
+    about = f"{_counted(table)}. {about}"
+    page = _page_of_elements(table, estimate, title, about, inputs, class_names, attribute_names)
+    _write(output, table, page)
+    return output
+
+
+def _check_output(output):
+    if output.suffix == ".csv" or output.is_dir():
+        raise ValueError(f"output={str(output)!r} must be a file of HTML; the table goes beside it, as CSV.")
+
+
+def _check_enough(what, given, numbers):
+    if given is not None and len(given) <= numbers.max():
+        raise ValueError(
+            f"{what} are {len(given)}, and the table goes up to {numbers.max()}; they begin at 0."
+        )
+
+
+def _write(output, table, page):
     with files.replacing(output.with_suffix(".csv")) as temporary:
         table.to_csv(temporary)
-    page = _page(config, data, table, epsilon, is_corrupted, record)
     with files.replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return output
 
 
 def _load_model(path):
@@ -116,30 +184,74 @@ def _load_model(path):
 
 
 def _page(config, data, table, epsilon, is_corrupted, record):
-    is_classes = data.task == "classification"
-    what = "labels" if is_classes else "targets"
-    title = f"Which {what} of {config.dataset} are wrong?"
+    is_classes, what = data.task == "classification", _what(data)
     about = (
-        f"{len(table):,} training examples, ranked by {prl.METHODS[config.method].title}, trained for "
-        f"{config.epochs} epochs{_told(config)}. "
+        f"{len(table):,} training examples, ranked by {_method(config)}. "
         + ("The score is the mean of those in the last third of training." if record is not None else "")
         + f" Data: {data.source}"
     )
     parts = [_section("The scores", _caption_of_scores(what), audit_pictures.histogram(table))]
     if is_classes:
         picture = audit_pictures.confusion(table, data.class_names)
-        parts.append(_section("Given and predicted", _CONFUSION, picture))
+        parts.append(_section("Given and predicted", _CONFUSION.format("Examples"), picture))
     cards = _examples(data, table, 0 if record is None else record.dropped.shape[1])
     parts.append(f"<h2>The {min(_SHOWN, len(table))} most suspect examples</h2>\n{cards}")
     if is_classes:
         parts.append(f"<h2>Class by class</h2>\n{_html_table(_by_class(table, data.class_names))}")
     if is_corrupted.any():
         parts.append(f"<h2>The truth</h2>\n<p class='note'>{_truth(table, is_corrupted)}</p>")
+    return _filled(_title(config, data), about, epsilon, _meaning(table, epsilon, what), parts)
+
+
+def _page_of_elements(table, epsilon, title, about, inputs, class_names, attribute_names):
+    is_classes = "given_probability" in table
+    what = "labels" if is_classes else "targets"
+    parts = [_section("The scores", _caption_of_scores(what), audit_pictures.histogram(table, what))]
+    names = class_names
+    if is_classes:
+        if names is None:
+            names = [str(i) for i in range(int(table[["given", "predicted"]].to_numpy().max()) + 1)]
+        picture = audit_pictures.confusion(table, names, what)
+        parts.append(_section("Given and predicted", _CONFUSION.format("Labels"), picture))
+    parts.append(audit_elements.section(table, inputs, class_names, attribute_names))
+    if is_classes:
+        parts.append(f"<h2>Class by class</h2>\n{_html_table(_by_class(table, names, what))}")
+    if epsilon is None:
+        share, meaning = (
+            float(table["is_flagged"].mean()),
+            f"So many of the {what} are flagged, as audit was told.",
+        )
+        epsilon = EpsilonEstimate(share, share, share)
+        return _filled(title, about, epsilon, meaning, parts, interval="")
+    return _filled(title, about, epsilon, _meaning(table, epsilon, what), parts)
+
+
+def _filled(title, about, epsilon, meaning, parts, interval=None):
+    """The page; `interval` is what it says of that of the estimate, by default its ends."""
+    if interval is None:
+        interval = f"&nbsp; 90% interval {epsilon.low:.0%} to {epsilon.high:.0%}"
     return _PAGE.substitute(
         title=html.escape(title), about=html.escape(about), sections="\n".join(parts),
-        estimate=f"{epsilon.estimate:.0%}", low=f"{epsilon.low:.0%}", high=f"{epsilon.high:.0%}",
-        meaning=_meaning(table, epsilon, what),
+        style=audit_elements.STYLE, estimate=f"{epsilon.estimate:.0%}", interval=interval, meaning=meaning,
     )  # fmt: skip
+
+
+def _what(data):
+    return "labels" if data.task == "classification" else "targets"
+
+
+def _title(config, data):
+    return f"Which {_what(data)} of {config.dataset} are wrong?"
+
+
+def _counted(table):
+    """How many labels a table of elements has, and of how many examples, in words."""
+    examples = table.index.get_level_values("example").nunique()
+    return f"{len(table):,} labels of {examples:,} examples"
+
+
+def _method(config):
+    return f"{prl.METHODS[config.method].title}, trained for {config.epochs} epochs{_told(config)}"
 
 
 def _told(config):
@@ -154,7 +266,7 @@ def _told(config):
 
 
 _CONFUSION = (
-    "Examples by their given class and the one that the model predicts, those that agree left out. A dark "
+    "{} by their given class and the one that the model predicts, those that agree left out. A dark "
     "cell is a mistake that many labels share."
 )
 
@@ -169,9 +281,12 @@ def _meaning(table, epsilon, what):
         )
     if epsilon.high - epsilon.low > 0.2:
         text += (
-            " The interval is wide: the model itself errs, and its errors cannot be told from wrong labels. "
-            "True labels of 100 examples drawn at random (estimate_epsilon, trusted=) make it narrow."
+            " The interval is wide: the model itself errs, and its errors cannot be told from wrong labels."
         )
+        if table.index.nlevels == 1:  # trusted labels are of examples
+            text += (
+                " True labels of 100 examples drawn at random (estimate_epsilon, trusted=) make it narrow."
+            )
     return text
 
 
@@ -198,16 +313,16 @@ def _card(data, example, row, networks):
         share = row["times_dropped"] / (networks * row["times_seen"])
         dropped = f"<br>dropped {share:.0%} of the time"
     given, predicted = (html.escape(names[int(row[which])]) for which in ("given", "predicted"))
-    picture = _image(audit_pictures.picture(data.train_x[example]), f"example {example}")
+    picture = audit_pictures.tag(audit_pictures.picture(data.train_x[example]), f"example {example}")
     return (
         f"<figure>{picture}<figcaption>#{example}<br>given <b class='given'>{given}</b><br>"
         f"predicted <b class='predicted'>{predicted}</b>{dropped}</figcaption></figure>"
     )
 
 
-def _by_class(table, names):
+def _by_class(table, names, unit="examples"):
     groups = table.groupby("given")
-    frame = pd.DataFrame({"examples": groups.size(), "flagged": groups["is_flagged"].mean()})
+    frame = pd.DataFrame({unit: groups.size(), "flagged": groups["is_flagged"].mean()})
     others = table[table["predicted"] != table["given"]].groupby("given")["predicted"]
     frame["most often predicted instead"] = others.agg(lambda column: names[column.mode().iloc[0]])
     frame.insert(0, "given class", [names[i] for i in frame.index])
@@ -230,12 +345,8 @@ def _truth(table, is_corrupted):
 
 
 def _section(heading, note, picture):
-    return f"<h2>{heading}</h2>\n<p class='note'>{note}</p>\n{_image(picture, heading)}"
+    return f"<h2>{heading}</h2>\n<p class='note'>{note}</p>\n{audit_pictures.tag(picture, heading)}"
 
 
 def _html_table(frame):
     return frame.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="-", escape=True)
-
-
-def _image(png, title):
-    return f"<img alt='{html.escape(title)}' src='data:image/png;base64,{png}'>"

@@ -6,7 +6,7 @@ import itertools
 
 from prl_keras import METHODS, KeepLowest, Trim
 
-SUITES = ("step", "methods", "batch", "width", "mlp", "record", "memory")
+SUITES = ("step", "methods", "batch", "width", "mlp", "record", "memory", "element")
 PEERS = ("torch", "opacus", "opacus_ghost", "authors")
 EPSILONS = (0.1, 0.3, 0.45, 0.7)
 BATCH_SIZES = (64, 128, 256, 512)
@@ -28,7 +28,7 @@ class Case:
         method: A name in `METHODS`.
         epsilon: Fraction dropped, in `[0, 1)`; 0 for methods that drop none.
         recompute, microbatch_size: As in `RobustModel`.
-        network: A name in `NETWORKS`.
+        network: A name in `NETWORKS`, or "tagger", of sequences (`benchmark_keras.TAGS`).
         norm: "batch", "group" or "none".
         batch_size: Examples per step.
         width: Units of both hidden layers of an mlp; None for the network as it is.
@@ -37,6 +37,7 @@ class Case:
         is_recorded: Whether `fit` has a `SelectionRecord`.
         is_compiled: Whether XLA compiles the step, on a CPU too.
         through_fit: Whether the steps are those of `fit` over a data set, else of one batch in memory.
+        unit: As in `RobustModel`.
         implementation: "prl_keras", or one of `PEERS`.
     """
 
@@ -52,6 +53,7 @@ class Case:
     is_recorded: bool = False
     is_compiled: bool = False
     through_fit: bool = False
+    unit: str = "example"
     implementation: str = "prl_keras"
 
     @property
@@ -87,6 +89,7 @@ class Case:
             f"microbatches of {self.microbatch_size}" if self.microbatch_size else "",
             "by vectorized_map" * self.is_subclass,
             "recorded" * self.is_recorded,
+            "by element" * (self.unit == "element"),
             f"epsilon {self.epsilon:g}" if self.epsilon else "",
             "two networks" if self.network_count == 2 else "",
         ]
@@ -114,6 +117,7 @@ def suite_cases(suite, peers=False, authors=False):
             mlp      the fully connected network for landmarks, through `fit`
             record   a small convolutional network with and without a `SelectionRecord`, through `fit`
             memory   a fully connected network of 20 million weights, with and without XLA
+            element  tags of sequences, ranked by sequence and by element
         peers: Whether "step" has the same work in PyTorch and Opacus.
         authors: Whether it has the paper's authors' PRL(L).
 
@@ -228,6 +232,16 @@ def _memory():
     ]
 
 
+def _element():
+    setting = functools.partial(Case, network="tagger", norm="none", batch_size=32)
+    return [
+        setting("spl", 0.2, unit="element"),
+        setting("prl_l", 0.2, unit="element"),
+        setting("prl_l", 0.2),
+        setting("co_prl_l", 0.2, unit="element"),
+    ]
+
+
 _SUITES = {
     "step": _step,
     "methods": _methods,
@@ -236,4 +250,5 @@ _SUITES = {
     "mlp": _mlp,
     "record": _record,
     "memory": _memory,
+    "element": _element,
 }

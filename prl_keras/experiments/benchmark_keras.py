@@ -14,6 +14,7 @@ from prl_keras import SelectionRecord, build
 from prl_keras.experiments.networks import make_network
 
 IMAGE_SHAPE, FEATURES, OUTPUTS = (32, 32, 3), 512, 10  # CIFAR-10's images; the features of faces, 5 landmarks
+STEPS, TAGS = 128, 1000  # of the sequences that the tagger tags, whose words are as many as the tags
 FIT_BATCHES = 50  # of the data set that `fit` goes over
 
 
@@ -38,7 +39,7 @@ def make_work(case, authors_dir=None):
     with Adam of 0.0003 and the mean squared error; Huber takes targets `[n, 10]` for images too.
     """
     del authors_dir
-    is_image = case.network != "mlp"
+    is_image = case.network not in ("mlp", "tagger")
     seeds = itertools.count()
     networks = []
 
@@ -46,7 +47,7 @@ def make_work(case, authors_dir=None):
         networks.append(_network(case, next(seeds)))
         return Subclassed(networks[-1]) if case.is_subclass else networks[-1]
 
-    has_classes = is_image and case.method != "huber"
+    has_classes = case.network != "mlp" and case.method != "huber"
     model = build(
         case.method,
         fresh_network,
@@ -55,10 +56,14 @@ def make_work(case, authors_dir=None):
         optimizer=keras.optimizers.Adam(0.001 if is_image else 0.0003),
         recompute=case.recompute,
         microbatch_size=case.microbatch_size,
+        unit=case.unit,
         jit_compile=uses_xla() or case.is_compiled,
     )
     steps = FIT_BATCHES if case.through_fit else 1
-    x, y = random_data(steps * case.batch_size, IMAGE_SHAPE if is_image else (FEATURES,), has_classes)
+    if case.network == "tagger":
+        x, y = random_sequences(steps * case.batch_size)
+    else:
+        x, y = random_data(steps * case.batch_size, IMAGE_SHAPE if is_image else (FEATURES,), has_classes)
     callbacks = [SelectionRecord((x, y))] if case.is_recorded else []
     if case.through_fit:
         run = _fit(model, x, y, case.batch_size, callbacks)
@@ -73,6 +78,12 @@ def random_data(count, shape, has_classes):
     x = rng.standard_normal((count, *shape), dtype=np.float32)
     y = rng.integers(OUTPUTS, size=count) if has_classes else rng.standard_normal((count, OUTPUTS))
     return x, y.astype(np.int64 if has_classes else np.float32)
+
+
+def random_sequences(count):
+    """Words and tags, int64 `[count, STEPS]` below `TAGS` each; the same each time."""
+    rng = np.random.default_rng(0)
+    return rng.integers(TAGS, size=(count, STEPS)), rng.integers(TAGS, size=(count, STEPS))
 
 
 def core_count():
@@ -108,6 +119,10 @@ class Subclassed(keras.Model):
 
 
 def _network(case, seed):
+    if case.network == "tagger":
+        keras.utils.set_random_seed(seed)
+        parts = [layers.Embedding(TAGS, 128), layers.GRU(128, return_sequences=True), layers.Dense(TAGS)]
+        return keras.Sequential([keras.Input((STEPS,)), *parts])
     if case.width is None:
         shape = (FEATURES,) if case.network == "mlp" else IMAGE_SHAPE
         return make_network(case.network, shape, OUTPUTS, case.norm, seed)

@@ -10,11 +10,17 @@ _ENDLESS = "The data set has no end; give it without repeat(), one pass over the
 
 
 def batches(dataset, batch_size):
-    """Yields `(x, y)`, structures of tensors, batch by batch.
+    """Yields `(x, y)` of `weighted_batches`."""
+    for x, y, _ in weighted_batches(dataset, batch_size):
+        yield x, y
+
+
+def weighted_batches(dataset, batch_size):
+    """Yields `(x, y, sample_weight)`, structures of tensors, batch by batch; without weights None.
 
     Args:
         dataset: A `tf.data.Dataset` or `keras.utils.PyDataset` of batches `(x, y)` or
-            `(x, y, sample_weight)`, or a tuple of arrays `(x, y)`.
+            `(x, y, sample_weight)`, or a tuple of such arrays.
         batch_size: For a tuple of arrays.
 
     Raises:
@@ -23,9 +29,14 @@ def batches(dataset, batch_size):
     is_empty = True
     for batch in _given(dataset, batch_size):
         is_empty = False
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         check_targets_given(y)
-        yield keras.tree.map_structure(tf.convert_to_tensor, (x, y))
+        x, y = keras.tree.map_structure(tf.convert_to_tensor, (x, y))
+        yield (
+            x,
+            y,
+            keras.tree.map_structure(lambda t: None if t is None else tf.convert_to_tensor(t), sample_weight),
+        )
     if is_empty:
         raise ValueError("The data set is empty; there is nothing to score.")
 

@@ -32,6 +32,10 @@ _REGRESSION_FUNCTIONS = (
     keras.losses.huber,
     keras.losses.log_cosh,
 )
+_STEEP_LOSSES = (keras.losses.MeanSquaredError, keras.losses.MeanSquaredLogarithmicError)
+_STEEP_FUNCTIONS = (keras.losses.mean_squared_error, keras.losses.mean_squared_logarithmic_error)
+_FLAT_LOSSES = (keras.losses.MeanAbsoluteError, keras.losses.MeanAbsolutePercentageError)
+_FLAT_FUNCTIONS = (keras.losses.mean_absolute_error, keras.losses.mean_absolute_percentage_error)
 _ONE_HOT_LOSSES = (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
 _ONE_HOT_FUNCTIONS = (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy)
 
@@ -51,16 +55,50 @@ def is_one_hot(loss):
     return isinstance(loss, _ONE_HOT_LOSSES) or getattr(loss, "fn", loss) in _ONE_HOT_FUNCTIONS
 
 
-def labels_kind(loss, shape, outputs):
+def is_of_classes(loss):
+    """Whether the loss takes class numbers, labels 0 and 1, or one-hot labels."""
+    return is_sparse(loss) or is_binary(loss) or is_one_hot(loss) or isinstance(loss, Bootstrap)
+
+
+def may_be_flat(loss):
+    """Whether the loss may grow with the error and its gradient stay, as the absolute error's does.
+
+    True for losses that are not known.
+    """
+    grows = isinstance(loss, _STEEP_LOSSES) or getattr(loss, "fn", loss) in _STEEP_FUNCTIONS
+    return not (grows or is_of_classes(loss))
+
+
+def is_flat(loss):
+    """Whether the loss's gradient does not depend on the error but for its sign."""
+    return isinstance(loss, _FLAT_LOSSES) or getattr(loss, "fn", loss) in _FLAT_FUNCTIONS
+
+
+def is_softmax_cross_entropy(loss, y_pred_has_logits):
+    """Whether it is the cross-entropy of class numbers, computed from logits.
+
+    Args:
+        loss: A `keras.losses.Loss` or a function.
+        y_pred_has_logits: Whether Keras keeps the logits behind the predictions.
+    """
+    return (
+        type(loss) is keras.losses.SparseCategoricalCrossentropy
+        and (loss.from_logits or y_pred_has_logits)
+        and loss.ignore_class is None
+    )
+
+
+def labels_kind(loss, shape, outputs, rank=None):
     """Of targets that are class numbers "classes", that are shares of classes in [0, 1] "shares"; else None.
 
     Args:
         loss: A `keras.losses.Loss` or a function.
         shape: Of the targets.
         outputs: Size of the predictions' last axis, or None if it is not known.
+        rank: Number of the predictions' axes, or None if it is not known.
     """
     if isinstance(loss, Bootstrap):  # takes both
-        is_wide = outputs == 1 or (len(shape) > 1 and shape[-1] != 1)
+        is_wide = outputs == 1 or (len(shape) == (rank or max(len(shape), 2)) and shape[-1] != 1)
         return "shares" if is_wide else "classes"
     if is_sparse(loss):
         return "classes"

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from prl_keras.inputs.rows import nearest_before
 
+_LARGE = 2**20  # entries of a gradient, from which on its flags would be seen in the memory of a step
+
 
 def find(data):
     """Which examples hold NaN or infinity.
@@ -56,9 +58,12 @@ def with_zeros(data):
 def are_finite(gradients):
     """Whether all of a list of gradients are, Nones passed over; bool scalar.
 
-    Vectors (biases and the like) are looked at as one: a device starts a kernel for each tensor.
+    Vectors (biases and the like) are looked at as one: a device starts a kernel for each tensor. Of a large
+    matrix the sums of its rows are, which a product makes in no memory. (XLA on a CPU writes out the flags of
+    all its entries.) Such a sum is infinite, too, where finite entries reach 1e34.
     """
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
+    values = [_sums_of_rows(value) if _is_large(value) else value for value in values]
     vectors = [value for value in values if len(value.shape) == 1]
     together = [value for value in values if len(value.shape) != 1]
     for dtype in {vector.dtype for vector in vectors}:
@@ -69,6 +74,16 @@ def are_finite(gradients):
 def count(flags):
     """How many of a bool tensor are True: float32 scalar, since TensorFlow sums integers on the host."""
     return tf.reduce_sum(tf.cast(flags, tf.float32))
+
+
+def _is_large(tensor):
+    entries = tensor.shape.num_elements()
+    return tensor.dtype == tf.float32 and len(tensor.shape) > 1 and (entries or 0) >= _LARGE
+
+
+def _sums_of_rows(tensor):
+    width = tensor.shape[-1]
+    return tf.linalg.matvec(tf.reshape(tensor, [-1, width]), tf.ones([width]))
 
 
 def _map_dense(function, data):

@@ -12,7 +12,7 @@ _KINDS = (list, tuple, dict)
 class Output(typing.NamedTuple):
     """One output that has a loss: targets, predictions, `keras.losses.Loss` or function, loss weight.
 
-    `index` is its place in `keras.tree.flatten(y_pred)`.
+    `index` is its place in `keras.tree.flatten(y_pred)`, `sample_weight` the user's weights for it, or None.
     """
 
     y_true: typing.Any
@@ -20,6 +20,7 @@ class Output(typing.NamedTuple):
     loss: typing.Any
     weight: float
     index: int
+    sample_weight: typing.Any = None
 
 
 class OutputLosses:
@@ -46,17 +47,19 @@ class OutputLosses:
             )
         (self.reduction,) = reductions
 
-    def split(self, y_true, y_pred):
+    def split(self, y_true, y_pred, sample_weight=None):
         """The outputs that have a loss, a list of `Output` in the order of `keras.tree.flatten(y_pred)`.
 
         Args:
             y_true, y_pred: Structures of tensors, arrays, or anything else that has a shape.
+            sample_weight: One for all the outputs, a structure of them, or None.
 
         Raises:
             ValueError: with the keys that are there, and those that should be.
         """
         losses = losses_of(self, y_pred)
         weights = self.pack(self.loss_weights, y_pred, "loss_weights")
+        given = self.pack(sample_weight, y_pred, "sample_weight")
         has_loss = [loss is not None for loss in losses]
         if isinstance(y_true, (list, tuple)) and len(y_true) == sum(has_loss) < len(losses):
             targets = iter(y_true)  # as in Keras, those of the outputs with a loss alone
@@ -77,7 +80,8 @@ class OutputLosses:
                     f"outputs are {', '.join(self._show(path) for path, _ in predictions)}."
                 )
             if loss is not None:
-                outputs.append(Output(y, prediction, loss, 1.0 if weight is None else weight, index))
+                weight = 1.0 if weight is None else weight
+                outputs.append(Output(y, prediction, loss, weight, index, given[index]))
         return outputs
 
     def pack(self, structure, y_pred, what):
@@ -116,13 +120,13 @@ def loss_weights_of(model):
     return compile_config(model).config.get("loss_weights")
 
 
-def split(loss, y_true, y_pred):
+def split(loss, y_true, y_pred, sample_weight=None):
     """`OutputLosses.split`, or for a single loss its only `Output`, of weight 1."""
     if isinstance(loss, OutputLosses):
-        return loss.split(y_true, y_pred)
+        return loss.split(y_true, y_pred, sample_weight)
     if keras.tree.is_nested(y_pred) or keras.tree.is_nested(loss):
-        return OutputLosses(loss).split(y_true, y_pred)
-    return [Output(y_true, y_pred, loss, 1.0, 0)]
+        return OutputLosses(loss).split(y_true, y_pred, sample_weight)
+    return [Output(y_true, y_pred, loss, 1.0, 0, sample_weight)]
 
 
 def losses_of(loss, y_pred):

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 
 from prl_keras.inputs import loss_kinds
-from prl_keras.keras_gaps.internals import mask_of
 
 
 def check_shapes(y_true, y_pred, loss):
@@ -61,15 +60,6 @@ def check_weight_shape(weight_shape, loss_shape):
         raise ValueError(
             f"sample_weight of shape {show(weight_shape)} does not go with losses of shape "
             f"{show(loss_shape)}: give one weight for each example, or one for each of its losses."
-        )
-
-
-def check_no_masks(predictions):
-    """Refuses masks of several outputs, which Keras would divide each by its own number of values."""
-    if any(mask_of(y_pred) is not None for y_pred in predictions):
-        raise ValueError(
-            "With several outputs, of which one is masked, neither recompute=True nor several replicas give "
-            "the step of one device. Leave recompute=False and one replica, or give weights for each step."
         )
 
 

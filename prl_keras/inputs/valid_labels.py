@@ -62,23 +62,25 @@ def labels_of(model, y):
     if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
         return []  # which target goes with which loss is known in the first step
     parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
-    found = [
-        labels_for(part.loss, part.y_true, None if part.y_pred is None else part.y_pred.shape[-1])
-        for part in parts
-    ]
+    found = [labels_for(part.loss, part.y_true, *_last_and_rank(part.y_pred)) for part in parts]
     return [labels for labels in found if labels is not None]
 
 
-def labels_for(loss, y, classes):
+def _last_and_rank(y_pred):
+    return (None, None) if y_pred is None else (y_pred.shape[-1], len(y_pred.shape))
+
+
+def labels_for(loss, y, classes, rank=None):
     """`Labels` of the targets of one output, or None if its loss takes none.
 
     Args:
         loss: A `keras.losses.Loss` or a function.
         y: An array, a tensor or a specification.
         classes: Size of the predictions' last axis, or None if it is not known.
+        rank: Number of the predictions' axes, or None if it is not known.
     """
     shape = getattr(y, "shape", ())
-    kind = loss_kinds.labels_kind(loss, () if getattr(shape, "rank", 0) is None else shape, classes)
+    kind = loss_kinds.labels_kind(loss, () if getattr(shape, "rank", 0) is None else shape, classes, rank)
     if kind is None:
         return None
     return Labels(y, classes, getattr(loss, "ignore_class", None), is_shares=kind == "shares")
@@ -113,7 +115,7 @@ def check_labels(y, classes, ignored=None, start=0):
     """Checks all the class labels of an array before training starts.
 
     Args:
-        y: Integer labels, an array of shape `[n]` or `[n, 1]`.
+        y: Integer labels, an array of shape `[n, ...]`, such as `[n]` or `[n, 1]`.
         classes: Number of classes, or None if not yet known.
         ignored: A label that the loss passes over (`ignore_class`), or None.
         start: Where `y` begins in the data, for the message.
@@ -125,11 +127,11 @@ def check_labels(y, classes, ignored=None, start=0):
     check_label_dtype(y.dtype, y.shape)
     bad = is_bad_label(y, classes, ignored)
     if bad.any():
-        index = int(np.argmax(bad.reshape(len(y), -1).any(axis=1)))
-        value = y.reshape(len(y), -1)[index].tolist()
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        place = index[:-1] if y.ndim > 1 and y.shape[-1] == 1 else index
+        shown = ", ".join(map(str, (start + place[0], *place[1:])))
         raise ValueError(
-            f"Class labels must be at least 0{largest_label(classes)}; y[{start + index}] is "
-            f"{value[0] if len(value) == 1 else value}."
+            f"Class labels must be at least 0{largest_label(classes)}; y[{shown}] is {y[index]}."
             " Renumber the labels from 0, or give the network more outputs."
         )
 

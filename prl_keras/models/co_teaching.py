@@ -9,6 +9,7 @@ from prl_keras.models.configuration import check_pair, check_same_shapes
 from prl_keras.models.exchanges import EXCHANGES
 from prl_keras.models.weighted_model import WeightedModel
 from prl_keras.rules.trim import Trim
+from prl_keras.scores.loss import values_of
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
@@ -32,8 +33,8 @@ class CoTeachingModel(WeightedModel):
     Args:
         network_a, network_b: Two Keras models with the same output shape, different initial weights
             and no shared layer.
-        score, rule, recompute, microbatch_size: As in `RobustModel`. With `recompute=True` both networks
-            score the batch before either trains on what the exchange gives it.
+        score, rule, recompute, microbatch_size, unit: As in `RobustModel`. With `recompute=True` both
+            networks score the batch before either trains on what the exchange gives it.
         exchange: "swap" or "disagreement".
 
     Raises:
@@ -50,6 +51,7 @@ class CoTeachingModel(WeightedModel):
         exchange="swap",
         recompute=False,
         microbatch_size=None,
+        unit="example",
         **kwargs,
     ):
         if exchange not in EXCHANGES:
@@ -57,7 +59,7 @@ class CoTeachingModel(WeightedModel):
                 f"exchange={exchange!r} is not known; write {' or '.join(map(repr, EXCHANGES))}."
             )
         check_pair(network_a, network_b)
-        super().__init__([network_a, network_b], score, rule, recompute, microbatch_size, **kwargs)
+        super().__init__([network_a, network_b], score, rule, recompute, microbatch_size, unit, **kwargs)
         self.network_a, self.network_b = network_a, network_b
         self.exchange = exchange
 
@@ -86,19 +88,24 @@ class CoTeachingModel(WeightedModel):
     def weigh(self, examples):
         return EXCHANGES[self.exchange].function(super().weigh, examples)
 
-    def where_networks_differ(self, predictions):
+    def where_networks_differ(self, batch, predictions):
         check_same_shapes(*predictions)
         if not EXCHANGES[self.exchange].compares_predictions:
             return None
-        a, b = map(self._predicted_classes, predictions)
-        return tf.reduce_any(a != b, axis=1)
+        parts = [
+            outputs.split(outputs.loss_of(self, y_pred), batch.y, y_pred, batch.sample_weight)
+            for y_pred in predictions
+        ]
+        return tf.reduce_any([_differs(*of_output) for of_output in zip(*parts)], axis=0)
 
-    def _predicted_classes(self, y_pred):
-        """int64 `[batch, ...]` of every output that has a loss, flattened."""
-        losses = outputs.losses_of(outputs.loss_of(self, y_pred), y_pred)
-        predictions = zip(keras.tree.flatten(y_pred), losses)
-        classes = [_predicted_class(*output) for output in predictions if output[1] is not None]
-        return tf.concat(classes, axis=1)
+
+def _differs(a, b):
+    """bool `[n]`: whether two networks' `outputs.Output` differ in a class that counts."""
+    classes, other = _predicted_class(a.y_pred, a.loss), _predicted_class(b.y_pred, b.loss)
+    _, counts = values_of(a)
+    if counts is None:
+        return tf.reduce_any(classes != other, axis=1)
+    return tf.reduce_any((classes != other) & tf.reshape(counts, tf.shape(classes)), axis=1)
 
 
 def _predicted_class(y_pred, loss):

@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs.shapes import show
+from prl_keras.models.elements import UNITS
 from prl_keras.scores.batch_mixing import check_no_batch_mixing
 from prl_keras.scores.names import resolve
 
 
-def check_configuration(networks, score, rule, recompute, microbatch_size):
+def check_configuration(networks, score, rule, recompute, microbatch_size, unit):
     """Refuses what a model cannot be made of; arguments as of `RobustModel`.
 
     Raises:
@@ -30,6 +31,18 @@ def check_configuration(networks, score, rule, recompute, microbatch_size):
         raise ValueError(
             f"rule={rule!r} must be a rule such as prl_keras.Trim(0.3), or a function of "
             "(scores, is_ranked, step) that gives one weight per example."
+        )
+    if unit not in UNITS:
+        raise ValueError(f"unit={unit!r} is not known; write {' or '.join(map(repr, UNITS))}.")
+    if unit == "element" and needs_network:
+        raise ValueError(
+            "unit='element' with score='gradient' would take each element's gradient over all the weights. "
+            "Write score='loss_layer_gradient' or 'loss'."
+        )
+    if unit == "element" and recompute:
+        raise ValueError(
+            "recompute=True trains on the kept examples alone, and with unit='element' nearly every example "
+            "keeps some elements. Leave recompute=False."
         )
     if not isinstance(recompute, bool):
         raise ValueError(f"recompute={recompute!r} must be True or False.")

@@ -13,15 +13,15 @@ from prl_keras.scores.gradient import filled_up, first_rows
 def forward(network, x, training=True):
     """The network's predictions.
 
-    Some layers refuse an empty batch. So a replica without examples runs one row of zeros, drops its
-    prediction and restores the moving statistics.
+    Some layers refuse an empty batch. So a replica without examples runs one row of ones, drops its
+    prediction and restores the moving statistics. Zeros may be masked, and a mean of no step is not a number.
     """
     inputs = keras.tree.flatten(x)
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
         return network(x, training=training)
     rows = tf.shape(inputs[0])[0]
     before = [(variable, tf.identity(variable.value)) for variable in moving_variables(network)]
-    y_pred = network(filled_up(x, 1), training=training)
+    y_pred = network(filled_up(x, 1, value=1), training=training)
     for variable, value in before:
         variable.assign(tf.where(rows > 0, variable.value, value))
     return keras.tree.map_structure(lambda t: first_rows(t, rows), y_pred)

@@ -4,7 +4,8 @@ import typing
 
 import tensorflow as tf
 
-from prl_keras.inputs import nonfinite
+from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
+from prl_keras.scores.loss import per_example_loss
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
@@ -17,14 +18,19 @@ class Examples(typing.NamedTuple):
         is_ranked: bool `[n]`, False for padding.
         is_bad: bool `[n]`, whether an example is not finite.
         labels: int32 `[n]`, the given classes; None without class labels.
+        classes: Their number, or None.
         differs: bool `[n]`, whether the networks of a pair predict different classes; None if nobody asks.
+        losses: float32 `[n]` for each network, by which a rule tells equal scores apart; an empty list where
+            the gradient of the loss grows with the error.
     """
 
     scores: list
     is_ranked: tf.Tensor
     is_bad: tf.Tensor
     labels: tf.Tensor | None
+    classes: int | None
     differs: tf.Tensor | None
+    losses: list
 
 
 class Weighed(typing.NamedTuple):
@@ -54,20 +60,24 @@ class Selected(typing.NamedTuple):
 
     Attributes:
         weights: `[batch]` for each network: those of this replica's examples, no gradient.
+        factors: On them, for each network float32 `[outputs]`; None where there is one replica.
         rows: How many examples the weighted losses of this replica are a mean over: the global batch, shared
             out evenly.
         everyone: A list of `Weighed`, those of the global batch.
         counts: `Counts`.
         is_any_good: bool scalar: False if no ranked example is finite, but not for finite padding alone.
         is_any_good_here: bool scalar: whether an example of this replica is finite.
+        may_tie: Python bool: whether the loss is one under which many examples may have one score.
     """
 
     weights: list
+    factors: list
     rows: tf.Tensor
     everyone: list
     counts: Counts
     is_any_good: tf.Tensor
     is_any_good_here: tf.Tensor
+    may_tie: bool
 
 
 def select(model, passes, batch):
@@ -75,8 +85,8 @@ def select(model, passes, batch):
 
     The paper's minibatch is the global batch: the top epsilon is taken over all the replicas. Keras
     divides the loss of a replica by its own number of values `d_r` and by the `R` replicas, so for a mean
-    over the global batch every weight is multiplied by `d_r * R / d`, d the sum of all `d_r`. With one
-    value for each example, d is the batch size.
+    over the global batch every weight is multiplied by `d_r * R / d`, d the sum of all `d_r`, output by
+    output. With one value for each example, d is the batch size.
 
     Args:
         model: A `WeightedModel`.
@@ -90,29 +100,27 @@ def select(model, passes, batch):
     if context is None or context.num_replicas_in_sync == 1:
         everyone, counts = weigh_good(model.weigh, examples)
         own = [each.weights for each in everyone]
-        return _selected(
-            own, tf.cast(tf.size(examples.is_ranked), tf.float32), everyone, examples, counts, counts.good > 0
-        )
+        rows, factors = tf.cast(tf.size(examples.is_ranked), tf.float32), [None] * len(passes)
+        return _selected(own, factors, rows, everyone, examples, counts, counts.good > 0)
     local = tf.size(examples.is_ranked)
-    # None for a sum, which Keras does not divide.
-    divisors = [p.counted_losses(batch) if is_mean(p.loss) else None for p in passes]
-    counts = [tf.ones(()) if divisor is None else divisor for divisor in divisors]
-    sizes_and_divisors = context.all_gather(tf.stack([tf.cast(local, tf.float32), *counts])[None], axis=0)
-    sizes = tf.cast(sizes_and_divisors[:, 0], tf.int32)
+    # 0 for a sum, which Keras does not divide.
+    divisors = [p.counted_losses(batch) if is_mean(p.loss) else tf.zeros([1]) for p in passes]
+    of_replica = tf.concat([[tf.cast(local, tf.float32)], *divisors], axis=0)
+    of_replicas = context.all_gather(of_replica[None], axis=0)
+    sizes = tf.cast(of_replicas[:, 0], tf.int32)
     gathered = _gather(context, examples, local, sizes)
     everyone, counts = weigh_good(model.weigh, gathered)
     start = tf.reduce_sum(sizes[: tf.cast(context.replica_id_in_sync_group, tf.int32)])
-    replica_count = tf.cast(tf.size(sizes), tf.float32)
+    means = tf.reduce_mean(of_replicas[:, 1:], axis=0)
+    means = tf.split(means, [divisor.shape[0] for divisor in divisors])
     factors = [
-        1.0
-        if divisor is None
-        else tf.math.divide_no_nan(divisor * replica_count, tf.reduce_sum(sizes_and_divisors[:, i]))
-        for i, divisor in enumerate(divisors, start=1)
+        tf.math.divide_no_nan(divisor, mean) if is_mean(p.loss) else None
+        for divisor, mean, p in zip(divisors, means, passes)
     ]
-    own = [factor * each.weights[start : start + local] for factor, each in zip(factors, everyone)]
+    own = [each.weights[start : start + local] for each in everyone]
     is_any_good_here = nonfinite.count(~examples.is_bad) > 0
     rows = tf.size(gathered.is_ranked) / tf.size(sizes)
-    return _selected(own, rows, everyone, gathered, counts, is_any_good_here)
+    return _selected(own, factors, rows, everyone, gathered, counts, is_any_good_here)
 
 
 def examples_of(model, batch, passes):
@@ -122,8 +130,19 @@ def examples_of(model, batch, passes):
         model, batch, passes: As in `select`; of the passes `scores` and `y_pred` are read.
     """
     scores = [p.scores for p in passes if p.scores is not None]
-    differs = model.where_networks_differ([p.y_pred for p in passes])
-    return Examples(scores, batch.is_ranked, batch.is_bad, batch.labels, differs)
+    differs = model.where_networks_differ(batch, [p.y_pred for p in passes])
+    losses = []
+    if _may_tie(model, passes[0].y_pred):
+        of = [outputs.loss_of(model, p.y_pred) for p in passes]
+        losses = [
+            per_example_loss(batch.y, p.y_pred, loss, batch.sample_weight) for p, loss in zip(passes, of)
+        ]
+        losses = [tf.stop_gradient(each) for each in losses]
+    classes = None
+    if batch.labels is not None:
+        y_pred = passes[0].y_pred
+        classes = class_labels.count_classes(tuple(y_pred.shape), outputs.loss_of(model, y_pred))
+    return Examples(scores, batch.is_ranked, batch.is_bad, batch.labels, classes, differs, losses)
 
 
 def weigh_good(weigh, examples):
@@ -165,19 +184,30 @@ def is_mean(loss):
     return reduction in _MEANS
 
 
+def _may_tie(model, y_pred):
+    """Whether many examples may have one score: that of a gradient, which may not grow with the error."""
+    is_of_gradient = model.score in ("loss_layer_gradient", "gradient")
+    if not is_of_gradient or not getattr(model.rule, "ranks", False):
+        return False
+    losses = outputs.losses_of(outputs.loss_of(model, y_pred), y_pred)
+    return any(loss is not None and loss_kinds.may_be_flat(loss) for loss in losses)
+
+
 def _floats(columns):
     return [tf.cast(column, tf.float32) for column in columns]
 
 
-def _selected(own, rows, everyone, examples, counts, is_any_good_here):
+def _selected(own, factors, rows, everyone, examples, counts, is_any_good_here):
     size = tf.cast(tf.size(examples.is_bad), tf.float32)
     return Selected(
         weights=[tf.stop_gradient(weights) for weights in own],
+        factors=factors,
         rows=rows,
         everyone=everyone,
         counts=counts,
         is_any_good=tf.logical_or(counts.ranked_and_good > 0, tf.equal(counts.good, size)),
         is_any_good_here=is_any_good_here,
+        may_tie=bool(examples.losses),
     )
 
 
@@ -189,7 +219,9 @@ def _gather(context, examples, local, sizes):
     """
     flags = [examples.is_ranked, examples.is_bad]
     others = [t for t in (examples.labels, examples.differs) if t is not None]
-    columns = tf.stack([*examples.scores, *(tf.cast(t, tf.float32) for t in (*flags, *others))], axis=1)
+    columns = tf.stack(
+        [*examples.scores, *examples.losses, *(tf.cast(t, tf.float32) for t in (*flags, *others))], axis=1
+    )
     longest = tf.reduce_max(sizes)
     padded = tf.pad(columns, [[0, longest - local], [0, 0]])
     present = tf.reshape(tf.range(longest)[None] < sizes[:, None], [-1])
@@ -197,8 +229,10 @@ def _gather(context, examples, local, sizes):
     columns = iter(tf.unstack(everything, num=columns.shape[1], axis=1))
     return Examples(
         scores=[next(columns) for _ in examples.scores],
+        losses=[next(columns) for _ in examples.losses],
         is_ranked=next(columns) > 0,
         is_bad=next(columns) > 0,
         labels=None if examples.labels is None else tf.cast(next(columns), tf.int32),
+        classes=examples.classes,
         differs=None if examples.differs is None else next(columns) > 0,
     )

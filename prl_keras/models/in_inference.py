@@ -2,36 +2,81 @@
 
 import functools
 
+import keras
+import numpy as np
 import tensorflow as tf
 
+from prl_keras.inputs import nonfinite, outputs
 from prl_keras.keras_gaps.internals import compile_config
 from prl_keras.keras_gaps.replicas import on_one_replica
 from prl_keras.models import passes
-from prl_keras.models.batch import batch_of
+from prl_keras.models.batch import batch_of, ranked_batch
+from prl_keras.models.elements import label_shape
 from prl_keras.models.global_batch import examples_of, weigh_good
 
 
-def example_scores(model, x, y):
-    """float32 `[batch]` for each network.
+def example_scores(model, x, y, sample_weight):
+    """float32 `[batch]` for each network, of elements `[batch, ...]`.
 
     Raises:
         ValueError: if the model was built with `score=None`.
     """
+    _check_ranks(model)
+    batch, started = _scored(model, x, y, sample_weight)
+    return [_in_shape(each.scores, model, batch, started) for each in started]
+
+
+def example_weights(model, x, y, sample_weight):
+    """What the rule makes of a batch now, float32 `[batch]` for each network, of elements `[batch, ...]`."""
+    batch, started = _scored(model, x, y, sample_weight)
+    weighed, _ = weigh_good(model.weigh, examples_of(model, batch, started))
+    return [_in_shape(each.weights, model, batch, started) for each in weighed]
+
+
+def mean_scores(model, x, y, sample_weight, by_example):
+    """The mean over the networks, float32 `[batch]`; infinite for what is not finite, NaN for padding.
+
+    Args:
+        by_example: Whether scores of elements are averaged over each example, else `[batch, ...]`.
+    """
+    _check_ranks(model)
+    step_weights = keras.tree.map_structure(
+        lambda t: None if t is None or len(t.shape) < 2 else t, sample_weight
+    )
+    batch, started = _scored(model, x, y, step_weights)
+    scores = tf.add_n([each.scores for each in started]) / len(started)
+    is_bad = batch.is_bad if model.unit == "element" else nonfinite.find((x, y))
+    if by_example and model.unit == "element":
+        scores, batch = batch.by_example(scores), batch.of_examples
+        is_bad = batch.is_bad
+    scores = tf.where(is_bad, np.inf, scores)
+    scores = tf.where(batch.is_ranked, scores, np.nan)
+    return scores if by_example else _in_shape(scores, model, batch, started)
+
+
+def _check_ranks(model):
     if model.score is None:
         raise ValueError(
             "This model has score=None, so it ranks nothing. Build it with "
             "score='loss_layer_gradient', or score a plain compiled Keras model."
         )
-    return [passes.InferencePass(model, network, x).score(y).scores for network in model.networks]
 
 
-def example_weights(model, x, y, sample_weight):
-    """What the rule makes of a batch now, float32 `[batch]` for each network."""
-    batch = batch_of(x, y, sample_weight)._replace(x=x, y=y)
-    started = [passes.InferencePass(model, network, x).score(y) for network in model.networks]
-    batch = batch.with_bad_losses_replaced(model, [each.y_pred for each in started])
-    weighed, _ = weigh_good(model.weigh, examples_of(model, batch, started))
-    return [each.weights for each in weighed]
+def _scored(model, x, y, sample_weight):
+    """-> (the `Batch` that is ranked, passes with scores); what is not finite stays so in the scores."""
+    batch = batch_of(x, y, sample_weight, model.unit)._replace(x=x, y=y)
+    started = [passes.InferencePass(model, network, batch) for network in model.networks]
+    ranked = ranked_batch(model, batch, started)
+    as_given = ranked._replace(y=tf.reshape(y, tf.shape(ranked.y)) if ranked.examples else y)
+    return ranked, [each.score(as_given) for each in started]
+
+
+def _in_shape(values, model, batch, started):
+    """Values `[n]` of elements in the shape of the labels; of examples as they are."""
+    if batch.examples is None:
+        return values
+    y_pred = started[0].predictions
+    return tf.reshape(values, label_shape(batch.examples.y, y_pred, outputs.loss_of(model, y_pred)))
 
 
 def graph_of_example_weights(model):

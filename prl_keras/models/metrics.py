@@ -6,6 +6,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras.inputs import class_labels
+
+_MOST_TO_COMPARE = (
+    64  # classes: to compare each label with all of them is one kernel, but takes n times so many
+)
+
 
 class _OfOneEpoch(keras.metrics.Metric):
     """A metric whose state is in no file: Keras resets it at the start of an epoch."""
@@ -69,9 +75,15 @@ class KeptByClass(_OfOneEpoch):
 
     def update_state(self, labels, is_kept, is_ranked):
         """Labels int `[batch]`, the others bool `[batch]`; labels of no class are passed over."""
-        is_label = labels[:, None] == tf.range(self.counts.shape[1])
-        is_counted = tf.stack([is_kept, is_ranked])[:, :, None] & is_label
-        self.counts.assign_add(tf.reduce_sum(tf.cast(is_counted, tf.float32), axis=1))
+        classes = self.counts.shape[1]
+        if classes > _MOST_TO_COMPARE:
+            rows = tf.cast(tf.stack([is_kept, is_ranked], axis=1), tf.float32)
+            labels = tf.where(class_labels.is_class(labels, classes), labels, -1)
+            counts = tf.transpose(tf.math.unsorted_segment_sum(rows, labels, classes))
+        else:
+            is_counted = tf.stack([is_kept, is_ranked])[:, :, None] & (labels[:, None] == tf.range(classes))
+            counts = tf.reduce_sum(tf.cast(is_counted, tf.float32), axis=1)
+        self.counts.assign_add(counts)
 
     def result(self):
         kept, seen = tf.unstack(tf.convert_to_tensor(self.counts.value))

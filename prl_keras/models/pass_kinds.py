@@ -5,19 +5,20 @@ import functools
 import keras
 import tensorflow as tf
 
-from prl_keras.inputs import class_labels, outputs
+from prl_keras.inputs import class_labels, nonfinite, outputs
 from prl_keras.inputs.rows import first_positions
-from prl_keras.inputs.shapes import check_no_masks, check_shapes, check_weight_shape
-from prl_keras.keras_gaps.internals import mask_of
+from prl_keras.inputs.shapes import check_shapes, check_weight_shape
 from prl_keras.models.configuration import most_kept
 from prl_keras.models.forward import forward, state_unchanged
+from prl_keras.models.ranked import losses_of, ranked_predictions, score_of, share_of_one
 from prl_keras.scores import gradient
-from prl_keras.scores.loss import per_example_loss, unreduced_loss
-from prl_keras.scores.names import resolve
+from prl_keras.scores.loss import number_counted, unreduced_loss, values_of
 
 
 class Pass:
     """One network's predictions on a batch, and the loss of any weights on them.
+
+    `predictions` are the network's own, `y_pred` those that are ranked: of elements, flat.
 
     Args:
         model: The `WeightedModel`, for its loss and optimizer.
@@ -28,12 +29,11 @@ class Pass:
 
     def __init__(self, model, network, batch):
         self.model, self.network, self.x = model, network, batch.x
-        self.scores = None
+        self.scores = self.norms = None
 
     def score(self, batch):
-        """Sets `scores`, unless the pass has them already."""
-        if self.scores is None:
-            self.scores = score_of_predictions(self.model, batch.y, self.y_pred)
+        """Sets `scores`, float32 `[n]`, of the batch as it is ranked."""
+        self.scores = score_of(self.model, batch, self.y_pred, self.norms)
 
     @property
     def loss(self):
@@ -45,60 +45,71 @@ class Pass:
         """float32 `[batch, classes]` that are predicted; None without one class label for each example."""
         return class_labels.predicted_probabilities(self.y_pred, self.loss)
 
-    def check(self, batch):
-        """Refuses targets that do not go with the predictions."""
-        for part in outputs.split(self.loss, batch.y, self.y_pred):
+    def predict(self, batch, predictions):
+        """Keeps what the network predicts; refuses targets that do not go with it."""
+        self.predictions = predictions
+        for part in outputs.split(outputs.loss_of(self.model, predictions), batch.y, predictions):
             check_shapes(*part[:3])
+        self.y_pred = ranked_predictions(self.model, batch.y, predictions)
 
-    def loss_with(self, batch, weights):
-        """The Keras loss with the rule's weights `[batch]`, or None, times the user's."""
-        weights = self._weights_of_outputs(batch, weights)
+    def loss_with(self, batch, weights, factors=None):
+        """The Keras loss with the rule's weights times the user's.
+
+        Args:
+            batch: As it is ranked.
+            weights: The rule's, `[n]`.
+            factors: On the weights, for each output that has a loss a scalar; None for 1.
+        """
+        weights = self._weights_of_outputs(batch, weights, factors)
         return self.model.network_loss(self.network, self.x, batch.y, self.y_pred, weights)
 
-    def _weights_of_outputs(self, batch, weights):
+    def _weights_of_outputs(self, batch, weights, factors):
         """The rule's weights times the user's: one tensor, or a structure of them as the predictions are."""
-        loss, own = self.loss, [batch.sample_weight]
-        if isinstance(loss, outputs.OutputLosses):
-            own = loss.pack(batch.sample_weight, self.y_pred, "sample_weight")
-        combined = [None] * len(own)
-        for part in outputs.split(loss, batch.y, self.y_pred):
+        combined = [None] * len(keras.tree.flatten(self.y_pred))
+        for i, part in enumerate(self._parts(batch)):
             shape = unreduced_loss(*part[:3]).shape
-            if own[part.index] is not None:
-                check_weight_shape(tuple(own[part.index].shape), tuple(shape))
-            combined[part.index] = _combine(weights, own[part.index], len(shape))
+            if part.sample_weight is not None:
+                check_weight_shape(tuple(part.sample_weight.shape), tuple(shape))
+            product = _combine(weights, part.sample_weight, len(shape))
+            combined[part.index] = product if factors is None else product * factors[i]
         return keras.tree.pack_sequence_as(self.y_pred, combined)
 
     def counted_losses(self, batch):
-        """How many values Keras takes a mean over: all, or those that no mask hides. float32 scalar."""
-        if isinstance(self.loss, outputs.OutputLosses):
-            predictions = keras.tree.flatten(self.y_pred)
-            check_no_masks(predictions)
-            return tf.cast(tf.shape(predictions[0])[0], tf.float32)
-        values = unreduced_loss(batch.y, self.y_pred, self.loss)
-        masks = [mask_of(tensor) for tensor in (self.y_pred, values)]
-        masks = [tf.cast(mask, tf.float32) for mask in masks if mask is not None]
-        return tf.reduce_sum(functools.reduce(tf.multiply, masks, tf.ones_like(values)))
+        """How many values Keras takes a mean over, of each output that has a loss: float32 `[outputs]`.
+
+        All, or those that no mask hides; weights of 0 do not make them fewer.
+        """
+        found = [values_of(part._replace(sample_weight=None)) for part in self._parts(batch)]
+        return tf.stack(
+            [
+                tf.cast(tf.size(values), tf.float32) if counts is None else nonfinite.count(counts)
+                for values, counts in found
+            ]
+        )
+
+    def _parts(self, batch):
+        """The outputs that have a loss, a list of `outputs.Output`."""
+        return outputs.split(self.loss, batch.y, self.y_pred, batch.sample_weight)
 
 
 class TapePass(Pass):
     """Forward on a tape; the backward pass of the weighted loss follows when the weights are known.
 
     Args:
-        norms: The scores, float32 `[batch]`, if another pass has found them.
+        norms: The gradient norms, float32 `[batch]`, if another pass has found them.
     """
 
     def __init__(self, model, network, batch, norms=None):
         super().__init__(model, network, batch)
-        self.scores = self.norms = norms
+        self.norms = norms
         self.tape = tf.GradientTape()
         with self.tape:
-            self.y_pred = forward(self.network, self.x)
-        self.check(batch)
+            self.predict(batch, forward(self.network, self.x))
 
-    def backward(self, batch, weights):
+    def backward(self, batch, weights, factors=None):
         weights = _once_known(self.norms, weights)
         with self.tape:
-            loss = self.loss_with(batch, weights)
+            loss = self.loss_with(batch, weights, factors)
             scaled = self.model.optimizer.scale_loss(loss)
         return loss, self.tape.gradient(scaled, self.network.trainable_weights)
 
@@ -112,13 +123,12 @@ class RecomputePass(Pass):
 
     def __init__(self, model, network, batch, norms=None):
         super().__init__(model, network, batch)
-        self.scores = norms
+        self.norms = norms
         with state_unchanged(self.network):
-            self.y_pred = forward(self.network, self.x)
-        self.check(batch)
+            self.predict(batch, forward(self.network, self.x))
 
-    def backward(self, batch, weights):
-        weights = _once_known(self.y_pred, _once_known(self.scores, weights))
+    def backward(self, batch, weights, factors=None):
+        weights = _once_known(self.y_pred, _once_known(self.norms, weights))
         rows, weights = self._rows_that_count(weights)
         x, y, sample_weight = keras.tree.map_structure(
             lambda t: _take(t, rows), (self.x, batch.y, batch.sample_weight)
@@ -128,8 +138,9 @@ class RecomputePass(Pass):
         reduction = getattr(self.loss, "reduction", "sum_over_batch_size")
         if reduction not in ("sum", "none", None):
             # Keras takes the mean over the kept; "mean_with_sample_weight" divides the factor out again.
-            weights *= tf.math.divide_no_nan(kept.counted_losses(kept_batch), self.counted_losses(batch))
-        return kept.backward(kept_batch, weights)
+            share = tf.math.divide_no_nan(kept.counted_losses(kept_batch), self.counted_losses(batch))
+            factors = share if factors is None else share * factors
+        return kept.backward(kept_batch, weights, factors)
 
     def _rows_that_count(self, weights):
         """-> (the places of the examples with a weight, their weights)."""
@@ -153,38 +164,32 @@ class PerExamplePass(Pass):
         # Each example's gradient is its share of the batch's mean, so that float16 overflows no
         # earlier than in the ordinary pass.
         found = gradient.gradients(
-            losses_of(model), network, batch.x, batch.y, loss_scale=share_of_one(model, batch.x)
+            losses_of(model), network, batch.x, (batch.y,), loss_scale=share_of_one(model, batch.x)
         )
-        self.y_pred, self.scores = found.y_pred, found.norms
-        self.weighted_sum, self.is_whole = found.weighted_sum, found.is_whole
+        self.predict(batch, found.y_pred)
+        self.norms, self.weighted_sum = found.norms, found.weighted_sum
+        self._counts = [values_of(part)[1] for part in outputs.split(self.loss, batch.y, self.y_pred)]
+        # Of several outputs with masks each has its own mean.
+        self.is_whole = found.is_whole and (
+            len(self._counts) == 1 or self._counts == [None] * len(self._counts)
+        )
 
-    def backward(self, batch, weights):
+    def backward(self, batch, weights, factors=None):
         combined = tf.reshape(_combine(weights, batch.sample_weight, 1), [-1])
+        combined *= 1.0 if factors is None else factors[0]  # of a batch without masks all the outputs' alike
         combined /= tf.distribute.get_strategy().num_replicas_in_sync
+        if self._counts[0] is not None:
+            # Keras's mean is over all that counts in the batch, each gradient here of a mean over an example.
+            number = number_counted(self._counts[0])
+            mean = tf.reduce_sum(number) / tf.cast(tf.maximum(tf.size(number), 1), tf.float32)
+            combined *= tf.math.divide_no_nan(number, mean)
         data = self.weighted_sum(combined)
         with tf.GradientTape() as tape:
             extra = sum((tf.reduce_sum(loss) for loss in self.network.losses), start=tf.zeros(()))
             extra /= tf.distribute.get_strategy().num_replicas_in_sync  # whose gradients add up
             extra = self.model.optimizer.scale_loss(extra)
         regularization = tape.gradient(extra, [weight.value for weight in self.network.trainable_weights])
-        return self.loss_with(batch, weights), [_sum(*both) for both in zip(data, regularization)]
-
-
-def score_of_predictions(model, y, y_pred):
-    """The model's score of targets and predictions, float32 `[batch]`; None for `score=None`."""
-    function = resolve(model.score).function
-    return None if function is None else function(y, y_pred, outputs.loss_of(model, y_pred))
-
-
-def losses_of(model):
-    """Function of `(y_true, y_pred)` that gives the model's losses `[batch]`."""
-    return lambda y, y_pred: per_example_loss(y, y_pred, outputs.loss_of(model, y_pred))
-
-
-def share_of_one(model, x):
-    """The factor of one example's loss in the scaled mean over the batch."""
-    batch = tf.maximum(tf.shape(keras.tree.flatten(x)[0])[0], 1)
-    return model.optimizer.scale_loss(tf.ones(())) / tf.cast(batch, tf.float32)
+        return self.loss_with(batch, weights, factors), [_sum(*both) for both in zip(data, regularization)]
 
 
 def _once_known(values, weights):

@@ -11,16 +11,11 @@ import keras
 from prl_keras.inputs import outputs
 from prl_keras.keras_gaps.internals import moving_variables
 from prl_keras.models.forward import put_back, state_of, state_unchanged
-from prl_keras.models.pass_kinds import (
-    PerExamplePass,
-    RecomputePass,
-    TapePass,
-    losses_of,
-    score_of_predictions,
-    share_of_one,
-)
+from prl_keras.models.pass_kinds import PerExamplePass, RecomputePass, TapePass
+from prl_keras.models.ranked import losses_of, ranked_predictions, score_of, share_of_one
 from prl_keras.scores.gradient import can_be_vectorized, gradient_norms
 from prl_keras.scores.layerwise import graph
+from prl_keras.scores.loss import targets_of
 from prl_keras.scores.names import resolve
 
 
@@ -33,10 +28,11 @@ def forward_pass(model, network, batch):
         batch: A `Batch`.
 
     Returns:
-        A pass with `y_pred`; `score(batch)`, which sets `scores` (float32 `[batch]`, or None if `model.score`
-        is None); `loss_with(batch, weights)` (ask before `backward`, which may replace the losses that layers
-        add) and `backward(batch, weights) -> (loss, gradients)`. The weights `[batch]` are the rule's; the
-        user's `sample_weight` multiplies them.
+        A pass with the network's `predictions`, and `y_pred`, those that are ranked; and of the batch as it
+        is ranked `score(batch)`, which sets `scores` (float32 `[n]`, or None if `model.score` is None);
+        `loss_with(batch, weights, factors)` (ask before `backward`, which may replace the losses that layers
+        add) and `backward(batch, weights, factors) -> (loss, gradients)`. The weights `[n]` are the rule's;
+        the user's `sample_weight` multiplies them, and so does a factor for each output, or None.
     """
     norms = None
     if resolve(model.score).needs_network:
@@ -52,7 +48,7 @@ def forward_pass(model, network, batch):
                 losses_of(model),
                 network,
                 batch.x,
-                batch.y,
+                targets_of(batch.y, batch.sample_weight),
                 model.microbatch_size,
                 loss_scale=share_of_one(model, batch.x),
             )
@@ -65,20 +61,22 @@ class InferencePass:
     Args:
         model: The `WeightedModel`.
         network: The network to run.
-        x: Inputs `[batch, ...]`.
+        batch: A `Batch`.
     """
 
-    def __init__(self, model, network, x):
-        self._model, self._network, self._x = model, network, x
-        self.y_pred, self.scores = network(x, training=False), None
+    def __init__(self, model, network, batch):
+        self._model, self._network = model, network
+        self.predictions, self.scores = network(batch.x, training=False), None
+        self.y_pred = ranked_predictions(model, batch.y, self.predictions)
 
-    def score(self, y):
-        """Sets `scores`, float32 `[batch]`, from the targets."""
+    def score(self, batch):
+        """Sets `scores`, float32 `[n]`, of the batch as it is ranked."""
+        norms = None
         if resolve(self._model.score).needs_network:
-            arguments = (losses_of(self._model), self._network, self._x, y, self._model.microbatch_size)
-            self.scores = gradient_norms(*arguments, training=False)
-        else:
-            self.scores = score_of_predictions(self._model, y, self.y_pred)
+            targets = targets_of(batch.y, batch.sample_weight)
+            arguments = (losses_of(self._model), self._network, batch.x, targets, self._model.microbatch_size)
+            norms = gradient_norms(*arguments, training=False)
+        self.scores = score_of(self._model, batch, self.y_pred, norms)
         return self
 
 
@@ -94,11 +92,10 @@ def _can_be_one_pass(model, network, batch):
     shape = () if batch.sample_weight is None else batch.sample_weight.shape
     is_mean = (
         all(getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean") for loss in losses)
-        and all(getattr(loss, "ignore_class", None) is None for loss in losses)  # then over those that count
         and (keras.tree.is_nested(model.loss) or not outputs.loss_weights_of(model))
         and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))
     )
     if not is_mean or graph.applies(network):
         return is_mean
     is_moved = bool(moving_variables(network))
-    return not is_moved and can_be_vectorized(losses_of(model), network, batch.x, batch.y)
+    return not is_moved and can_be_vectorized(losses_of(model), network, batch.x, (batch.y,))

@@ -28,6 +28,8 @@ class RobustModel(WeightedModel):
     | several replicas | the rule sees the global batch |
     | `sample_weight`, `class_weight` | multiply the rule's weights and never change the ranking |
     | `sample_weight` 0 | padding: not ranked, not counted |
+    | masked steps, step weights of 0, `ignore_class` | count in nothing, as in Keras's loss |
+    | the loss's gradient does not grow with the error | equal scores go by the loss, and are warned of |
     | softmax or sigmoid head | ranks as the same network with logits |
     | batch normalization with `score="gradient"` | `BatchMixingError` |
     | `evaluate`, validation | never trimmed |
@@ -69,6 +71,18 @@ class RobustModel(WeightedModel):
 
     If nothing is kept, the whole batch (or replica share) is trained with weight 0.
 
+    **Labels for each step, pixel or attribute.** An example's loss is the mean over its values that count. A
+    mask (of `Masking`, `mask_zero`), `ignore_class` or a weight of 0 in `sample_weight` `[batch, steps, ...]`
+    makes one not count. How large the other weights are does not reach the ranking. An example of which
+    nothing counts is padding. Where some may not count, rules that rank compare gradients times `sqrt(n)` of
+    the `n` that do (`scores.loss.root_of_counted`), as the gradient of a mean falls with its length.
+
+    With `unit="element"` the rule ranks and drops the steps, pixels or attributes themselves, those of the
+    whole global batch together: `epsilon` is a fraction of the labels, not of the examples. `kept_fraction`,
+    `score_threshold`, `nonfinite` and `kept_by_class` are then of elements. A target that is not finite makes
+    its own element bad; inputs that are not finite make all of an example's. See `models.elements` for what
+    an element is.
+
     Args:
         network: A Keras model. Of several outputs (a list, a dict or both, with losses and loss weights as
             `compile` takes them) an example's loss is the weighted sum of its losses, and the logits are
@@ -85,6 +99,8 @@ class RobustModel(WeightedModel):
             Norms are then taken in pieces and a second, plain pass makes the step. The result is the same,
             but dropout draws its masks anew in the second pass. It has no effect where the norms are taken
             layer by layer (`scores.layerwise`), which holds no gradient of each example.
+        unit: What is ranked: "example" (default), or "element", each step, pixel or attribute by itself, as
+            above. Elements go with one output, not with `score="gradient"` or `recompute=True`.
 
     Raises:
         ValueError: for an unknown score, a `rule` that is no rule, a `network` that is no Keras model; from
@@ -106,9 +122,10 @@ class RobustModel(WeightedModel):
         rule=Trim(0.3),
         recompute=False,
         microbatch_size=None,
+        unit="example",
         **kwargs,
     ):
-        super().__init__([network], score, rule, recompute, microbatch_size, **kwargs)
+        super().__init__([network], score, rule, recompute, microbatch_size, unit, **kwargs)
         self.network = network
 
     @property

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from prl_keras.inputs import class_labels, nonfinite, outputs
 from prl_keras.keras_gaps.internals import metrics_of_outputs
+from prl_keras.models.elements import ranked_shape
 from prl_keras.models.global_batch import is_mean
 from prl_keras.models.metrics import KeptByClass, ratios
 
@@ -31,7 +32,8 @@ class StepMetrics:
         model.selection_metrics = ratios(names)
         output = outputs.symbolic_outputs(network)
         has_one_output = model.score is not None and output is not None and not keras.tree.is_nested(output)
-        width = output.shape[1] if has_one_output and len(output.shape) == 2 else None
+        is_ranked_so = has_one_output and (model.unit == "element" or len(output.shape) == 2)
+        width = output.shape[-1] if is_ranked_so else None
         model.class_metric = width and KeptByClass(max(2, width))
 
     def has_classes(self):
@@ -40,20 +42,21 @@ class StepMetrics:
         loss = getattr(model, "loss", None)
         if model.class_metric is None or loss is None or keras.tree.is_nested(loss):
             return False
-        return class_labels.count_classes(model.networks[0].output_shape, keras.losses.get(loss)) is not None
+        loss, shape = keras.losses.get(loss), model.networks[0].output_shape
+        return class_labels.count_classes(ranked_shape(model, shape, loss), loss) is not None
 
     def update(self, batch, passes, selected):
         """Before the backward pass: keeps the loss of all the good examples in each pass as `loss_of_all`."""
-        del selected
         # A mean leaves out padding, a sum is one part of the batch's like any other.
         is_counted = batch.is_ranked & ~batch.is_bad if is_mean(passes[0].loss) else ~batch.is_bad
         with self._logs_of_outputs_unchanged():
-            for each in passes:
-                each.loss_of_all = each.loss_with(batch, tf.cast(is_counted, "float32"))
+            for each, factors in zip(passes, selected.factors):
+                each.loss_of_all = each.loss_with(batch, tf.cast(is_counted, "float32"), factors)
 
     def finish(self, batch, passes, losses, selected, is_finite):
         """After the backward pass: logs the step, in few kernels."""
-        self._log("loss", losses, selected.rows)
+        # Keras weighs a batch by its examples, whatever the number of their elements.
+        self._log("loss", losses, selected.rows / tf.cast(batch.each_has, selected.rows.dtype))
         if self.has_classes():
             for weights in selected.weights:
                 self._model.class_metric.update_state(batch.labels, weights > 0, batch.is_ranked)
@@ -115,15 +118,16 @@ def _lost(batch, is_finite):
 
 def _loss_and_rows(network_pass, batch, selected):
     """-> (the loss of all times a number of examples, the number that counts), float32 scalars."""
-    rows = tf.cast(selected.rows, tf.float32)
+    each_has = tf.cast(batch.each_has, tf.float32)
+    rows = tf.cast(selected.rows, tf.float32) / each_has
     loss = _of_replica(network_pass.loss_of_all, rows)
     if not is_mean(network_pass.loss):
         return loss * rows, rows
-    size = tf.cast(tf.size(batch.is_bad), tf.float32)
-    rows = size - nonfinite.count(batch.is_ranked & batch.is_bad)
+    good = tf.cast(tf.size(batch.is_bad), tf.float32) - nonfinite.count(batch.is_ranked & batch.is_bad)
+    good /= each_has
     # Keras divides by the whole batch, or by the weights, which are 0 for the bad.
     is_by_weights = getattr(network_pass.loss, "reduction", None) == "mean_with_sample_weight"
-    return loss * (rows if is_by_weights else size), rows
+    return loss * (good if is_by_weights else rows), good
 
 
 def _of_replica(loss, rows):

@@ -8,7 +8,7 @@ from prl_keras.inputs.arrays import check_targets_given
 from prl_keras.keras_gaps import replicas, seeds
 from prl_keras.keras_gaps.xla import without_xla_if_it_cannot
 from prl_keras.models import fit, in_inference
-from prl_keras.models.batch import read_batch
+from prl_keras.models.batch import ranked_batch, read_batch
 from prl_keras.models.configuration import (
     check_configuration,
     check_jit_compile,
@@ -28,14 +28,14 @@ class WeightedModel(keras.Model):
     A subclass names its networks in `networks`, and may say more about how they are weighed.
     """
 
-    def __init__(self, networks, score, rule, recompute, microbatch_size, **kwargs):
-        check_configuration(networks, score, rule, recompute, microbatch_size)
+    def __init__(self, networks, score, rule, recompute, microbatch_size, unit, **kwargs):
+        check_configuration(networks, score, rule, recompute, microbatch_size, unit)
         # compile() chooses loss scaling by this model's own precision, so it takes the network's.
         super().__init__(**{"dtype": networks[0].dtype_policy, **kwargs})
         self.score, self.rule = score, own_epsilon(rule)
         # An attribute, so that Keras saves the variable of an estimated epsilon with the weights.
         self._epsilon = getattr(getattr(self.rule, "epsilon", None), "value", None)
-        self.recompute, self.microbatch_size = recompute, microbatch_size
+        self.recompute, self.microbatch_size, self.unit = recompute, microbatch_size, unit
         self.supports_jit = not recompute or is_kept_count_static(score, self.rule)
         self.kept_by_class = self.selection_record = self.noise_watch = None
         self.step_metrics = StepMetrics(self, networks[0])
@@ -55,7 +55,7 @@ class WeightedModel(keras.Model):
 
         # 1. Score the batch.
         passes = [forward_pass(self, network, batch) for network in self.networks]
-        batch = batch.with_bad_losses_replaced(self, [each.y_pred for each in passes])
+        batch = ranked_batch(self, batch, passes)
         for each in passes:
             each.score(batch)
 
@@ -65,27 +65,32 @@ class WeightedModel(keras.Model):
             observer.update(batch, passes, selected)
 
         # 3. The step on the weighted loss.
-        steps = [each.backward(batch, weights) for each, weights in zip(passes, selected.weights)]
+        steps = [
+            p.backward(batch, *weighed) for p, *weighed in zip(passes, selected.weights, selected.factors)
+        ]
         losses, gradients = zip(*steps)
         is_finite = guard.apply(self.optimizer, gradients, self.networks, selected)
         self.step_metrics.finish(batch, passes, losses, selected, is_finite)
-        return self._logs(batch.x, batch.y, [each.y_pred for each in passes], batch.sample_weight)
+        x, y, sample_weight, *_ = batch.of_examples
+        return self._logs(x, y, [each.predictions for each in passes], sample_weight)
 
     def weigh(self, examples):
         """A list of `Weighed`, one for each network, from the `Examples` of the global batch."""
         if self.score is None:
             return [Weighed(tf.cast(examples.is_ranked, tf.float32), None)] * len(self.networks)
-        arguments = [examples.is_ranked, self.optimizer.iterations]
+        arguments, named = [examples.is_ranked, self.optimizer.iterations], {}
         if getattr(self.rule, "takes_labels", False):
             arguments.append(examples.labels)
-        weighed = [Weighed(self.rule(scores, *arguments), scores) for scores in examples.scores]
+            named = {"classes": examples.classes} if getattr(self.rule, "ranks", False) else {}
+        ties = [{"ties": losses} for losses in examples.losses] or [{}] * len(examples.scores)
+        weighed = [Weighed(self.rule(s, *arguments, **named, **t), s) for s, t in zip(examples.scores, ties)]
         for each in weighed:
             check_rule_gave_one_weight_each(self.rule, each.weights)
         return weighed
 
-    def where_networks_differ(self, predictions):
-        """Whether two networks predict different classes, bool `[batch]`; None where nobody asks."""
-        del predictions
+    def where_networks_differ(self, batch, predictions):
+        """Whether two networks predict different classes, bool `[n]`; None where nobody asks."""
+        del batch, predictions
 
     def network_loss(self, network, x, y, y_pred, sample_weight):
         """The reduced Keras loss of one network, its regularizers included."""
@@ -146,16 +151,21 @@ class WeightedModel(keras.Model):
 
     # A batch, without training.
 
-    def example_scores(self, x, y):
+    def example_scores(self, x, y, sample_weight=None):
         """How suspect each example is, in inference mode: one float32 `[batch]` per network.
+
+        With `unit="element"` in the shape of the labels, `[batch, ...]`.
 
         Raises:
             ValueError: if the model was built with `score=None`.
         """
-        return in_inference.example_scores(self, x, y)
+        return in_inference.example_scores(self, x, y, sample_weight)
 
     def example_weights(self, x, y, sample_weight=None):
-        """What the rule would make of this batch now, in inference mode: `[batch]` per network."""
+        """What the rule would make of this batch now, in inference mode: `[batch]` per network.
+
+        With `unit="element"` in the shape of the labels, `[batch, ...]`.
+        """
         return in_inference.example_weights(self, x, y, sample_weight)
 
     # Keras's hooks.
@@ -249,6 +259,7 @@ class WeightedModel(keras.Model):
             "rule": keras.saving.serialize_keras_object(self.rule),
             "recompute": self.recompute,
             "microbatch_size": self.microbatch_size,
+            "unit": self.unit,
         }
 
     @classmethod

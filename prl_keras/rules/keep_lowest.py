@@ -30,10 +30,13 @@ class KeepLowest:
         check_count("count", self.count)
         object.__setattr__(self, "count", int(self.count))
 
-    def __call__(self, scores, is_ranked=None, step=0):
+    #: As of `Trim`.
+    ranks = True
+
+    def __call__(self, scores, is_ranked=None, step=0, ties=None):
         del step
         scores, is_ranked, count = prepare(scores, is_ranked)
-        return keep_lowest(scores, is_ranked, count, self.most_kept(count))
+        return keep_lowest(scores, is_ranked, count, self.most_kept(count), ties)
 
     def most_kept(self, count):
         """How many of `count` examples are kept at most, a scalar."""

@@ -16,7 +16,9 @@ LARGEST_SCORE = float(np.finfo(np.float32).max)  # of real examples: padding com
 _SMALLEST_SCORE = float(np.finfo(np.float32).tiny)
 _UNRANKED = 2**31  # above the key of every score
 _LARGEST_TO_COUNT = 128  # examples, up to which the comparison of all pairs is the faster
+_LARGEST_TO_COMPARE_CLASSES = 1024  # the same within classes, where all pairs take 4 MB
 _DIGIT_BITS = 8  # four digits make a key
+_TIED_BITS = 8  # of a score's 24, in which two may differ and be a tie: 3e-5 of it
 
 
 def prepare(scores, is_ranked):
@@ -31,14 +33,16 @@ def prepare(scores, is_ranked):
     return scores, is_ranked, ops.sum(ops.cast(is_ranked, "float32"))
 
 
-def keep_lowest(scores, is_ranked, count, kept):
+def keep_lowest(scores, is_ranked, count, kept, ties=None):
     """Weight `count / kept` for the `kept` lowest scores among the ranked, 0 for the others."""
-    is_kept = is_among_lowest(scores, is_ranked, kept)
+    is_kept = is_among_lowest(scores, is_ranked, kept, ties)
     return ops.where(is_kept, ops.cast(count, "float32") / ops.cast(kept, "float32"), 0.0)
 
 
-def is_among_lowest(scores, is_ranked, kept):
+def is_among_lowest(scores, is_ranked, kept, ties=None):
     """Which examples have the `kept` lowest scores among the ranked; of equals, the earlier are in.
+
+    With `ties`, scores that differ by rounding are equal, and of equals those with the lower entry are in.
 
     A static batch of at most 128 is compared pair by pair. Every other batch goes through a search for
     the threshold, which takes time and memory proportional to the batch.
@@ -47,23 +51,31 @@ def is_among_lowest(scores, is_ranked, kept):
         scores: float32 `[batch]`.
         is_ranked: bool `[batch]`; False marks padding, which is never kept.
         kept: Number of examples to keep, at least 1; a number or an integer scalar tensor.
+        ties: float32 `[batch]`, by which equal scores are told apart; None for the order of the batch.
 
     Returns:
         bool `[batch]`, True for `min(kept, number of ranked)` examples.
     """
     if scores.shape[0] is not None and scores.shape[0] <= _LARGEST_TO_COUNT:
-        return is_among_lowest_by_pairs(scores, is_ranked, kept)
-    return is_among_lowest_by_threshold(scores, is_ranked, kept)
+        return is_among_lowest_by_pairs(scores, is_ranked, kept, ties)
+    return is_among_lowest_by_threshold(scores, is_ranked, kept, ties)
 
 
-def is_among_lowest_by_pairs(scores, is_ranked, kept):
+def is_among_lowest_by_pairs(scores, is_ranked, kept, ties=None):
     """As `is_among_lowest`, in memory of `batch` squared: counts for each example the lower ones."""
-    keys = _distinct_keys(scores, is_ranked)
-    lower = ops.sum(ops.cast(keys[None, :] < keys[:, None], "float32"), axis=1)
+    if ties is None:
+        keys = _distinct_keys(scores, is_ranked)
+        is_lower = keys[None, :] < keys[:, None]
+    else:
+        first, second = _rounded(_keys(scores, is_ranked)), _distinct_keys(prepare(ties, None)[0], is_ranked)
+        is_lower = second[None, :] < second[:, None]
+        is_lower = ops.logical_and(first[None, :] == first[:, None], is_lower)
+        is_lower = ops.logical_or(first[None, :] < first[:, None], is_lower)
+    lower = ops.sum(ops.cast(is_lower, "float32"), axis=1)
     return ops.logical_and(lower < ops.cast(kept, "float32"), is_ranked)
 
 
-def is_among_lowest_by_threshold(scores, is_ranked, kept):
+def is_among_lowest_by_threshold(scores, is_ranked, kept, ties=None):
     """As `is_among_lowest`, in memory of `batch`: finds the `kept`-th lowest score digit by digit.
 
     A radix selection. Each round counts how many keys fall into each of 256 bins, and narrows the range
@@ -74,7 +86,8 @@ def is_among_lowest_by_threshold(scores, is_ranked, kept):
     kept = ops.cast(kept, "float32")
     bins = 2**_DIGIT_BITS
     ones = ops.ones_like(scores)
-    above = _keys(scores, is_ranked) + 2**31  # how far each key is above the start of the range
+    keys = _keys(scores, is_ranked)
+    above = (keys if ties is None else _rounded(keys)) + 2**31  # how far each is above the start of the range
     for shift in range(32 - _DIGIT_BITS, -1, -_DIGIT_BITS):
         digits = ops.clip(ops.right_shift(above, shift) if shift else above, 0, bins - 1)
         totals = ops.cumsum(ops.segment_sum(ones, digits, bins))
@@ -82,28 +95,81 @@ def is_among_lowest_by_threshold(scores, is_ranked, kept):
         above = above - chosen * 2**shift
     room = kept - ops.sum(ops.cast(above < 0, "float32"))  # for those at the threshold
     is_equal = ops.equal(above, 0)
+    if ties is not None:
+        is_low = is_among_lowest_by_threshold(
+            prepare(ties, None)[0], ops.logical_and(is_equal, is_ranked), room
+        )
+        return ops.logical_and(ops.logical_or(above < 0, ops.logical_and(is_equal, is_low)), is_ranked)
     is_early = ops.cumsum(ops.cast(is_equal, "float32")) <= room
     return ops.logical_or(above < 0, ops.logical_and(is_equal, is_early))
 
 
-def lowest_of_each_class(scores, is_ranked, labels, number):
+def lowest_of_each_class(scores, is_ranked, labels, number, classes=None):
     """Whether fewer than `number` ranked examples of the same class are lower, equals in their order.
 
-    It takes memory of `batch` squared.
+    A static batch of at most 1024, and every batch of unknown classes, is compared pair by pair, in memory of
+    `batch` squared. Others take memory of `batch` and 256 times the classes.
 
     Args:
         scores: float32 `[batch]`.
         is_ranked: bool `[batch]`; False marks padding, which is neither counted nor chosen.
-        labels: int `[batch]`, the class of each example.
+        labels: int `[batch]`, the class of each example. With `classes`, one outside of these is not chosen.
         number: Number of examples to choose from each class; a number or an integer scalar tensor.
+        classes: Number of classes, or None.
 
     Returns:
         bool `[batch]`.
     """
+    is_small = scores.shape[0] is not None and scores.shape[0] <= _LARGEST_TO_COMPARE_CLASSES
+    if classes is None or is_small:
+        return _lowest_of_each_class_by_pairs(scores, is_ranked, labels, number)
+    return _lowest_of_each_class_by_thresholds(scores, is_ranked, labels, number, classes)
+
+
+def _lowest_of_each_class_by_pairs(scores, is_ranked, labels, number):
     keys = _distinct_keys(scores, is_ranked)
     is_lower = ops.logical_and(keys[None, :] < keys[:, None], labels[None, :] == labels[:, None])
     lower = ops.sum(ops.cast(is_lower, "float32"), axis=1)
     return ops.logical_and(lower < ops.cast(number, "float32"), is_ranked)
+
+
+def _lowest_of_each_class_by_thresholds(scores, is_ranked, labels, number, classes):
+    """A radix selection in each class at a time, first of the scores, then of the places of equal ones."""
+    labels = ops.cast(labels, "int32")
+    is_ranked = ops.logical_and(is_ranked, ops.logical_and(labels >= 0, labels < classes))
+    labels = ops.where(is_ranked, labels, 0)
+    number = ops.broadcast_to(ops.cast(number, "float32"), [classes])
+    above = _keys(scores, is_ranked) + 2**31
+    is_lower, is_equal, room = _split_by_class(above, 32, is_ranked, labels, number, classes)
+    places = ops.arange(ops.shape(scores)[0], dtype="int64")
+    is_before, is_last, _ = _split_by_class(places, 24, is_equal, labels, room, classes)
+    is_chosen = ops.logical_and(ops.logical_or(is_before, is_last), ops.take(room, labels) > 0)
+    return ops.logical_or(is_lower, is_chosen)
+
+
+def _split_by_class(above, bits, is_ranked, labels, number, classes):
+    """Finds the `number`-th lowest key of each class.
+
+    Args:
+        above: int64 `[batch]`, keys of at most so many bits.
+        is_ranked: bool `[batch]`.
+        labels: int32 `[batch]`, in `[0, classes)`.
+        number: float32 `[classes]`.
+
+    Returns:
+        Whether a key is lower, and whether it is this key, both bool `[batch]`; how many of the latter are
+        among the `number`, float32 `[classes]`.
+    """
+    bins, ones = 2**_DIGIT_BITS, ops.cast(is_ranked, "float32")
+    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        digits = ops.clip(ops.right_shift(above, shift), 0, bins - 1)
+        counts = ops.segment_sum(ones, labels * bins + ops.cast(digits, "int32"), classes * bins)
+        totals = ops.cumsum(ops.reshape(counts, [classes, bins]), axis=1)
+        chosen = ops.minimum(ops.sum(ops.cast(totals < number[:, None], "float32"), axis=1), bins - 1)
+        above = above - ops.take(ops.cast(chosen, "int64"), labels) * 2**shift
+    is_lower, is_equal = (ops.logical_and(is_ranked, each) for each in (above < 0, ops.equal(above, 0)))
+    lower = ops.segment_sum(ops.cast(is_lower, "float32"), labels, classes)
+    return is_lower, is_equal, number - lower
 
 
 def _keys(scores, is_ranked):
@@ -112,6 +178,12 @@ def _keys(scores, is_ranked):
     bits = ops.cast(tf.bitcast(scores, tf.int32), "int64")
     # The bits of negative numbers grow as the numbers fall.
     return ops.where(is_ranked, ops.where(bits < 0, -(2**31) - bits, bits), _UNRANKED)
+
+
+def _rounded(keys):
+    """Keys of which those that differ by rounding are mostly equal."""
+    step = 2**_TIED_BITS
+    return ops.right_shift(keys + step // 2, _TIED_BITS) * step
 
 
 def _distinct_keys(scores, is_ranked):

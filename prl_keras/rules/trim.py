@@ -23,7 +23,7 @@ class Trim:
     | case | weights |
     |---|---|
     | `epsilon = 0` | all 1 |
-    | ties | the earlier example of the batch is kept |
+    | ties | the earlier example of the batch is kept; with `ties` that of the lower entry |
     | a score is NaN or infinite | dropped first |
     | one example | kept, weight 1 |
     | padding only, or an empty batch | all 0, or empty |
@@ -34,7 +34,7 @@ class Trim:
         epsilon: A number in `[0, 1)`, or a `keras.optimizers.schedules.LearningRateSchedule` of the
             optimizer step, such as `linear_ramp(0.3, steps=1000)`.
         min_keep_per_class: At least 0. Above 0 the rule is called with a fourth argument, the given
-            classes, int `[batch]`. It takes memory of `batch` squared.
+            classes, int `[batch]`, and `classes`, their number.
 
     Raises:
         ValueError: for an epsilon outside the range, NaN included.
@@ -52,15 +52,18 @@ class Trim:
             object.__setattr__(self, "epsilon", float(decimal))
             warn_of_half(self.epsilon, stacklevel=4)
 
-    def __call__(self, scores, is_ranked=None, step=0, labels=None):
+    #: Whether it only compares scores. Where many may be equal it is called with `ties`, losses `[batch]`.
+    ranks = True
+
+    def __call__(self, scores, is_ranked=None, step=0, labels=None, ties=None, classes=None):
         scores, is_ranked, count = prepare(scores, is_ranked)
         epsilon = self.epsilon if isinstance(self.epsilon, numbers.Real) else self.epsilon(step)
         kept = kept_count(count, epsilon)
         if self.min_keep_per_class:
-            is_first = lowest_of_each_class(scores, is_ranked, labels, self.min_keep_per_class)
+            is_first = lowest_of_each_class(scores, is_ranked, labels, self.min_keep_per_class, classes)
             scores = ops.where(is_first, -LARGEST_SCORE, scores)
             kept = ops.maximum(ops.cast(kept, "float32"), ops.sum(ops.cast(is_first, "float32")))
-        return keep_lowest(scores, is_ranked, count, kept)
+        return keep_lowest(scores, is_ranked, count, kept, ties)
 
     @property
     def takes_labels(self):

@@ -74,14 +74,15 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
     def one_example(example):
         y_pred, gradient, norm, left_out = _one_gradient(losses_of, network, example, training, loss_scale)
         missing.extend(left_out)
-        logits = [hidden_logits(t) for t in keras.tree.flatten(y_pred)]
-        first = keras.tree.map_structure(lambda t: None if t is None else t[0], [y_pred, logits])
+        said = [(hidden_logits(t), mask_of(t)) for t in keras.tree.flatten(y_pred)]
+        first = keras.tree.map_structure(lambda t: None if t is None else t[0], [y_pred, said])
         return *first, gradient, norm
 
-    y_pred, logits, per_example, norms = _map(one_example, _examples(network, x, y, training))
-    for t, of_output in zip(keras.tree.flatten(y_pred), logits):
-        if of_output is not None:
-            set_hidden_logits(t, of_output)  # lost in the map; Keras's losses look for it
+    y_pred, said, per_example, norms = _map(one_example, _examples(network, x, y, training))
+    for t, (logits, mask) in zip(keras.tree.flatten(y_pred), said):
+        for give, value in ((set_hidden_logits, logits), (set_mask, mask)):
+            if value is not None:
+                give(t, value)  # lost in the map; Keras's losses look for it
     weighted_sum = functools.partial(_weighted_sum, per_example)
     return Gradients(y_pred, norms, weighted_sum, is_whole=not missing)
 
@@ -159,12 +160,15 @@ def _is_uneven_product(operation):
     return len(ranks) > 1 or None in ranks
 
 
-def filled_up(examples, rows):
-    """A structure of tensors `[batch, ...]`, with rows of zeros to at least so many."""
+def filled_up(examples, rows, value=0):
+    """A structure of tensors `[batch, ...]`, with rows of a value to at least so many."""
     missing = tf.maximum(rows - _batch_size(examples), 0)
-    return keras.tree.map_structure(
-        lambda t: tf.pad(t, [[0, missing]] + [[0, 0]] * (len(t.shape) - 1)), examples
-    )
+
+    def padded(t):
+        constant = tf.cast(value, t.dtype) if value else 0
+        return tf.pad(t, [[0, missing]] + [[0, 0]] * (len(t.shape) - 1), constant_values=constant)
+
+    return keras.tree.map_structure(padded, examples)
 
 
 def first_rows(y_pred, batch):

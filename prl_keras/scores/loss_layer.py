@@ -4,12 +4,33 @@ import keras
 import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds, outputs
-from prl_keras.keras_gaps.internals import hidden_logits, set_hidden_logits
+from prl_keras.inputs.shapes import check_shapes
+from prl_keras.keras_gaps.internals import hidden_logits, mask_of, set_hidden_logits, set_mask
 from prl_keras.scores.layerwise.contribution import row_norms
-from prl_keras.scores.loss import is_single, per_example_loss, summed_steps
+from prl_keras.scores.loss import (
+    is_single,
+    mean_of_counted,
+    number_counted,
+    root_of_counted,
+    summed_values,
+    values_of,
+)
 
 
-def loss_layer_gradient_norm(y_true, y_pred, loss):
+def loss_layer_score(y_true, y_pred, loss, sample_weight=None):
+    """The norm as a score: times the root of how many values of an example count (`scores.loss`).
+
+    Where masks or weights of 0 hide steps, that is the root mean square of the norms of those that count, if
+    a step's loss depends on its own logits alone: a sequence's score does not fall with its length.
+
+    Args, returns and errors as of `loss_layer_gradient_norm`.
+    """
+    return _norm(
+        y_true, y_pred, loss, sample_weight, lambda part: root_of_counted(*part[:3], part.sample_weight)
+    )
+
+
+def loss_layer_gradient_norm(y_true, y_pred, loss, sample_weight=None):
     """The L2 norm of the gradient of each example's loss with respect to the network's logits.
 
     `score_i = || d loss_i / d logits_i ||` (the paper's algorithm 3): `||softmax(z) - y||` for
@@ -22,7 +43,7 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
     are recovered from them (`log p`, or `log p - log (1 - p)`).
 
     Args:
-        y_true, loss: As in `per_example_loss`.
+        y_true, loss, sample_weight: As in `per_example_loss`.
         y_pred: Predictions `[batch, ...]`: raw values, logits, or probabilities. Of several outputs the
             gradient is that of the weighted sum of losses with respect to the logits of all of them.
 
@@ -32,25 +53,63 @@ def loss_layer_gradient_norm(y_true, y_pred, loss):
     Raises:
         ValueError: if the loss does not depend on `y_pred`, or as in `per_example_loss`.
     """
-    if not is_single(loss, y_pred):
-        # Each output's loss depends on its own logits alone.
-        parts = outputs.split(loss, y_true, y_pred)
-        norms = [summed_steps(part) * loss_layer_gradient_norm(*part[:3]) for part in parts]
-        return row_norms(tf.stack([part.weight * norm for part, norm in zip(parts, norms)], axis=1))
-    loss = keras.losses.get(loss)
-    logits, head = logits_of(y_pred, loss)
+    return _norm(y_true, y_pred, loss, sample_weight, lambda part: 1.0)
+
+
+def _norm(y_true, y_pred, loss, sample_weight, factor):
+    is_one = is_single(loss, y_pred)
+    parts = outputs.split(keras.losses.get(loss) if is_one else loss, y_true, y_pred, sample_weight)
+    if is_one:
+        return factor(parts[0]) * _norm_of_output(parts[0])
+    # Each output's loss depends on its own logits alone.
+    norms = [part.weight * summed_values(part) * factor(part) * _norm_of_output(part) for part in parts]
+    return row_norms(tf.stack(norms, axis=1))
+
+
+def _norm_of_output(part):
+    if loss_kinds.is_softmax_cross_entropy(part.loss, hidden_logits(part.y_pred) is not None):
+        return _norm_of_softmax(part)
+    logits, head = logits_of(part.y_pred, part.loss)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(logits)
-        losses = per_example_loss(y_true, head(logits), loss)
+        y_pred = head(logits)
+        if y_pred is not part.y_pred and mask_of(part.y_pred) is not None:
+            set_mask(y_pred, mask_of(part.y_pred))
+        losses = mean_of_counted(*values_of(part._replace(y_pred=y_pred)))
     gradient = tape.gradient(losses, logits)
     if gradient is None:
         raise ValueError(
-            f"The loss {loss!r} does not depend on the predictions in a way that can be "
+            f"The loss {part.loss!r} does not depend on the predictions in a way that can be "
             "differentiated, so it has no loss-layer gradient. Use a differentiable loss, or "
             "score='loss'."
         )
     gradient = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
     return tf.stop_gradient(tf.ensure_shape(row_norms(gradient), losses.shape))
+
+
+def _norm_of_softmax(part):
+    """From `p - e_y`, which TensorFlow computes with the loss: in a training step it is there already."""
+    check_shapes(*part[:3])
+    y_pred = part.y_pred if hidden_logits(part.y_pred) is None else hidden_logits(part.y_pred)
+    logits = tf.cast(y_pred, tf.float32)
+    labels = tf.cast(
+        keras.ops.convert_to_tensor(part.y_true, "float32"), tf.int64
+    )  # as Keras's loss takes them
+    labels = labels if len(labels.shape) == 1 else tf.reshape(labels, [-1])
+    rows = logits if len(logits.shape) == 2 else tf.reshape(logits, [-1, logits.shape[-1]])
+    _, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=rows, labels=labels)
+    norms = tf.stop_gradient(tf.sqrt(tf.reduce_sum(tf.square(gradient), axis=-1)))
+    if len(logits.shape) == 2:
+        return tf.ensure_shape(norms, logits.shape[:1])
+    norms = tf.reshape(norms, tf.shape(logits)[:-1])
+    _, counts = values_of(part)
+    number = (
+        tf.cast(tf.reduce_prod(tf.shape(norms)[1:]), tf.float32) if counts is None else number_counted(counts)
+    )
+    squares = mean_of_counted(
+        tf.square(norms), counts
+    )  # of a mean of n losses each gradient is 1 / n of its own
+    return tf.sqrt(tf.math.divide_no_nan(squares, number))
 
 
 def logits_of(y_pred, loss):
