@@ -14,7 +14,7 @@ from prl_keras.inputs.valid_labels import labels_for
 from prl_keras.keras_gaps.replicas import on_one_replica
 from prl_keras.losses import Bootstrap
 from prl_keras.models.configuration import check_compiled
-from prl_keras.models.elements import UNITS, elements_of, flat_predictions, label_shape
+from prl_keras.models.elements import UNITS, elements_of, flat_predictions, label_shape, spread
 from prl_keras.models.weighted_model import WeightedModel
 from prl_keras.scores.loss import per_example_loss
 
@@ -216,7 +216,7 @@ def _look_at_elements(predictions, y, loss, sample_weight, is_bad):
     flat = [flat_predictions(y, y_pred, loss) for y_pred in predictions]
     losses = [per_example_loss(elements.y, y_pred, loss) for y_pred in flat]
     values = [tf.cast(y_pred, tf.float32) for y_pred in flat]
-    is_bad = tf.repeat(is_bad, tf.reduce_prod(shape[1:]))
+    is_bad = spread(is_bad, shape)
     found = {
         "counts": tf.ones_like(is_bad) if elements.counts is None else elements.counts,
         "shape": shape,

@@ -55,6 +55,11 @@ def is_one_hot(loss):
     return isinstance(loss, _ONE_HOT_LOSSES) or getattr(loss, "fn", loss) in _ONE_HOT_FUNCTIONS
 
 
+def is_mean(loss):
+    """Whether Keras takes a mean of the loss over the batch, rather than a sum or no reduction."""
+    return getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
 def is_of_classes(loss):
     """Whether the loss takes class numbers, labels 0 and 1, or one-hot labels."""
     return is_sparse(loss) or is_binary(loss) or is_one_hot(loss) or isinstance(loss, Bootstrap)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.inputs.arrays import check_dense, check_targets_given
 from prl_keras.models.configuration import check_compiled, check_trainable
-from prl_keras.models.elements import elements_of, label_shape
+from prl_keras.models.elements import elements_of, label_shape, spread
 from prl_keras.scores.loss import unreduced_loss, values_of
 from prl_keras.scores.names import resolve
 
@@ -140,11 +140,10 @@ def _flat(model, batch, passes):
     y, counts, sample_weight = elements_of(batch.y, y_pred, losses[0], batch.sample_weight)
     shape, given = label_shape(batch.y, y_pred, losses[0]), tf.reshape(batch.given[1], tf.shape(y))
     values = [unreduced_loss(y, each.y_pred, loss) for each, loss in zip(passes, losses)]
-    is_bad = _for_each_element(batch.is_bad, shape) | nonfinite.find(given)
-    is_bad |= ~tf.reduce_all(tf.math.is_finite(values), axis=0)
+    is_bad = spread(batch.is_bad, shape) | nonfinite.find([given, *values])
     if not loss_kinds.is_of_classes(losses[0]):
         y = tf.where(tf.reshape(is_bad, [-1] + [1] * (len(y.shape) - 1)), tf.zeros_like(y), y)
-    is_ranked = _for_each_element(batch.is_ranked, shape)
+    is_ranked = spread(batch.is_ranked, shape)
     return batch._replace(
         y=y,
         sample_weight=sample_weight,
@@ -160,12 +159,6 @@ def _any_ranked(batch, counts):
     if counts is None:
         return batch.is_ranked
     return batch.is_ranked & tf.reduce_any(tf.reshape(counts, [tf.size(batch.is_ranked), -1]), axis=1)
-
-
-def _for_each_element(flags, shape):
-    """bool `[n]` of flags `[batch]`."""
-    places = tf.concat([[-1], tf.ones_like(shape[1:])], axis=0)
-    return tf.reshape(tf.broadcast_to(tf.reshape(flags, places), shape), [-1])
 
 
 def is_ranked_by(examples, sample_weight):

@@ -54,7 +54,7 @@ def flat_predictions(y, y_pred, loss):
     if logits is not None:
         set_hidden_logits(flat, tf.reshape(logits, [-1, *width]))
     if mask is not None:
-        set_mask(flat, _spread(mask, label_shape(y, y_pred, loss)))
+        set_mask(flat, spread(mask, label_shape(y, y_pred, loss)))
     return flat
 
 
@@ -68,13 +68,13 @@ def elements_of(y, y_pred, loss, sample_weight):
     shape, width = label_shape(y, y_pred, loss), _width(y_pred, rank)
     is_wide = width == [1] or tuple(y.shape[rank:]) == tuple(y_pred.shape[rank:])
     flat_y = tf.reshape(y, [-1, *width] if is_wide else [-1])
-    counts = [] if mask_of(y_pred) is None else [_spread(mask_of(y_pred), shape)]
+    counts = [] if mask_of(y_pred) is None else [spread(mask_of(y_pred), shape)]
     ignored = getattr(loss, "ignore_class", None)
     if ignored is not None:
         counts.append(tf.cast(tf.reshape(flat_y, [-1]), tf.int64) != ignored)
     if sample_weight is not None:
         check_weight_shape(tuple(sample_weight.shape), tuple(y_pred.shape[:rank]))
-        sample_weight = _spread(tf.cast(sample_weight, tf.float32), shape)
+        sample_weight = spread(tf.cast(sample_weight, tf.float32), shape)
         counts.append(sample_weight != 0)
     counts = tf.reduce_all(tf.stack(counts), axis=0) if counts else None
     return Elements(flat_y, counts, _per_value(y, y_pred, loss, rank, sample_weight))
@@ -83,6 +83,13 @@ def elements_of(y, y_pred, loss, sample_weight):
 def label_shape(y, y_pred, loss):
     """How the elements lay, int32 `[rank]`: `[batch, steps, ...]`; arguments as in `flat_predictions`."""
     return tf.shape(y_pred)[: _rank(y, y_pred, loss)]
+
+
+def spread(tensor, shape):
+    """Flags, a mask or weights `[batch, ...]` for each element, `[n]`; shape as of `label_shape`."""
+    if len(tensor.shape) > shape.shape[0] and tensor.dtype != tf.bool:
+        tensor = tf.reshape(tensor, tf.shape(tensor)[: shape.shape[0]])  # further axes are of size 1
+    return tf.reshape(tf.broadcast_to(in_rank(tensor, shape.shape[0]), shape), [-1])
 
 
 def ranked_shape(model, shape, loss):
@@ -133,16 +140,9 @@ def _is_any_other(loss):
     return not (loss_kinds.is_of_classes(loss) or loss_kinds.is_regression(loss))
 
 
-def _spread(tensor, shape):
-    """A mask or weights `[batch, ...]` for each element, `[n]`."""
-    if len(tensor.shape) > shape.shape[0] and tensor.dtype != tf.bool:
-        tensor = tf.reshape(tensor, tf.shape(tensor)[: shape.shape[0]])  # further axes are of size 1
-    return tf.reshape(tf.broadcast_to(in_rank(tensor, shape.shape[0]), shape), [-1])
-
-
 def _per_value(y, y_pred, loss, rank, sample_weight):
     """The weights, where Keras adds up the means over entries, and a flat loss the entries themselves."""
-    if getattr(loss, "reduction", "mean") not in ("sum", "none", None):
+    if loss_kinds.is_mean(loss):
         return sample_weight
     entries = math.prod(y_pred.shape[len(unreduced_loss(y, y_pred, loss).shape) : rank])
     if entries == 1:

@@ -7,8 +7,6 @@ import tensorflow as tf
 from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.scores.loss import per_example_loss
 
-_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
-
 
 class Examples(typing.NamedTuple):
     """What the rule and the exchange know of each of `n` examples.
@@ -175,13 +173,13 @@ def is_mean(loss):
     Raises:
         ValueError: for a mean by the weights, with several replicas.
     """
-    reduction = getattr(loss, "reduction", _MEANS[0])
-    if reduction == "mean_with_sample_weight" and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    is_by_weights = getattr(loss, "reduction", None) == "mean_with_sample_weight"
+    if is_by_weights and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         raise ValueError(
             f"The loss {loss!r} has reduction='mean_with_sample_weight', a mean by the weights of each "
             "replica's own share. With several replicas write reduction='sum_over_batch_size'."
         )
-    return reduction in _MEANS
+    return loss_kinds.is_mean(loss)
 
 
 def _may_tie(model, y_pred):

@@ -5,7 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from prl_keras.inputs import class_labels, nonfinite, outputs
+from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.inputs.rows import first_positions
 from prl_keras.inputs.shapes import check_shapes, check_weight_shape
 from prl_keras.models.configuration import most_kept
@@ -135,8 +135,7 @@ class RecomputePass(Pass):
         )
         kept_batch = batch._replace(x=x, y=y, sample_weight=sample_weight)
         kept = TapePass(self.model, self.network, kept_batch)
-        reduction = getattr(self.loss, "reduction", "sum_over_batch_size")
-        if reduction not in ("sum", "none", None):
+        if loss_kinds.is_mean(self.loss):
             # Keras takes the mean over the kept; "mean_with_sample_weight" divides the factor out again.
             share = tf.math.divide_no_nan(kept.counted_losses(kept_batch), self.counted_losses(batch))
             factors = share if factors is None else share * factors

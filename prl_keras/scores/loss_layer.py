@@ -92,9 +92,8 @@ def _norm_of_softmax(part):
     check_shapes(*part[:3])
     y_pred = part.y_pred if hidden_logits(part.y_pred) is None else hidden_logits(part.y_pred)
     logits = tf.cast(y_pred, tf.float32)
-    labels = tf.cast(
-        keras.ops.convert_to_tensor(part.y_true, "float32"), tf.int64
-    )  # as Keras's loss takes them
+    # As Keras's loss takes them, so that TensorFlow computes both once.
+    labels = tf.cast(keras.ops.convert_to_tensor(part.y_true, "float32"), tf.int64)
     labels = labels if len(labels.shape) == 1 else tf.reshape(labels, [-1])
     rows = logits if len(logits.shape) == 2 else tf.reshape(logits, [-1, logits.shape[-1]])
     _, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=rows, labels=labels)
@@ -106,9 +105,7 @@ def _norm_of_softmax(part):
     number = (
         tf.cast(tf.reduce_prod(tf.shape(norms)[1:]), tf.float32) if counts is None else number_counted(counts)
     )
-    squares = mean_of_counted(
-        tf.square(norms), counts
-    )  # of a mean of n losses each gradient is 1 / n of its own
+    squares = mean_of_counted(tf.square(norms), counts)  # of a mean of n, each is 1 / n of its own gradient
     return tf.sqrt(tf.math.divide_no_nan(squares, number))
 
 
