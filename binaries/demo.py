@@ -1,31 +1,25 @@
-"""Four methods on handwritten digits of which half carry a wrong label: a table and a picture.
+"""Trains four methods on handwritten digits with half of the labels wrong; writes a table and a picture.
 
 python -m binaries.demo
 """
 
-import os
+from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from absl import flags
 
-from absl import app, flags
+from binaries import door
+from prl_keras.experiments.programs.demo import compare
 
-from prl_keras.experiments.demo import compare
-
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/demo", "Folder of the four runs, table and picture.")
-_EPOCHS = flags.DEFINE_integer("epochs", 40, "Passes over the training data.", lower_bound=1)
-_EPSILON = flags.DEFINE_float("epsilon", 0.5, "Fraction of wrong labels, in (0, 1).")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a demo that is there.")
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with a demo that was interrupted.")
+flags.DEFINE_string("output_dir", "runs/demo", "Folder of the four runs, table and picture.")
+flags.DEFINE_integer("epochs", 40, "Passes over the training data.", lower_bound=1)
+flags.DEFINE_float("epsilon", 0.5, "Fraction of wrong labels, in (0, 1).")
+flags.DEFINE_bool("overwrite", False, "Replace a demo that is there.")
+flags.DEFINE_bool("resume", False, "Go on with a demo that was interrupted.")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like --epochs=40.")
-    try:
-        compare(_OUTPUT_DIR.value, _EPOCHS.value, _EPSILON.value, _OVERWRITE.value, _RESUME.value)
-    except (ValueError, OSError) as error:
-        raise app.UsageError(str(error)) from error
+def demo(**options: Any) -> None:
+    compare(**options)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    door.run(demo, "--epochs=40")

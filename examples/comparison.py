@@ -1,9 +1,10 @@
-"""What the examples share: runs over methods and seeds, and a table of mean and standard deviation."""
+"""Shared by the examples: runs over methods and seeds, and a table of means and standard deviations."""
 
 import pathlib
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from absl import app, flags
@@ -13,12 +14,18 @@ SMOKE = flags.DEFINE_bool("smoke", False, "Two methods and less work: a try that
 OUTPUT = flags.DEFINE_string("output", None, "Markdown file for the table, with the command and the setting.")
 
 
-def compare(name, argv, methods, run, setting):
-    """Prints what `run(method, seed)` gives, a dict of column and number, and a table of it at the end.
+def compare(
+    name: str,
+    argv: Sequence[str],
+    methods: Sequence[str],
+    run: Callable[[str, int], Mapping[str, float]],
+    setting: str,
+) -> None:
+    """Prints the result of each `run(method, seed)`, a dict of column and number, and finally a table.
 
     Args:
-        name: Of the example's module in examples/.
-        argv: As `main` got it.
+        name: Name of the example's module in examples/.
+        argv: The arguments of `main`.
         methods: Names, in the order of the rows.
         run: A function of `(method, seed)`.
         setting: One paragraph for the head of the file of `--output`.
@@ -27,7 +34,8 @@ def compare(name, argv, methods, run, setting):
         raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like --seeds=5.")
     if SMOKE.value:
         methods = [method for method in methods if method in ("plain", "PRL(L)", "PRL(L), unit=element")]
-    start, runs = time.time(), {method: [] for method in methods}
+    start = time.time()
+    runs: dict[str, list[Mapping[str, float]]] = {method: [] for method in methods}
     for seed in range(SEEDS.value):
         for method in methods:
             runs[method].append(run(method, seed))

@@ -1,17 +1,19 @@
-"""A language model of KerasHub, fine-tuned with LoRA on texts in which every fifth token is noise.
+"""Fine-tunes a KerasHub language model with LoRA on texts in which every fifth token is noise.
 
 pip install -r requirements-text.txt
 python -m examples.finetune_language_model
 python -m examples.finetune_language_model --preset=gpt2_base_en
 
-A small GPT-2 first learns texts about animals that do anything, then, with LoRA on a frozen backbone, that
-each animal has habits of its own. In these second texts a fifth of the tokens is replaced by random ones.
-KerasHub's preprocessor gives next-token labels, and weights `[batch, steps]` of 0 for padding, which is
-neither ranked nor counted. One should see that `unit="element"` ends with a lower loss on clean texts, that
-nine in ten of the labels it suspects most are noise, and that a saved and loaded model predicts the same.
+A small GPT-2 first learns texts about animals that do anything. Then, with LoRA on a frozen backbone, it
+learns that each animal has its own habits. In these second texts random tokens replace a fifth of the tokens.
+KerasHub's preprocessor gives next-token labels, and weights `[batch, steps]` that are 0 for padding, which is
+neither ranked nor counted. Expect a lower loss on clean texts with `unit="element"`, noise in nine of ten
+labels that it suspects most, and equal predictions from a saved and loaded model.
 """
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -35,8 +37,8 @@ PLACES, TIMES = "forest river field garden cave meadow", "night dawn noon dusk"
 HABITS = [group.split() for group in (DEEDS, FOODS, PLACES, TIMES, PLACES, TIMES)]
 
 
-def make_texts(count, habits, rng):
-    """Texts of 9 or 18 words; `habits[animal]` are the numbers of its habits, or `habits` is None for any."""
+def make_texts(count: int, habits: np.ndarray | None, rng: np.random.Generator) -> list[str]:
+    """Texts of 9 or 18 words. `habits[animal]` has the numbers of its habits; with None they are random."""
     texts = []
     for animal in rng.integers(8, size=count):
         chosen = rng.integers(99, size=len(HABITS)) if habits is None else habits[animal]
@@ -46,8 +48,8 @@ def make_texts(count, habits, rng):
     return texts
 
 
-def make_network():
-    """-> (causal language model that takes token ids, preprocessor that makes them and the labels)."""
+def make_network() -> tuple[keras.Model, Any]:
+    """(causal language model of token ids, preprocessor that makes them and the labels)."""
     lm = keras_hub.models
     if PRESET.value:
         preprocessor = lm.CausalLMPreprocessor.from_preset(PRESET.value, sequence_length=2 * LENGTH)
@@ -62,15 +64,17 @@ def make_network():
     return lm.GPT2CausalLM(backbone), lm.GPT2CausalLMPreprocessor(tokenizer, LENGTH)
 
 
-def train(network, rule, rate, epochs, x, y, weight):
+def train(
+    network: keras.Model, rule: Any, rate: float, epochs: int, x: Any, y: np.ndarray, weight: np.ndarray
+) -> keras.Model:
     model = prl.RobustModel(network, rule=rule, unit="element")
     model.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, BATCH, sample_weight=weight, epochs=epochs, verbose=0)
     return model
 
 
-def run(method, seed):
-    """-> loss on clean test texts, and how well the scores find the noise among the training labels."""
+def run(method: str, seed: int) -> dict[str, float]:
+    """Loss on clean test texts, and how well the scores find the noise among the training labels."""
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
     network, preprocessor = make_network()
@@ -92,7 +96,7 @@ def run(method, seed):
 
     scores, is_noise = prl.score_examples(model, (x, y, weight), unit="element"), (y != true_y)[weight]
     with tempfile.TemporaryDirectory() as folder:
-        model.save(f"{folder}/model.keras")  # LoRA goes into the kernels; to train on, enable it anew
+        model.save(f"{folder}/model.keras")  # merges LoRA into the kernels; to train further, enable it again
         loaded = keras.saving.load_model(f"{folder}/model.keras")
     before, after = (each.predict(test_x, verbose=0) for each in (model, loaded))
     return {
@@ -102,7 +106,7 @@ def run(method, seed):
     }
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     comparison.compare("finetune_language_model", argv, METHODS, run, SETTING)
 
 

@@ -1,14 +1,15 @@
-"""Rows with eleven yes-or-no labels each, of which a fifth is flipped: single labels dropped.
+"""Drops single labels of rows with eleven yes-or-no labels each, of which a fifth is flipped.
 
 python -m examples.label_rows
 
-scikit-learn's 8 x 8 handwritten digits, each with the seven segments of a calculator's display and four
-properties of the number as labels; every label is flipped with probability 0.2. One should see that plain
-training learns the flipped ones by heart. Hardly a row is clean, so dropping whole rows helps little.
-`unit="element"` drops single labels: it ends far above the others, and its scores find the flipped labels.
+The rows are scikit-learn's 8 x 8 handwritten digits. Their labels are the seven segments of a calculator's
+display and four properties of the number. Every label is flipped with probability 0.2. Expect plain training
+to memorise the flipped labels. Hardly a row is clean, so dropping whole rows helps little. `unit="element"`
+drops single labels: it ends far above the others, and its scores find the flipped labels.
 """
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -41,8 +42,8 @@ LABELS = np.array([
 ])  # fmt: skip
 
 
-def run(method, seed):
-    """-> accuracy on clean test labels, and average precision of finding the flipped training labels."""
+def run(method: str, seed: int) -> dict[str, float]:
+    """Accuracy on clean test labels, and average precision of finding the flipped training labels."""
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
     epochs = 60 if comparison.SMOKE.value else 100
@@ -66,7 +67,7 @@ def run(method, seed):
     model.fit(x[:TRAINING], y, batch_size=BATCH, epochs=epochs, verbose=0)
 
     guess = network.predict(x[TRAINING:], verbose=0) > 0.5
-    scorer = prl.RobustModel(network, unit="element")  # the same score for all, whatever was trained
+    scorer = prl.RobustModel(network, unit="element")  # the same score for all methods
     scorer.compile(loss="binary_crossentropy")
     scores = prl.score_examples(scorer, (x[:TRAINING], y), unit="element")
     return {
@@ -75,7 +76,7 @@ def run(method, seed):
     }
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     comparison.compare("label_rows", argv, METHODS, run, SETTING)
 
 

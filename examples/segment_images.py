@@ -1,15 +1,16 @@
-"""Segmenting images of which a fifth of the pixels is labelled wrong: single pixels dropped.
+"""Drops single pixels when segmenting images with a fifth of the training pixels labelled wrong.
 
 python -m examples.segment_images
 
 Images of 32 x 32 show bright discs and dark rectangles on a textured ground. In every training mask whole
-regions carry another class, about 20% of all pixels. One should see that plain training learns regions by
-heart, which costs accuracy on clean test masks. Dropping whole images helps some, though none is clean.
-`unit="element"` drops the most suspect pixels of every batch, wherever they are: it loses least, and its
-scores find most of the wrong pixels.
+regions carry another class, about 20% of all pixels. Expect plain training to memorise regions, which costs
+accuracy on clean test masks. Dropping whole images helps a little, though no image is clean. `unit="element"`
+drops the most suspect pixels of every batch, in any image: it loses least, and its scores find most of the
+wrong pixels.
 """
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -30,8 +31,8 @@ SETTING = (
 )
 
 
-def make_images(count, rng):
-    """-> (images float32 `[count, 32, 32, 1]`, masks int32 `[count, 32, 32]`: ground, disc or rectangle)."""
+def make_images(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(images float32 `[count, 32, 32, 1]`, masks int32 `[count, 32, 32]`: ground, disc or rectangle)."""
     row, column = np.mgrid[:SIZE, :SIZE]
     images, masks = np.zeros((count, SIZE, SIZE, 1), "float32"), np.zeros((count, SIZE, SIZE), "int32")
     for image, mask in zip(images, masks):
@@ -45,8 +46,8 @@ def make_images(count, rng):
     return images, masks
 
 
-def spoil(masks, rng):
-    """-> (masks in which random boxes carry the next class or the one after it, where that is so)."""
+def spoil(masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(masks with another class in random boxes; bool, where it is wrong)."""
     masks, is_wrong = masks.copy(), np.zeros(masks.shape, bool)
     for mask, wrong in zip(masks, is_wrong):
         while wrong.mean() < EPSILON:
@@ -57,7 +58,7 @@ def spoil(masks, rng):
     return masks, is_wrong
 
 
-def make_network():
+def make_network() -> keras.Model:
     def convolve(x, filters):
         for _ in range(2):
             x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
@@ -73,8 +74,8 @@ def make_network():
     return keras.Model(inputs, keras.layers.Conv2D(CLASSES, 1)(x))
 
 
-def run(method, seed):
-    """-> accuracy and IoU on clean test masks, and average precision of finding the wrong training pixels."""
+def run(method: str, seed: int) -> dict[str, float]:
+    """Accuracy and IoU on clean test masks, and average precision of finding the wrong training pixels."""
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
     count, epochs = (48, 45) if comparison.SMOKE.value else (160, 60)
@@ -92,7 +93,7 @@ def run(method, seed):
     guess = network.predict(test_images, verbose=0).argmax(axis=-1)
     both = [((guess == c) & (test_masks == c)).sum() for c in range(CLASSES)]
     either = [((guess == c) | (test_masks == c)).sum() for c in range(CLASSES)]
-    scorer = prl.RobustModel(network, unit="element")  # the same score for all, whatever was trained
+    scorer = prl.RobustModel(network, unit="element")  # the same score for all methods
     scorer.compile(loss=loss)
     scores = prl.score_examples(scorer, (images, masks), batch_size=40, unit="element")
     return {
@@ -102,7 +103,7 @@ def run(method, seed):
     }
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     comparison.compare("segment_images", argv, METHODS, run, SETTING)
 
 

@@ -1,14 +1,15 @@
-"""Tagging sequences of which a fifth of the tags is wrong: whole sequences or single tokens dropped.
+"""Drops whole sequences or single tokens when tagging sequences with a fifth of the tags wrong.
 
 python -m examples.tag_sequences
 
-Half of the words of a made-up language have two tags, and the next word says which. Sequences differ in
-length and are padded with 0, which the embedding masks. A fifth of the tags is wrong, and hardly a sequence
-has none. One should see that plain training learns wrong tags by heart and ends low on clean test sequences.
-Dropping whole sequences does not help. Dropping single tokens does, and its scores find the wrong ones.
+Half of the words of a made-up language have two tags, and the next word decides between them. Sequences
+differ in length and are padded with 0, which the embedding masks. A fifth of the tags is wrong, and hardly a
+sequence is clean. Expect plain training to memorise wrong tags and end low on clean test sequences. Dropping
+whole sequences does not help. Dropping single tokens does, and its scores find the wrong ones.
 """
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -30,16 +31,18 @@ SETTING = (
 )
 
 
-def make_language(rng):
-    """int `[words, 2]`: the tags of each word, the second one if an odd word follows; word 0 is padding."""
+def make_language(rng: np.random.Generator) -> np.ndarray:
+    """int `[words, 2]`: the tags of each word; the second applies before an odd word. Word 0 is padding."""
     tags = rng.integers(TAGS, size=(WORDS, 2))
     is_certain = rng.random(WORDS) < 0.5
     tags[is_certain, 1] = tags[is_certain, 0]
     return tags
 
 
-def make_sequences(language, count, rng):
-    """-> (words, tags), int32 `[count, length]`, padded with 0."""
+def make_sequences(
+    language: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(words, tags), int32 `[count, length]`, padded with 0."""
     chance = 1 / (10 + np.arange(1, WORDS))  # a few words are frequent, most are rare
     words = 1 + rng.choice(WORDS - 1, size=(count, LENGTH), p=chance / chance.sum())
     words[np.arange(LENGTH) >= rng.integers(8, LENGTH + 1, size=(count, 1))] = 0
@@ -48,7 +51,7 @@ def make_sequences(language, count, rng):
     return words.astype("int32"), tags.astype("int32")
 
 
-def make_network():
+def make_network() -> keras.Model:
     return keras.Sequential(
         [
             keras.layers.Embedding(WORDS, 64, mask_zero=True),
@@ -58,7 +61,7 @@ def make_network():
     )
 
 
-def make_model(method, ramp_steps):
+def make_model(method: str, ramp_steps: int) -> keras.Model:
     rule = prl.Trim(prl.linear_ramp(EPSILON, ramp_steps))
     if method == "plain":
         return make_network()
@@ -67,8 +70,8 @@ def make_model(method, ramp_steps):
     return prl.RobustModel(make_network(), rule=rule, unit=method.split("=")[1])
 
 
-def run(method, seed):
-    """-> clean accuracy on test tokens, and average precision of finding the wrong training tokens."""
+def run(method: str, seed: int) -> dict[str, float]:
+    """Accuracy on clean test tokens, and average precision of finding the wrong training tokens."""
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
     language = make_language(rng)
@@ -89,7 +92,7 @@ def run(method, seed):
     pair = isinstance(model, prl.CoTeachingModel)
     network = model.network_a if pair else getattr(model, "network", model)
     guess = network.predict(test_words, verbose=0).argmax(axis=-1)
-    if not pair:  # the same score for all, whatever the unit that was trained with
+    if not pair:  # the same score for all methods
         model = prl.RobustModel(network, unit="element")
         model.compile(loss=loss)
     scores = prl.score_examples(model, (words, tags), unit="element")  # NaN where there is padding
@@ -99,7 +102,7 @@ def run(method, seed):
     }
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     comparison.compare("tag_sequences", argv, METHODS, run, SETTING)
 
 

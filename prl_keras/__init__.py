@@ -1,7 +1,7 @@
 """Training Keras models that survive wrong labels.
 
-A robust method is a rule that writes `sample_weight`: score each example of the batch, turn the
-scores into weights, take the ordinary step on the weighted loss. After "Provable Robust Learning for
+A robust method is a rule that writes `sample_weight`: score each example of the batch, turn the scores
+into weights, take the ordinary step on the weighted loss. It implements "Provable Robust Learning for
 Deep Neural Networks under Agnostic Corrupted Supervision".
 """
 
@@ -18,10 +18,11 @@ from prl_keras.methods import METHODS, Method, build
 from prl_keras.models.co_teaching import CoTeachingModel
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.rules.clip_norm import ClipNorm
+from prl_keras.rules.epsilon import linear_ramp
 from prl_keras.rules.keep_lowest import KeepLowest
-from prl_keras.rules.schedules import linear_ramp
 from prl_keras.rules.trim import Trim
 from prl_keras.scores.batch_mixing import BatchMixingError
+from prl_keras.version import __version__
 
 __all__ = [
     "METHODS",
@@ -38,6 +39,7 @@ __all__ = [
     "SelectionQuality",
     "SelectionRecord",
     "Trim",
+    "__version__",
     "audit",
     "build",
     "check",

@@ -3,36 +3,48 @@
     labels  [n] or [n, 1], integer   symmetric, pairflip
     targets [n, q], floating         linadv, signflip, uninoise, pairflip, mixture
 
-Every kind proposes one wrong value for each example; `corrupt` then chooses who takes it.
+Every kind proposes one wrong value for each example; `corrupt` then chooses the examples that take it.
 """
 
-import numbers
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from prl_keras.validate import is_integer, is_number
 
 LABEL_KINDS = ("symmetric", "pairflip")
 TARGET_KINDS = ("linadv", "signflip", "uninoise", "pairflip", "mixture")
 
 # Five facial landmarks, x then y: left eye (0, 1), right eye (2, 3), nose (4, 5), left mouth
-# corner (6, 7), right mouth corner (8, 9). Left and right trade places, the nose stays.
+# corner (6, 7), right mouth corner (8, 9). Left and right swap, the nose stays.
 _LANDMARK_PAIRS = ((0, 2), (1, 3), (6, 8), (7, 9))
 
 
 class Corrupted(NamedTuple):
-    """What `corrupt` returns: the new targets and the truth about which of them are wrong.
+    """The result of `corrupt`: the new targets, and which of them are wrong.
 
     Attributes:
-        targets: array with the shape and dtype of the targets given.
-        is_corrupted: bool `[n]`, True where the target was changed. For measuring only: no
-            training method may see it.
+        targets: array with the shape and dtype of the given targets.
+        is_corrupted: bool `[n]`, True where the target was changed. Only for measuring: no training
+            method may see it.
     """
 
     targets: np.ndarray
     is_corrupted: np.ndarray
 
 
-def corrupt(kind, targets, epsilon, rng, features=None, *, num_classes=None, pairs=None, exact=True):
+def corrupt(
+    kind: str,
+    targets: Any,
+    epsilon: float,
+    rng: np.random.Generator | int,
+    features: Any = None,
+    *,
+    num_classes: int | None = None,
+    pairs: Sequence[tuple[int, int]] | np.ndarray | None = None,
+    exact: bool = True,
+) -> Corrupted:
     """Replaces a fraction epsilon of the targets by wrong ones.
 
     Labels y in {0, ..., C - 1}:
@@ -40,11 +52,11 @@ def corrupt(kind, targets, epsilon, rng, features=None, *, num_classes=None, pai
         symmetric   y -> a class drawn uniformly from the C - 1 others
         pairflip    y -> (y + 1) mod C
 
-    Targets y in R^q, features x in R^p (any further axes flattened):
+    Targets y in R^q, features x in R^p (further axes are flattened):
 
         linadv      y -> W^T x,  W `[p, q]` standard normal, one draw per call
         signflip    y -> -y
-        uninoise    y_j -> uniform on [min_i y_ij, max_i y_ij], each coordinate j on its own
+        uninoise    y_j -> uniform on [min_i y_ij, max_i y_ij], each coordinate j independently
         pairflip    y_i <-> y_j for every (i, j) in `pairs`
         mixture     each example takes one of the four above, drawn uniformly
 
@@ -53,29 +65,29 @@ def corrupt(kind, targets, epsilon, rng, features=None, *, num_classes=None, pai
           `is_corrupted` marks exactly those; they are chosen uniformly without replacement among
           the examples whose proposal differs. (1e-6 undoes rounding: 0.29 * 100 is 28.99...96.)
         * `exact=False`: each label is corrupted independently with probability epsilon.
-        * The result is a function of the arguments and `rng` alone. With the same seed, the
-          examples corrupted at a smaller epsilon stay corrupted, to the same value, at a larger.
-        * The arrays given are neither changed nor shared with the result.
+        * The result depends only on the arguments and `rng`. With the same seed, the examples
+          corrupted at a smaller epsilon stay corrupted, to the same value, at a larger epsilon.
+        * The given arrays are neither changed nor shared with the result.
 
     Args:
         kind: one of `LABEL_KINDS` for labels, of `TARGET_KINDS` for regression targets.
         targets: integer `[n]` or `[n, 1]` (labels), or floating `[n, q]`, finite (regression).
         epsilon: number in [0, 1), the fraction to corrupt.
-        rng: `np.random.Generator` (drawn from, so a second call differs) or an int seed >= 0.
-        features: `[n, ...]`, finite; needed by linadv and mixture, not read by the others.
+        rng: `np.random.Generator` (which advances, so a second call differs) or an int seed >= 0.
+        features: `[n, ...]`, finite; required by linadv and mixture, unused by the others.
         num_classes: C >= 2. Defaults to the largest label plus one. Labels only.
-        pairs: disjoint pairs of coordinates in [0, q) for pairflip and mixture. Defaults, for
-            q = 10, to left <-> right eye and left <-> right mouth corner of CelebA's landmarks,
-            for any other q >= 2 to (0, 1), (2, 3), ...; an odd last coordinate stays.
+        pairs: disjoint pairs of coordinates in [0, q) for pairflip and mixture. For q = 10 the
+            default is left <-> right eye and left <-> right mouth corner of CelebA's landmarks; for
+            any other q >= 2 it is (0, 1), (2, 3), ..., and an odd last coordinate does not change.
         exact: whether the number of corrupted examples is fixed; False is for labels only.
 
     Returns:
         `Corrupted(targets, is_corrupted)`.
 
     Raises:
-        TypeError: targets, pairs or rng of a wrong type.
-        ValueError: another argument outside the above, or too few examples that the kind can
-            change (signflip of zeros).
+        TypeError: if targets, pairs or rng have a wrong type.
+        ValueError: if another argument is out of range, or the kind can change too few examples
+            (signflip of zeros).
 
     Source: section 6 of "Learning Deep Neural Networks under Agnostic Corrupted Supervision"
     (kinds); Han et al. 2018, "Co-teaching", section 4 (independent draws, pair and symmetry).
@@ -174,7 +186,7 @@ def _count_classes(labels, num_classes):
     classes = num_classes
     if num_classes is None:
         classes = int(labels.max()) + 1 if labels.size else 2
-    elif not _is_integer(num_classes) or num_classes < 2:
+    elif not is_integer(num_classes) or num_classes < 2:
         raise ValueError(f"num_classes={num_classes!r} must be an integer >= 2, or None.")
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if outside.size:
@@ -187,10 +199,6 @@ def _count_classes(labels, num_classes):
     if classes - 1 > np.iinfo(labels.dtype).max:
         raise ValueError(f"dtype {labels.dtype} cannot hold class {classes - 1}: use int64.")
     return classes
-
-
-def _is_integer(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _check_targets(targets):
@@ -232,18 +240,17 @@ def _check_kind(kind, is_label):
 
 
 def _check_epsilon(epsilon):
-    is_number = isinstance(epsilon, numbers.Real) and not isinstance(epsilon, bool)
-    if not (is_number and 0 <= epsilon < 1):  # a NaN fails the comparison too
+    if not (is_number(epsilon) and 0 <= epsilon < 1):  # a NaN fails the comparison too
         needed = "a number in [0, 1), the fraction to corrupt"
         raise ValueError(f"epsilon={epsilon!r} must be {needed}: write 0.3 for 30 percent.")
-    # By its shortest decimal: numpy.float32(0.7) means 0.7, not 0.69999999.
+    # The shortest decimal: numpy.float32(0.7) means 0.7, not 0.69999999.
     return float(str(epsilon) if isinstance(epsilon, np.floating) else epsilon)
 
 
-def _check_rng(rng):
+def _check_rng(rng: Any) -> np.random.Generator:
     if isinstance(rng, np.random.Generator):
         return rng
-    if not _is_integer(rng):
+    if not is_integer(rng):
         needed = "a np.random.Generator or an int seed, so that the corruption can be repeated"
         raise TypeError(f"rng={rng!r} must be {needed}: write rng=0.")
-    return np.random.default_rng(int(rng))  # refuses a negative seed
+    return np.random.default_rng(int(rng))  # rejects a negative seed

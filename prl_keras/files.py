@@ -1,4 +1,4 @@
-"""Files that are either there whole or not at all."""
+"""Atomic file writes, a lock on a folder, and JSON files."""
 
 import contextlib
 import fcntl
@@ -7,24 +7,26 @@ import math
 import os
 import pathlib
 import uuid
+from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Gives a temporary path beside `path`, and moves it there when the block ends without error.
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path`, and moves it there if the block ends without an error.
 
-    The temporary name begins with ".unfinished." and is this call's own, whatever other processes write.
+    The temporary name begins with ".unfinished." and is unique to this call, whatever other processes write.
 
     Raises:
-        OSError: naming the path, if it cannot be written: the disk is full, or the folder read-only.
+        OSError: with the path, if it cannot be written: the disk is full, or the folder read-only.
     """
     path = pathlib.Path(path)
-    # In front: writers look at the ending.
+    # A prefix, because writers look at the suffix.
     temporary = path.with_name(f".unfinished.{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # h5py's of a full disk may be either
+    except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
         raise OSError(
             f"{path} cannot be written: {error}. What was there before is whole. Make room, or take another "
             "folder."
@@ -35,11 +37,11 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def locked(directory):
-    """Holds a folder, which exists, for this process alone while the block runs.
+def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds an existing folder for this process alone while the block runs.
 
-    The lock is the operating system's, on the folder itself: it leaves no file, and ends with the process,
-    killed or not. Where a file system has no locks there is none.
+    The operating system locks the folder itself: the lock leaves no file, and ends with the process, even
+    a killed one. On a file system without locks nothing is locked.
 
     Raises:
         FileExistsError: if another process holds it.
@@ -60,17 +62,17 @@ def locked(directory):
         os.close(descriptor)
 
 
-def write_json(path, value, indent=2):
+def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:
     """Writes `value` as JSON, atomically; NaN and infinities become null."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path):
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of a JSON file.
 
     Raises:
-        ValueError: naming the file, if it is not JSON.
+        ValueError: with the path, if the file is not JSON or has no fields.
     """
     try:
         value = json.loads(pathlib.Path(path).read_text())

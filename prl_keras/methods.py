@@ -1,4 +1,4 @@
-"""The twelve methods of the paper's comparison, each a row: score, rule, exchange, and what else.
+"""The twelve methods of the paper's comparison, each a row: score, rule, exchange, loss, optimizer.
 
 A new method is a new row here, and at most one new function.
 """
@@ -8,7 +8,8 @@ import inspect
 import math
 import numbers
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,8 +22,8 @@ from prl_keras.models.co_teaching import CoTeachingModel
 from prl_keras.models.exchanges import EXCHANGES
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.rules.clip_norm import ClipNorm
+from prl_keras.rules.epsilon import check_epsilon, linear_ramp
 from prl_keras.rules.keep_lowest import KeepLowest
-from prl_keras.rules.schedules import check_epsilon, linear_ramp
 from prl_keras.rules.trim import Trim
 
 _BOTH = ("classification", "regression")
@@ -44,31 +45,31 @@ class Method:
     Attributes:
         name: The name in `METHODS`.
         title: The paper's name.
-        score: How suspect an example is, or None.
-        rule: Function of `(epsilon, *, option=default, ...)` that gives the rule, or None. Only keyword-only
-            arguments are options of `build`; so it is for `loss` and `optimizer`.
+        score: The name of the score, or None.
+        rule: Function of `(epsilon, *, option=default, ...)` that returns the rule, or None. Its keyword-only
+            arguments are options of `build`, as are those of `loss` and `optimizer`.
         exchange: A name in `models.exchanges.EXCHANGES` for two networks, None for one.
-        loss: Function of `(loss, *, ...)` that gives the loss trained on, or None for the given one.
-        optimizer: Function of `(optimizer, *, ...)` that gives the optimizer, or None for the given one.
+        loss: Function of `(loss, *, ...)` that returns the loss to train on, or None for the given one.
+        optimizer: Function of `(optimizer, *, ...)` that returns the optimizer, or None for the given one.
         tasks: "classification", "regression" or both.
     """
 
     name: str
     title: str
     score: str | None = None
-    rule: Callable | None = None
+    rule: Callable[..., Any] | None = None
     exchange: str | None = None
-    loss: Callable | None = None
-    optimizer: Callable | None = None
+    loss: Callable[..., Any] | None = None
+    optimizer: Callable[..., keras.optimizers.Optimizer] | None = None
     tasks: tuple[str, ...] = _BOTH
 
     @property
-    def drops_a_fraction(self):
-        """Whether epsilon means anything to it."""
+    def drops_a_fraction(self) -> bool:
+        """Whether the method uses epsilon."""
         return self.rule is not None and hasattr(self.rule(0.1), "epsilon")
 
     @property
-    def options(self):
+    def options(self) -> dict[str, Any]:
         """Names and defaults of the method's own hyperparameters, for `build`."""
         return {
             name: parameter.default
@@ -116,7 +117,7 @@ def _clipped_optimizer(optimizer, *, max_norm=1.0):
     return type(optimizer).from_config({**config, "clipnorm": None, "clipvalue": None})
 
 
-METHODS = types.MappingProxyType(
+METHODS: Mapping[str, Method] = types.MappingProxyType(
     {
         method.name: method
         for method in (
@@ -137,31 +138,42 @@ METHODS = types.MappingProxyType(
 )
 
 
-def build(method, make_network, *, epsilon, loss, optimizer, metrics=(), ramp_steps=0, **options):
+def build(
+    method: str,
+    make_network: Callable[[], keras.Model],
+    *,
+    epsilon: float | str | keras.optimizers.schedules.LearningRateSchedule,
+    loss: Any,
+    optimizer: Any,
+    metrics: Sequence[Any] | str = (),
+    ramp_steps: int = 0,
+    **options: Any,
+) -> keras.Model:
     """A compiled model that trains by `method`.
 
     Args:
         method: A name in `METHODS`.
-        make_network: Function without arguments that gives a fresh Keras model; a pair calls it twice
-            and needs different initial weights.
+        make_network: Function without arguments that returns a fresh Keras model. For a pair it is called
+            twice and must return different initial weights.
         epsilon: Fraction to drop, in `[0, 1)`, a schedule of the optimizer step, or "auto" for
-            `EstimatedEpsilon(ramp_steps)`. Methods that drop no fraction check it and do not use it.
-        loss: The task's loss; "huber" and "bootstrap" put their own in its place.
+            `EstimatedEpsilon(ramp_steps)`. Methods that drop no fraction check it but do not use it.
+        loss: The task's loss; "huber" and "bootstrap" replace it by their own.
         optimizer: A Keras optimizer or its name. Each call makes its own copy.
         metrics: Keras metrics.
-        ramp_steps: If positive, epsilon rises linearly from 0 over so many steps (`linear_ramp`); for "auto"
-            the warm-up.
-        **options: The method's own (`METHODS[method].options`), `recompute`, `microbatch_size` and `unit` as
-            in `RobustModel` (methods without a score have no use for them), and arguments of `compile` such
+        ramp_steps: If positive, epsilon rises linearly from 0 over this number of optimizer steps
+            (`linear_ramp`); for "auto" it is the warm-up.
+        **options: The method's own options (`METHODS[method].options`), `recompute`, `microbatch_size` and
+            `unit` as in `RobustModel` (unused by methods without a score), and arguments of `compile` such
             as `jit_compile`.
 
     Returns:
-        A `RobustModel`, a `CoTeachingModel`, or for methods without a score a plain `keras.Model`; in the
-        scope of a `tf.distribute` strategy, where Keras's own `fit` may fail (`keras_gaps.replicas`), a
-        `RobustModel` with `score=None`.
+        A `RobustModel`, or a `CoTeachingModel` if the method has an exchange. A method with neither score
+        nor exchange returns a plain `keras.Model`; in the scope of a `tf.distribute` strategy, where Keras's
+        own `fit` may fail (`keras_gaps.replicas`), it returns a `RobustModel` with `score=None`.
 
     Raises:
-        ValueError: for an unknown method or option, or a loss that does not suit the method.
+        ValueError: for an unknown method or option, an invalid argument, or a loss that does not suit the
+            method.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; write one of {', '.join(METHODS)}.")
@@ -215,7 +227,7 @@ def _schedule(epsilon, ramp_steps):
                 "take to learn their classes, such as those of 10 epochs."
             )
         return EstimatedEpsilon(ramp_steps)
-    check_epsilon(epsilon)  # for every method alike
+    check_epsilon(epsilon)  # for every method
     if not ramp_steps:
         return epsilon
     if not isinstance(epsilon, numbers.Real):
@@ -224,5 +236,5 @@ def _schedule(epsilon, ramp_steps):
 
 
 def _chosen(part, options):
-    """Those of the options that this part of the method takes."""
+    """The options that this part of the method takes."""
     return {name: options[name] for name in inspect.signature(part).parameters if name in options}

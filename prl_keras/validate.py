@@ -1,10 +1,12 @@
-"""Checks of a single argument: the error names it, says what was given and what to write."""
+"""Checks of a single argument: the error gives its name, the value and what to write instead."""
 
 import numbers
+from collections.abc import Mapping
+from typing import Any
 
 
-def check_fraction(name, value):
-    """Refuses anything but a number in `[0, 1)`.
+def check_fraction(name: str, value: Any) -> None:
+    """Rejects anything but a number in `[0, 1)`.
 
     Raises:
         ValueError: with the value and an example.
@@ -17,24 +19,27 @@ def check_fraction(name, value):
         )
 
 
-def check_count(name, value, lowest=1):
-    """Refuses anything but a whole number of at least `lowest`.
-
-    Raises:
-        ValueError: with the value.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < lowest:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {lowest}.")
-
-
-def check_integer(name, value, smallest):
-    """`value` as an int, or a ValueError if it is not an integer >= `smallest`."""
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < smallest:
-        raise ValueError(f"{name}={value!r} must be an integer >= {smallest}.")
+def check_integer(name: str, value: Any, smallest: int = 1) -> int:
+    """`value` as an int; a ValueError with name and value if it is not an integer >= `smallest`."""
+    if not is_integer(value) or value < smallest:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {smallest}.")
     return int(value)
 
 
-def is_number(value):
-    """Whether a value is a real number; True and False are none."""
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, of Python or NumPy; True and False are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """What of `given` is saved with another value, such as "seed was 0, is now 1"; "" if nothing is."""
+    return "; ".join(
+        f"{name} was {saved.get(name)!r}, is now {value!r}"
+        for name, value in given.items()
+        if saved.get(name) != value
+    )

@@ -156,3 +156,10 @@ class TestBootstrap:
     def test_survives_serialization(self):
         loss = keras.losses.deserialize(keras.losses.serialize(prl.Bootstrap(beta=0.6, from_logits=True)))
         assert (loss.beta, loss.from_logits) == (0.6, True)
+
+
+def test_replaced_losses_keep_the_reduction():
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    built = prl.build("huber", make_network, epsilon=0.0, loss=loss, optimizer="sgd")
+    assert built.loss.reduction == "sum"
+    assert build("spl", metrics="accuracy").compiled

@@ -1,1 +1,1 @@
-"""Which examples are wrong: scores, records and predictions of a data set, and the table made of them."""
+"""Which examples are wrong: scores, records and predictions for a data set, and the table made from them."""

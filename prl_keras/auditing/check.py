@@ -1,5 +1,6 @@
-"""A pre-flight list for a user's own model: what of the training to come would go wrong, before it does."""
+"""A pre-flight check of a user's model: what would go wrong in training, and how to fix it."""
 
+import contextlib
 import dataclasses
 import itertools
 import typing
@@ -28,7 +29,7 @@ _RARE = 0.25  # of the mean size of a class
 
 
 class Line(typing.NamedTuple):
-    """One line of the list: `topic`, whether it `is_ok`, and in `text` what was found, or what to do."""
+    """One line of the report: its `topic`, whether it `is_ok`, and the finding or the fix in `text`."""
 
     topic: str
     is_ok: bool
@@ -37,41 +38,41 @@ class Line(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check` found; `str(report)` is its text.
+    """The findings of `check`; `str(report)` is its text.
 
     Attributes:
-        lines: A tuple of `Line`, in the order of the text.
+        lines: One `Line` per topic, in the order of the text.
     """
 
     lines: tuple[Line, ...]
 
     @property
-    def is_ok(self):
-        """Whether every line is."""
+    def is_ok(self) -> bool:
+        """Whether every line is ok."""
         return all(line.is_ok for line in self.lines)
 
-    def __str__(self):
+    def __str__(self) -> str:
         width = max(len(line.topic) for line in self.lines)
         return "\n".join(
             f"{'ok ' if line.is_ok else '-> '} {line.topic:<{width}}  {line.text}" for line in self.lines
         )
 
 
-def check(model, batch):
-    """Looks at a compiled model and a batch as `fit` would get it, and trains nothing.
+def check(model: keras.Model, batch: typing.Any) -> Report:
+    """Checks a compiled model and a batch of its data before training. It trains nothing.
 
     Args:
-        model: A compiled `RobustModel` or `CoTeachingModel`, or any compiled Keras model, which is looked at
-            as `RobustModel(model)` would train it.
-        batch: `(x, y)` or `(x, y, sample_weight)`, arrays or tensors, or a `tf.data.Dataset` of batches, of
-            which the first is taken.
+        model: A compiled `RobustModel` or `CoTeachingModel`, or any compiled Keras model, which is checked
+            as `RobustModel(model)`.
+        batch: `(x, y)` or `(x, y, sample_weight)`, arrays or tensors, or a `tf.data.Dataset` of batches,
+            whose first batch is used.
 
     Returns:
-        A `Report` of the topics loss, targets, head, batch normalization, classes, kept, ties, memory,
-        precision and strategy. A model that has no loss, or targets that do not go with it, end the list.
+        A `Report` on the topics loss, targets, head, batch normalization, classes, kept, ties, memory,
+        precision and strategy. An error in the loss or the targets ends the report.
 
     Raises:
-        ValueError: if the batch is none.
+        ValueError: for an invalid batch.
 
     Example:
 
@@ -124,7 +125,7 @@ def _outputs(model, x, y):
 def _look_at_loss(model, x, y, sample_weight):
     del sample_weight
     check_targets_given(y)
-    # A loss that is reduced shows in a batch of 2. Labels are looked at later; that of class 0 always is one.
+    # Two examples show whether the loss is reduced. Labels are checked later; here class 0 is always valid.
     x, y = keras.tree.map_structure(lambda t: None if t is None else t[:2], (x, y))
     y = keras.tree.map_structure(
         lambda t: t if t is None or t.dtype.is_floating else tf.zeros(t.shape, tf.int64), y
@@ -223,7 +224,8 @@ def _look_at_classes(model, x, y, sample_weight):
 
 
 def _look_at_kept(model, x, y, sample_weight):
-    weights = [np.asarray(each) for each in model.example_weights(x, y, sample_weight)]
+    with _one_gradient_at_a_time(model, x, y):
+        weights = [np.asarray(each) for each in model.example_weights(x, y, sample_weight)]
     kept = [int(np.sum(each > 0)) for each in weights]
     rows = weights[0].size
     if model.unit == "element" and model.score is not None:  # those that count
@@ -253,7 +255,8 @@ def _look_at_ties(model, x, y, sample_weight):
     if all(loss_kinds.is_flat(part.loss) for part in parts):
         names = ", ".join(dict.fromkeys(loss_kinds.name_of(part.loss) for part in parts))
         return False, f"The gradient of {names} is the same for every error: it tells no example apart. {way}"
-    scores = np.ravel(mean_scores(model, x, y, sample_weight, by_example=model.unit == "example"))
+    with _one_gradient_at_a_time(model, x, y):
+        scores = np.ravel(mean_scores(model, x, y, sample_weight, by_example=model.unit == "example"))
     scores = scores[np.isfinite(scores)]
     different = count_different(scores)
     if any(loss_kinds.may_be_flat(part.loss) for part in parts) and 2 * different < len(scores):
@@ -281,6 +284,18 @@ def _look_at_memory(model, x, y, sample_weight):
         False,
         f"{text}. Write microbatch_size={fits} for {fits * each / 2**30:.2g} GiB, same result.",
     )
+
+
+@contextlib.contextmanager
+def _one_gradient_at_a_time(model, x, y):
+    """Saves `check` itself from the memory that it warns of; the scores are the same."""
+    given = model.microbatch_size
+    if not _look_at_memory(model, x, y, None)[0]:
+        model.microbatch_size = 1
+    try:
+        yield
+    finally:
+        model.microbatch_size = given
 
 
 def _look_at_precision(model, x, y, sample_weight):

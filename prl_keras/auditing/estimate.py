@@ -1,10 +1,11 @@
-"""How many labels are wrong? An estimate from a trained model, and an interval that admits its errors."""
+"""How many labels are wrong? An estimate from a trained model, and an interval that allows for its errors."""
 
 import numbers
+import typing
 
 import numpy as np
 
-from prl_keras.auditing.predictions import predict_beside
+from prl_keras.auditing.predictions import Predictions, predict_beside
 from prl_keras.epsilon.intervals import (
     EpsilonEstimate,
     admitted_errors,
@@ -15,60 +16,63 @@ from prl_keras.epsilon.intervals import (
     with_bad,
 )
 
-_MANY = 50_000  # losses of elements, from which on groups of them are fitted; there may be millions
+_MANY = 50_000  # losses of elements; more are grouped before the fit, because there may be millions
 
 
-def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=256):
-    """Which fraction of the labels (or targets) of a data set is wrong, by a model that was trained on it.
+def estimate_epsilon(
+    model: typing.Any,
+    dataset: typing.Any,
+    trusted: tuple[typing.Any, typing.Any] | None = None,
+    confidence: float = 0.9,
+    batch_size: int = 256,
+) -> EpsilonEstimate:
+    """Estimates the fraction of wrong labels (or targets) in a data set, with a model trained on it.
 
-    The model should have been trained robustly, with an epsilon that is not below the truth: what it has
-    learnt by heart it cannot find. `estimate.high` above the epsilon that it was told says: train again, with
-    more.
+    Train the model robustly, with an epsilon at least as large as the true fraction: a memorised wrong label
+    cannot be found. If `estimate.high` is above the epsilon of training, train again with a larger one.
 
-    **Class labels.** A model that errs at a rate `e` on right labels, and has learnt a share `m` of the wrong
-    ones, predicts another class than the given one for a share
+    **Class labels.** A model that errs at a rate `e` on right labels, and has memorised a share `m` of the
+    wrong ones, predicts another class than the given one for a share
 
         d = epsilon (1 - m) + (1 - epsilon) e
 
-    of the examples. The estimate is the epsilon of m = 0 and of the e that the model admits itself: how often
-    its two networks disagree, or of a single one half of `1 - confidence`, on average. The interval is of all
-    the epsilons that go with some `m` in [0, 0.1] and some `e` from half of the disagreement, or of
-    `1 - confidence`, to twice the larger of the two. For hard data it is wide, since there nobody can tell
-    noise from error without help. What a model gets wrong and is sure of it cannot admit: a class that
-    training dropped nearly whole (`kept_by_class`) looks wrong.
+    of the examples. The estimate is the epsilon for m = 0 and for the `e` that the model itself suggests: how
+    often its two networks disagree, or for a single network half of the mean of `1 - confidence`. The
+    interval covers every `m` in [0, 0.1] and every `e` from half of the disagreement (of `1 - confidence` for
+    a single network) to twice the larger of the two. It is wide for hard data, where noise and model errors
+    look the same. Confident errors of the model count as wrong labels: a class that training dropped nearly
+    whole (`kept_by_class`) looks wrong.
 
-    **Targets.** The losses are of two kinds, of right targets and of wrong ones. Two normal distributions of
-    their logarithms, and two gamma distributions, are fitted by expectation maximization; the estimate is the
-    share of the upper part in the one that fits better by Schwarz's criterion, 0 if one part fits better. The
-    interval holds those of both fits, and what lies between the parts. Where they do not part well (less than
-    2.5 standard deviations of the gamma distributions' logarithms), it begins at 0, and the estimate is that
-    of the harder targets: of clean data, too.
+    **Targets.** The losses of right and of wrong targets form two components. Expectation maximization fits
+    two normal distributions to their logarithms, and two gamma distributions to the losses. The estimate is
+    the share of the upper component in the fit that is better by Schwarz's criterion; it is 0 if a single
+    component fits better. The interval covers the shares of both fits, and the examples that may belong to
+    either component. If the components are less than 2.5 standard deviations apart (of the logarithms in the
+    gamma fit), the interval begins at 0, and the estimate is the share of the harder targets, even for clean
+    data.
 
-    **Several labels for each example** (a sequence, pixels, attributes; see `audit`): the fraction is that of
-    the wrong ones among those that count. The interval takes each for one draw; where an example's labels are
-    wrong together, it is too narrow.
+    **Several labels for each example** (a sequence, pixels, attributes; see `audit`). The fraction is that of
+    the wrong labels among those that count. The interval treats labels as independent draws; it is too narrow
+    if the labels of an example tend to be wrong together.
 
-    Examples whose inputs or targets are not finite count as wrong, those of a label that the loss ignores
-    (`ignore_class`) not at all.
+    Examples with non-finite inputs or targets count as wrong. Labels that the loss ignores (`ignore_class`)
+    do not count.
 
-    **With trusted labels** of some examples, drawn at random, the share of wrong labels among these is
-    adjusted by what the model suspects in them and in all (the regression estimator of survey sampling;
-    prediction-powered inference, Angelopoulos et al. 2023). That assumes nothing of the model.
+    **Trusted labels** for some examples, drawn at random, correct the estimate: the share of wrong labels
+    among them is adjusted by what the model suspects in them and in all examples (the regression estimator of
+    survey sampling; prediction-powered inference, Angelopoulos et al. 2023). This assumes nothing about the
+    model.
 
     Args:
         model, dataset, batch_size: As in `audit`.
-        trusted: `(examples, labels)`: places in the data set `[k]`, at least 2, drawn at random and all
-            different, and their true class numbers `[k]` or targets `[k, q]`; or None. A target counts as
-            wrong if any coordinate is not equal to the given one. Of examples with several labels each there
-            is no such correction.
-        confidence: Of the interval, in (0, 1), as far as chance goes.
-
-    Returns:
-        `EpsilonEstimate`.
+        trusted: `(examples, labels)`, or None: at least 2 different indices `[k]` into the data set, drawn at
+            random, and their true class numbers `[k]` or targets `[k, q]`. A target counts as wrong if any
+            coordinate differs from the given one. Not available if examples have several labels each.
+        confidence: The confidence level of the interval, in (0, 1); it covers sampling error only.
 
     Raises:
-        ValueError: as in `audit`; for trusted examples or a confidence that are none, no labels at all, or
-            trusted examples that have several labels each.
+        ValueError: as in `audit`; for invalid trusted examples or an invalid confidence, no labels at all, or
+            trusted examples with several labels each.
     """
     if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r} must be a number in (0, 1), such as 0.9.")
@@ -87,14 +91,18 @@ def estimate_epsilon(model, dataset, trusted=None, confidence=0.9, batch_size=25
             raise ValueError(
                 "Fewer than 2 of the trusted examples have a label that the loss does not ignore."
             )
-        places = np.cumsum(found.is_labelled) - 1  # among those that have a label
+        places = np.cumsum(found.is_labelled) - 1  # indices among the labelled examples
         examples, is_wrong = places[examples[is_labelled]], is_wrong[is_labelled]
         return _corrected(found.only(found.is_labelled), examples, is_wrong, confidence)
     return estimate_from(found, confidence)
 
 
-def estimate_from(found, confidence=0.9):
-    """As `estimate_epsilon` without trusted labels, from `Predictions`."""
+def estimate_from(found: Predictions, confidence: float = 0.9) -> EpsilonEstimate:
+    """`estimate_epsilon` without trusted labels, from `Predictions`.
+
+    Raises:
+        ValueError: if no label counts.
+    """
     found = found.only(found.is_labelled)
     if not len(found.given):
         raise ValueError(
@@ -119,17 +127,17 @@ def estimate_from(found, confidence=0.9):
 
 
 def _in_groups(losses):
-    """The means of `_MANY` groups of losses that are next to each other in size, and how many are in each."""
+    """The means of `_MANY` groups of losses of similar size, and the size of each group."""
     groups = np.array_split(np.sort(losses.astype(float)), _MANY)
     return np.array([group.mean() for group in groups]), np.array([float(len(group)) for group in groups])
 
 
 def _corrected(found, examples, is_wrong, confidence):
-    """The regression estimator of survey sampling: what was counted, adjusted by what the model suspects.
+    """The regression estimator of survey sampling: the counted share, adjusted by what the model suspects.
 
-    The interval is that of four examples more, one of each kind (wrong or right, suspected or not): of few
-    counted ones the plain interval is too narrow, and too often has no width at all (Agresti and Caffo 2000,
-    "Simple and effective confidence intervals for proportions and differences of proportions").
+    The interval adds four examples, one of each kind (wrong or right, suspected or not): for few counted
+    examples the plain interval is too narrow and often has no width (Agresti and Caffo 2000, "Simple and
+    effective confidence intervals for proportions and differences of proportions").
     """
     suspected = _suspected(found)
     seen, share, n = suspected[examples], suspected.mean(), len(suspected)
@@ -142,14 +150,14 @@ def _corrected(found, examples, is_wrong, confidence):
 
 
 def _adjusted(is_wrong, seen, share):
-    """-> share of wrong examples, by regression on those suspected; its standard deviation."""
+    """-> (the share of wrong examples by regression on the suspected ones, its standard deviation)."""
     slope = np.cov(is_wrong, seen)[0, 1] / seen.var(ddof=1) if seen.var() > 0 else 0.0
     rest = is_wrong - slope * seen
     return is_wrong.mean() + slope * (share - seen.mean()), rest.std() / np.sqrt(max(len(seen) - 2, 1))
 
 
 def _check_trusted(trusted, given, classes):
-    """-> examples int `[k]`, whether their given label is wrong, float `[k]`."""
+    """-> (examples int `[k]`, whether their given label is wrong, float `[k]`)."""
     try:
         examples, true = trusted
         examples, true = np.asarray(examples), np.asarray(true)
@@ -179,7 +187,7 @@ def _check_trusted(trusted, given, classes):
 
 
 def _suspected(found):
-    """float `[n]`: 1 where the model holds the given label, or target, for wrong."""
+    """float `[n]`: 1 (or the probability, for targets) where the model finds the given label wrong."""
     is_finite = found.is_finite
     if found.probabilities is not None:
         return np.where(is_finite, found.predicted != found.given, True).astype(float)

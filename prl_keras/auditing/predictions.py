@@ -1,4 +1,4 @@
-"""What a trained model says of each example, or element, of a data set, beside what the data say."""
+"""What a trained model predicts for each example or element of a data set, next to the given labels."""
 
 import functools
 import typing
@@ -21,21 +21,21 @@ from prl_keras.scores.loss import per_example_loss
 _SEVERAL = (
     "The model has several outputs; audit one of them, keras.Model(inputs, output), compiled with its loss."
 )
-_AXES = {0: (), 1: ("step",), 2: ("row", "column")}  # by the number of label axes that are no attributes
+_AXES = {0: (), 1: ("step",), 2: ("row", "column")}  # by the number of label axes without the attribute axis
 
 
 class ByElement(typing.NamedTuple):
-    """Where the `n` elements of a `Predictions` lie, and what is kept of their classes' probabilities.
+    """The positions and class probabilities of the `n` elements of a `Predictions`.
 
     Attributes:
         axes: The names of the label axes, such as `("step",)` or `("row", "column")`.
-        places: int32 `[n, 1 + axes]`: which example, and the index along each label axis.
-        examples: How many examples the data set has, those without an element that counts among them.
-        given_probability, confidence: float32 `[n]`, the probability of the given class and the highest of
-            all; None for regression. All of them, `[n, classes]`, would be too many for pictures.
+        places: int32 `[n, 1 + axes]`: the example, and the index along each label axis.
+        examples: The number of examples in the data set, including those without an element that counts.
+        given_probability, confidence: float32 `[n]`, the probability of the given class and the highest
+            probability; None for regression. All probabilities `[n, classes]` would be too large for images.
     """
 
-    axes: tuple
+    axes: tuple[str, ...]
     places: np.ndarray
     examples: int
     given_probability: np.ndarray | None
@@ -43,18 +43,18 @@ class ByElement(typing.NamedTuple):
 
 
 class Predictions(typing.NamedTuple):
-    """Of `n` examples, in data order, in inference mode; of a pair the mean of the two networks.
+    """Predictions for `n` examples, in data order and inference mode; for a pair the mean of both networks.
 
-    Or of the `n` elements that count (steps, pixels, attributes), where an example has several labels; of
-    regression their targets are then `[n]`.
+    If an example has several labels, the `n` rows are the elements that count (steps, pixels, attributes),
+    and regression targets are `[n]`.
 
     Attributes:
         given: int32 class numbers `[n]`, -1 where the loss ignores the label, or float32 targets `[n, q]`.
-        predicted: the same, of the model.
-        probabilities: float32 `[n, classes]`; None for regression, and of elements.
-        losses: float32 `[n]`, the loss of each; NaN where an example's inputs or targets are not finite.
+        predicted: The model's predictions, in the same form.
+        probabilities: float32 `[n, classes]`; None for regression and for elements.
+        losses: float32 `[n]`, the loss of each row; NaN if inputs or targets are non-finite.
         disagreement: How often the two networks of a pair predict different classes, in `[0, 1]`; else None.
-        by_element: A `ByElement`, or None where each example has one label, or one vector of targets.
+        by_element: A `ByElement`, or None if each example has one label or one target vector.
     """
 
     given: np.ndarray
@@ -65,43 +65,46 @@ class Predictions(typing.NamedTuple):
     by_element: ByElement | None = None
 
     @property
-    def is_of_classes(self):
-        """Whether the labels are classes, rather than targets."""
+    def is_of_classes(self) -> bool:
+        """Whether the labels are classes, not targets."""
         if self.by_element is not None:
             return self.by_element.confidence is not None
         return self.probabilities is not None
 
     @property
-    def is_finite(self):
-        """bool `[n]`: whether inputs, targets, losses and outputs are."""
+    def is_finite(self) -> np.ndarray:
+        """bool `[n]`: whether inputs, targets, losses and outputs are all finite."""
         outputs = self.predicted if self.probabilities is None else self.probabilities
         axes = tuple(range(1, outputs.ndim))
         return np.isfinite(self.losses) & np.isfinite(outputs).all(axis=axes)
 
     @property
-    def is_labelled(self):
-        """bool `[n]`: whether the given label is a class (`ignore_class` is none); True for targets."""
+    def is_labelled(self) -> np.ndarray:
+        """bool `[n]`: whether the given label is a valid class, not `ignore_class`; True for targets."""
         if self.probabilities is None:
             return np.ones(len(self.losses), bool)
         return (self.given >= 0) & (self.given < self.probabilities.shape[1])
 
     @property
-    def given_probability(self):
-        """float32 `[n]`, the probability of the given class; NaN where that is none (`ignore_class`)."""
+    def given_probability(self) -> typing.Any:
+        """float32 `[n]`, the probability of the given class; NaN for an ignored label (`ignore_class`)."""
         if self.by_element is not None:
             return self.by_element.given_probability
         is_class = self.is_labelled
         rows = np.arange(len(self.given))
-        return np.where(is_class, self.probabilities[rows, np.where(is_class, self.given, 0)], np.nan)
+        probabilities = typing.cast(np.ndarray, self.probabilities)
+        return np.where(is_class, probabilities[rows, np.where(is_class, self.given, 0)], np.nan)
 
     @property
-    def confidence(self):
+    def confidence(self) -> typing.Any:
         """float32 `[n]`, the probability of the most likely class."""
-        return self.probabilities.max(axis=1) if self.by_element is None else self.by_element.confidence
+        if self.by_element is not None:
+            return self.by_element.confidence
+        return typing.cast(np.ndarray, self.probabilities).max(axis=1)
 
-    def only(self, examples):
-        """Of some examples, or elements, alone, by their places or a mask."""
-        arrays = ("given", "predicted", "probabilities", "losses")
+    def only(self, examples: np.ndarray) -> "Predictions":
+        """The predictions for some rows only, given by indices or a mask."""
+        arrays: tuple[str, ...] = ("given", "predicted", "probabilities", "losses")
         kept = self._replace(**_rows_of(self, arrays, examples))
         if self.by_element is None:
             return kept
@@ -111,26 +114,26 @@ class Predictions(typing.NamedTuple):
         )
 
 
-def predict_beside(model, dataset, batch_size=256):
-    """Runs a model over a data set, once and in the order it comes.
+def predict_beside(model: keras.Model, dataset: typing.Any, batch_size: int = 256) -> Predictions:
+    """Runs a model over a data set, once and in data order.
 
-    An example has several labels where the loss takes such: class labels of predictions
-    `[batch, ..., classes]` of 3 axes or more (a sequence, pixels), labels 0 and 1 of predictions `[batch, q]`
-    with q > 1 or of more axes, targets of predictions of 3 axes or more. A vector of targets `[batch, q]` is
-    one label, but of a model with `unit="element"` each of its entries is.
+    The loss decides whether an example has several labels. It has several class labels for predictions
+    `[batch, ..., classes]` with 3 axes or more (a sequence, pixels), several labels 0 and 1 for predictions
+    `[batch, q]` with q > 1 or with more axes, and several targets for predictions with 3 axes or more. A
+    target vector `[batch, q]` is one label; with `unit="element"` each of its entries is a label.
 
     Args:
-        model: A compiled Keras model of one output, `RobustModel` and `CoTeachingModel` among them.
+        model: A compiled Keras model with one output, such as `RobustModel` or `CoTeachingModel`.
         dataset, batch_size: As in `score_examples`. Examples of different batches may differ in length.
 
     Returns:
-        `Predictions`: of the examples, or where these have several labels of the elements that count, by
-        example and then by place. Which ones do is as in training: what a mask or `ignore_class` hides does
-        not, and what has a weight of 0 in a `sample_weight` of two axes or more.
+        One row per example, or, with several labels each, one row per element that counts, sorted by example
+        and then by position. As in training, an element does not count if a mask, `ignore_class` or a weight
+        of 0 in a `sample_weight` of two axes or more excludes it.
 
     Raises:
-        ValueError: for a model of several outputs or without a loss; a loss that is not known; labels that
-            are none, or do not go with the predictions; as in `score_examples`.
+        ValueError: for several outputs, a missing or unknown loss, invalid labels, or labels that do not fit
+            the predictions; and as in `score_examples`.
     """
     check_compiled(model)
     networks = model.networks if isinstance(model, WeightedModel) else [model]
@@ -143,7 +146,7 @@ def predict_beside(model, dataset, batch_size=256):
         predictions = [network(x, training=False) for network in networks]
         if any(map(keras.tree.is_nested, predictions)):
             raise ValueError(_SEVERAL)
-        # A layer may make a number of NaN, as max(NaN, 0) does. A target is bad for its own element.
+        # A layer may turn NaN into a number, like max(NaN, 0). A bad target affects only its own element.
         if _is_by_element(loss, tuple(predictions[0].shape), unit):
             return _look_at_elements(predictions, y, loss, sample_weight, nonfinite.find(x))
         return _look_at_examples(predictions, y, loss, nonfinite.find((x, y)))
@@ -167,7 +170,7 @@ def predict_beside(model, dataset, batch_size=256):
 
 
 def _predictions(columns, is_pair, axes, examples):
-    """`Predictions` of the columns of all the batches; `axes` names those of labels, None for examples."""
+    """`Predictions` from the columns of all the batches; `axes` names the label axes, None for examples."""
     given, losses, differ = columns["given"], columns["losses"], columns.pop("differ", None)
     disagreement = float(differ.mean()) if is_pair and differ is not None and len(differ) else None
     if axes is None:
@@ -181,8 +184,8 @@ def _predictions(columns, is_pair, axes, examples):
 
 
 def _look_at_examples(predictions, y, loss, is_bad):
-    """-> dict of tensors: what is `given`, int32 `[batch]` or float32 `[batch, q]`, the `outputs`
-    (probabilities or targets), float32, and the `losses`; of classes also where the networks `differ`."""
+    """-> dict of tensors: `given`, int32 `[batch]` or float32 `[batch, q]`; `outputs` (probabilities or
+    targets), float32; `losses`; for classes also `differ`, whether the networks do."""
     losses = [per_example_loss(y, y_pred, loss) for y_pred in predictions]
     found = {"losses": _mean_of_finite(losses, is_bad)}
     labels = class_labels.class_labels(y, predictions[0], loss)
@@ -202,11 +205,11 @@ def _look_at_examples(predictions, y, loss, is_bad):
 
 
 def _look_at_elements(predictions, y, loss, sample_weight, is_bad):
-    """-> dict of tensors `[n]` of all the elements of a batch: what is `given` and `predicted`, the `losses`,
-    which of them `counts`; of classes also `given_probability`, `confidence` and where the networks `differ`.
+    """-> dict of tensors `[n]` for all the elements of a batch: `given`, `predicted`, `losses`, `counts`; for
+    classes also `given_probability`, `confidence` and `differ`.
 
-    Beside them `shape`, how the labels lie, and `entries`, how many there are along the predictions' last
-    axis: 0 if that is one of classes.
+    It also has `shape`, the shape of the labels, and `entries`, the size of the predictions' last axis if it
+    is a label axis, else 0.
     """
     check_shapes(y, predictions[0], loss)
     shape = label_shape(y, predictions[0], loss)
@@ -241,9 +244,9 @@ def _look_at_elements(predictions, y, loss, sample_weight, is_bad):
 
 
 def _counted(part, y, start):
-    """The elements that count, of what `_look_at_elements` gave of a batch.
+    """Keeps the elements that count, from the result `part` of `_look_at_elements`.
 
-    -> dict of arrays `[k]`; `places` says where they lie, and `axes` what the label axes are called. The
+    -> dict of arrays `[k]`, with `places`, their positions, and `axes`, the names of the label axes. The
     batch begins at `start` in the data, and its labels are `y`.
     """
     counts, shape, entries = (part.pop(name) for name in ("counts", "shape", "entries"))
@@ -259,7 +262,7 @@ def _counted(part, y, start):
 
 
 def _is_by_element(loss, shape, unit):
-    """Whether a loss on predictions of a shape `(batch, ...)` has several labels for an example."""
+    """Whether a loss on predictions of shape `(batch, ...)` takes several labels per example."""
     if len(shape) < 2:
         return False
     if loss_kinds.is_regression(loss):
@@ -270,7 +273,7 @@ def _is_by_element(loss, shape, unit):
 
 
 def _step_weights(sample_weight):
-    """The user's weights of steps or pixels, a tensor `[batch, ...]` of two axes or more; else None."""
+    """The user's weights of steps or pixels, a tensor `[batch, ...]` with two axes or more, or None."""
     given = [t for t in keras.tree.flatten(sample_weight) if t is not None and len(t.shape) > 1]
     if len(given) > 1:
         raise ValueError(_SEVERAL)
@@ -278,20 +281,20 @@ def _step_weights(sample_weight):
 
 
 def _check_labels(loss, y, shape, start):
-    """Refuses class labels that are none, in a batch that begins at `start` in the data.
+    """Rejects invalid class labels in a batch that begins at `start` in the data.
 
-    `shape` is that of the predictions, None if it is not known.
+    `shape` is the shape of the predictions, None if unknown.
     """
     shape = shape or (None,)
     if 2 < len(shape) == len(y.shape) + 1:
-        y = y[..., None]  # numbers of classes, not shares of them
+        y = y[..., None]  # class numbers, not shares of classes
     labels = labels_for(loss, y, shape[-1])
     if labels is not None:
         labels.check(start)
 
 
 def _check_places(of_labels, of_predictions):
-    """Refuses labels that lie otherwise than the predictions; shapes `(batch, ...)`."""
+    """Rejects labels whose shape `(batch, ...)` does not fit that of the predictions."""
     if any(None not in pair and pair[0] != pair[1] for pair in zip(of_labels[1:], of_predictions[1:])):
         raise ValueError(
             f"Labels of shape {show((None, *of_labels[1:]))} against predictions for "
@@ -304,7 +307,7 @@ def _mean(tensors):
 
 
 def _mean_of_finite(losses, is_bad):
-    """The mean over the networks, float32 `[n]`; NaN for what is bad."""
+    """The mean over the networks, float32 `[n]`; NaN for bad examples or elements."""
     return tf.where(is_bad, np.nan, _mean(losses))
 
 
@@ -314,6 +317,6 @@ def _differ(probabilities):
 
 
 def _rows_of(columns, names, rows):
-    """dict of what a named tuple has under the names, of some rows alone; None stays."""
+    """dict of the named fields of a named tuple, restricted to some rows; None stays None."""
     values = {name: getattr(columns, name) for name in names}
     return {name: None if value is None else value[rows] for name, value in values.items()}

@@ -1,4 +1,6 @@
-"""How clean is the kept set? Measured beside training, on examples whose truth is known."""
+"""How clean is the kept set? Measured during training, on examples with known true labels."""
+
+import typing
 
 import keras
 import numpy as np
@@ -9,26 +11,29 @@ from prl_keras.models.in_inference import graph_of_example_weights
 
 
 class SelectionQuality(keras.callbacks.Callback):
-    """Logs precision and recall of what the model's rule drops, on a probe set, after each epoch.
+    """Logs precision and recall of the dropped examples on a probe set, after each epoch.
 
-    The probe set is put through the rule in batches, in inference mode; which labels are corrupted is
-    known to this callback alone and never reaches the model. Over all the batches, with `D` the
-    dropped examples (weight 0) and `C` the corrupted ones:
+    The rule weights the probe set in batches, in inference mode. Only this callback knows which labels are
+    corrupted; the model never sees it. Over all the batches, with `D` the dropped examples (weight 0) and `C`
+    the corrupted ones:
 
         kept_clean     = share of the kept examples that are not corrupted
         drop_precision = |D and C| / |D|
         drop_recall    = |D and C| / |C|
 
-    A share of an empty set is NaN. For a pair the mean over its networks is logged. With `unit="element"` all
-    this is of the elements that count.
+    A share of an empty set is NaN. For a pair, the mean over its networks is logged. With `unit="element"`
+    the elements that count take the place of the examples.
 
     Args:
-        x, y: The probe set, arrays of `[n, ...]`, with the targets as trained on.
-        is_corrupted: bool `[n]`, which of these targets are wrong; of elements in the shape of the labels.
-        batch_size: The batch size of training: the rule's fraction is taken in batches of this size.
+        x, y: The probe set, arrays `[n, ...]`, with the targets that training uses.
+        is_corrupted: bool `[n]`, which of these targets are wrong; in the shape of the labels for elements.
+        batch_size: The batch size of training; the rule drops its fraction of each batch.
+
+    Raises:
+        ValueError: for an empty probe set, different lengths, or an `is_corrupted` that is not bool.
     """
 
-    def __init__(self, x, y, is_corrupted, batch_size):
+    def __init__(self, x: typing.Any, y: typing.Any, is_corrupted: typing.Any, batch_size: int) -> None:
         super().__init__()
         if not len(x) == len(y) == len(is_corrupted) or len(x) == 0:
             raise ValueError(
@@ -41,18 +46,22 @@ class SelectionQuality(keras.callbacks.Callback):
                 "np.isin(np.arange(n), indices)."
             )
         starts = range(0, len(x), batch_size)
-        with tf.device("CPU"):  # the probe set need not fill an accelerator
+        with tf.device("CPU"):  # keeps the probe set out of the accelerator's memory
             self.batches = [
                 tuple(tf.convert_to_tensor(part[i : i + batch_size]) for part in (x, y)) for i in starts
             ]
         self.is_corrupted = np.asarray(is_corrupted, bool)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, typing.Any] | None = None) -> None:
         if logs is not None:
             logs.update(self.measure())
 
-    def measure(self):
-        """-> dict of `kept_clean`, `drop_precision`, `drop_recall` of the model as it is now."""
+    def measure(self) -> dict[str, float]:
+        """The current `kept_clean`, `drop_precision` and `drop_recall` of the model, each in [0, 1] or NaN.
+
+        Raises:
+            ValueError: if `is_corrupted` does not have one value for each label that the model ranks.
+        """
         per_batch = [[w.numpy() for w in graph_of_example_weights(self.model)(x, y)] for x, y in self.batches]
         weights = np.concatenate(per_batch, axis=1)  # [networks, n], of elements [networks, n, ...]
         if weights[0].size != self.is_corrupted.size:
@@ -66,7 +75,7 @@ class SelectionQuality(keras.callbacks.Callback):
         return {name: float(np.mean([share[name] for share in shares])) for name in shares[0]}
 
     def _counts(self, shape):
-        """Which of the elements count (no mask hides them); of examples all."""
+        """bool in the given shape, which elements count (are not masked); all True for examples."""
         if self.model.unit == "example" or self.model.score is None:
             return np.ones(shape, bool)
         found = [score_examples(self.model, batch, len(batch[1]), unit="element") for batch in self.batches]

@@ -1,8 +1,10 @@
-"""Which examples did training suspect and drop, and when? Written down as it trains."""
+"""Which examples did training suspect and drop, and when? Recorded during training."""
 
 import pathlib
+import typing
 import warnings
 import zipfile
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -13,83 +15,86 @@ from prl_keras.inputs import class_labels
 from prl_keras.inputs.batches import batches
 from prl_keras.inputs.fingerprints import fingerprints
 
-_FEW = 64  # numbers of an example's inputs that are enough, where they tell all the examples apart
+_FEW = 64  # numbers of an example's inputs to hash, if they tell all the examples apart
 _OTHER = "{} is the record of other data or another kind of model; remove it, or take another path."
 
 
 class SelectionRecord(keras.callbacks.Callback):
-    """Records what training made of each example, and whether it was dropped; `prl_keras.audit` reads it.
+    """Records the score, probability and selection of each example during training, for `prl_keras.audit`.
 
-    These are the scores and predictions that the training step makes anyway, of the network as it was at that
-    step (results/audit compares rankings).
+    It records the scores and predictions that the training step computes anyway, with the network's weights
+    at that step (results/audit compares rankings).
 
-    The data need no numbers and the pipeline may shuffle: an example is known by its content
-    (`fingerprints`). What changes it on the way, such as augmentation in the pipeline, makes it unknown;
-    that is warned of, and belongs into layers of the network. Copies of an example share their record. With
-    `tf.distribute` each replica records its own share.
+    Examples are identified by a hash of their content (`fingerprints`), so the pipeline may shuffle.
+    Augmentation in the pipeline breaks this (you are warned): put it into layers of the network. Copies of an
+    example share their record. With `tf.distribute` each replica records its own share.
 
-    An example is dropped where its weight is 0: by the rule, because it is not finite, or, for
-    `exchange="disagreement"`, because the two networks agree. Padding (of which nothing counts) is not seen.
-    With `unit="element"` an example's score and probability are the means over its elements. It is dropped if
-    none of them has a weight.
+    An example is dropped if its weight is 0: because of the rule, because it is non-finite, or, for
+    `exchange="disagreement"`, because the two networks agree. Padding counts as not seen. With
+    `unit="element"` the score and probability of an example are the means over its elements; it is dropped if
+    all its elements are.
 
-    It takes at most 32 bytes an example, and less than 7 more for each epoch.
+    The record takes at most 32 bytes per example, plus less than 7 bytes per example and epoch.
 
     Args:
-        dataset: What is trained on, in the order that the record is to have: a `tf.data.Dataset` or a
+        dataset: The training data, in the order of the record: a `tf.data.Dataset` or a
             `keras.utils.PyDataset` of batches, or a tuple of arrays `(x, y)`. It is read once.
-        path: A file, `.npz`, that gets the record after each epoch, whole or not at all. A training that goes
-            on from a later epoch than the first (`initial_epoch`, `BackupAndRestore`) goes on with it; one
-            that begins anew replaces it.
-        batch_size: For a tuple of arrays, when it is read here.
+        path: An `.npz` file, written atomically after each epoch, or None. Training that resumes at a later
+            epoch (`initial_epoch`, `BackupAndRestore`) continues the file; training from the first epoch
+            replaces it.
+        batch_size: The batch size for reading a tuple of arrays here.
 
     Attributes:
         seen: bool `[epochs, n]`, whether an example was trained on in an epoch.
-        dropped: bool `[epochs, networks, n]`, whether a network did without it.
-        scores: float32 `[epochs, n]`, the model's own score, of a pair the mean of both networks'. NaN where
-            an example was not seen or is not finite, and everywhere for `score=None`.
-        given_probabilities: float16 `[epochs, n]`, the probability of the given class, of a pair the mean of
-            both networks'. NaN as above, and where there is not one class label for each example.
+        dropped: bool `[epochs, networks, n]`, whether it was dropped for a network.
+        scores: float32 `[epochs, n]`, the model's score, for a pair the mean of both networks. NaN if an
+            example was not seen or is non-finite, and everywhere for `score=None`.
+        given_probabilities: float16 `[epochs, n]`, the probability of the given class, for a pair the mean of
+            both networks. NaN if an example was not seen or is non-finite, and without one class label each.
 
     Raises:
-        ValueError: for an empty data set, missing targets, or a path of something else than a record.
+        ValueError: for an empty data set, missing targets, or a path that is not a record's.
     """
 
-    def __init__(self, dataset, path=None, batch_size=256):
+    path: pathlib.Path | None
+
+    def __init__(self, dataset: typing.Any, path: typing.Any = None, batch_size: int = 256) -> None:
         super().__init__()
         self.path = None if path is None else pathlib.Path(path)
         if self.path is not None and (self.path.is_dir() or not self.path.parent.is_dir()):
             raise ValueError(f"path={str(path)!r} must be a file, .npz, in a folder that exists.")
         if self.path is not None and _is_of_other_kind(self.path):
             raise ValueError(f"path={str(path)!r} is there and is no record; take another path.")
-        found = [(fingerprints(*batch, _FEW), fingerprints(*batch)) for batch in batches(dataset, batch_size)]
+        found = [(fingerprints(x, y, _FEW), fingerprints(x, y)) for x, y in batches(dataset, batch_size)]
         few, every = (np.concatenate(parts) for parts in zip(*found))
         is_enough = len(np.unique(few)) == len(np.unique(every))
         self._positions = _FEW if is_enough else None
         self._known, slots = np.unique(few if is_enough else every, return_inverse=True)
         self._slots = slots.astype(np.int32)
-        self._epochs = []  # bits `[1 + networks, n]` of each: seen, and dropped by each network
+        self._scores: list[np.ndarray]
+        self._probabilities: list[np.ndarray]
+        self._epochs: list[np.ndarray] = []  # bits `[1 + networks, n]`: seen, and dropped by each network
         self._scores, self._probabilities = [], []
         self._has_begun = self._has_warned = self._has_scores = self._has_probabilities = False
-        self._counts = None
+        self._counts: typing.Any = None
 
     @property
-    def seen(self):
+    def seen(self) -> np.ndarray:
         return self._bits()[:, 0]
 
     @property
-    def dropped(self):
+    def dropped(self) -> np.ndarray:
         return self._bits()[:, 1:]
 
     @property
-    def scores(self):
+    def scores(self) -> np.ndarray:
         return np.stack(self._given(self._scores))
 
     @property
-    def given_probabilities(self):
+    def given_probabilities(self) -> np.ndarray:
         return np.stack(self._given(self._probabilities))
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         is_attached = model is self._model and getattr(model, "selection_record", None) is self
         if self._epochs and self._model not in (None, model):
             raise ValueError("This is the record of another model; make a new SelectionRecord for this one.")
@@ -103,7 +108,7 @@ class SelectionRecord(keras.callbacks.Callback):
             )
         self._has_begun = False
         if is_attached:
-            return  # the same step goes on counting into the same place
+            return  # the traced step counts into the same variable
         with model.distribute_strategy.scope():
             self._sorted = tf.constant(self._known)
             self._counts = tf.Variable(  # a row for each known example and a last one for all others
@@ -112,16 +117,17 @@ class SelectionRecord(keras.callbacks.Callback):
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
             )
-        model.record_selection(None)  # what may be traced counts into another place
+        model.record_selection(None)  # a traced step may count into another variable
         model.record_selection(self)
 
-    def update(self, batch, passes, selected):
+    def update(self, batch: typing.Any, passes: Sequence[typing.Any], selected: typing.Any) -> None:
         """Counts a batch; part of the training step.
 
         Args:
-            batch, passes, selected: As every observer of a step (`models.step_metrics.StepMetrics`).
+            batch, passes, selected: As for every observer (`models.step_metrics.StepMetrics`).
         """
-        found = fingerprints(*batch.given, self._positions)
+        x, y = batch.given
+        found = fingerprints(x, y, self._positions)
         rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
         rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
         scores = [p.scores for p in passes if p.scores is not None]
@@ -138,22 +144,22 @@ class SelectionRecord(keras.callbacks.Callback):
         else:
             self._counts.assign_add(tf.math.unsorted_segment_sum(columns, rows, len(self._known) + 1))
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, typing.Any] | None = None) -> None:
         if self.model.selection_record is not self:
             raise ValueError(
                 "Two SelectionRecords were given to one fit, which has one; leave out the others."
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, typing.Any] | None = None) -> None:
         if not self._has_begun:
             if epoch and self.path is not None and self.path.exists():
                 self.load(epoch)
-            while len(self._epochs) < epoch:  # of which there is no record: nothing was seen
+            while len(self._epochs) < epoch:  # epochs without a record: nothing was seen
                 self._append(np.zeros(self._counts.shape))
         self._has_begun = True
         self._counts.assign(tf.zeros_like(self._counts))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, typing.Any] | None = None) -> None:
         counts = tf.convert_to_tensor(self._counts).numpy()
         self._warn_of_unknown(counts[-1, 0], counts[:, 0].sum())
         self._append(counts)
@@ -161,7 +167,7 @@ class SelectionRecord(keras.callbacks.Callback):
             self._write()
 
     def _append(self, counts):
-        """One epoch more, of the counts of each known example."""
+        """Adds an epoch from the counts of each known example."""
         seen, score, probability, *dropped = counts[self._slots].T
         with np.errstate(invalid="ignore"):
             self._scores.append(_finite(score / seen, self._has_scores))
@@ -196,15 +202,13 @@ class SelectionRecord(keras.callbacks.Callback):
                 probabilities=self._probabilities,
             )  # fmt: skip
 
-    def check_same(self, dataset, batch_size=256):
-        """Refuses a data set that is not the one this record was made with, in the same order.
+    def check_same(self, dataset: typing.Any, batch_size: int = 256) -> None:
+        """Rejects a data set other than that of this record, or in another order.
 
         Raises:
-            ValueError: if it is another, or as in `SelectionRecord`.
+            ValueError: if the data differ; and as in `SelectionRecord`.
         """
-        found = np.concatenate(
-            [fingerprints(*batch, self._positions) for batch in batches(dataset, batch_size)]
-        )
+        found = np.concatenate([fingerprints(x, y, self._positions) for x, y in batches(dataset, batch_size)])
         if not np.array_equal(found, self._known[self._slots]):
             raise ValueError(
                 f"The record is of {len(self._slots)} other examples, or in another order, than the "
@@ -212,12 +216,13 @@ class SelectionRecord(keras.callbacks.Callback):
                 "set that shuffles has another order each time."
             )
 
-    def load(self, epochs=None):
-        """Takes up what the file at `path` has, of so many epochs at most, and returns this record.
+    def load(self, epochs: int | None = None) -> typing.Self:
+        """Loads the file at `path`, its first `epochs` epochs or all, and returns this record.
 
         Raises:
-            OSError, ValueError: if the file is missing, damaged, or the record of other data or another kind
-                of model.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if there is no path, or the file is damaged or the record of other data or another
+                kind of model.
         """
         if self.path is None:
             raise ValueError("This record has no file; write SelectionRecord(dataset, path).")
@@ -242,7 +247,7 @@ class SelectionRecord(keras.callbacks.Callback):
 
 
 def _finite(values, is_there):
-    """The values with NaN for what is infinite, and everywhere if they are not there."""
+    """The values, with NaN where they are non-finite or not there."""
     return np.where(is_there & np.isfinite(values), values, np.float32(np.nan))
 
 
@@ -251,9 +256,9 @@ def _has_classes(network_pass):
 
 
 def _mean_of_good(parts, batch):
-    """Over the networks, float32 `[batch]`; infinite for what is not finite, 0 for padding or without parts.
+    """The mean over the networks, float32 `[batch]`; non-finite for bad examples, 0 for padding or no parts.
 
-    An infinity comes of a division by 0, so that a good batch makes none.
+    A division by 0 makes bad examples non-finite, so a good batch contains no infinity.
     """
     if not parts:
         return tf.zeros_like(batch.is_bad, tf.float32)
@@ -262,7 +267,7 @@ def _mean_of_good(parts, batch):
 
 
 def _is_of_other_kind(path):
-    """Whether a file is there that is no record; one that is empty or cut may have been one."""
+    """Whether the file exists and is not a record. An empty or truncated file may have been one."""
     if not path.exists() or not path.stat().st_size:
         return False
     try:

@@ -1,6 +1,7 @@
 """Scoring a whole data set: how suspect is each example to a trained model?"""
 
 import functools
+import typing
 
 import numpy as np
 import tensorflow as tf
@@ -15,30 +16,32 @@ from prl_keras.models.robust_model import RobustModel
 from prl_keras.models.weighted_model import WeightedModel
 
 
-def score_examples(model, dataset, batch_size=256, unit="example"):
+def score_examples(
+    model: typing.Any, dataset: typing.Any, batch_size: int = 256, unit: str = "example"
+) -> np.ndarray:
     """How suspect each example is to `model`, in data order.
 
-    In inference mode: no dropout, batch normalization with its moving statistics; nothing is trained.
-    The data are read once, in the order they come, so a `tf.data` pipeline must not shuffle.
+    The model runs in inference mode (no dropout, moving statistics in batch normalization) and is not
+    trained. The data are read once, in their order, so a `tf.data` pipeline must not shuffle.
 
     Args:
         model: A compiled `RobustModel` (its own score), `CoTeachingModel` (the mean over its two
             networks) or any compiled Keras model with a loss (the loss-layer gradient norm).
         dataset: A `tf.data.Dataset` or `keras.utils.PyDataset` of batches `(x, y)` or
-            `(x, y, sample_weight)`, or a tuple of such arrays. Of the weights only those of 0 for a step or a
-            pixel are looked at: it does not count.
-        batch_size: For a tuple of arrays.
-        unit: "example", or "element" for a score of each step, pixel or attribute, of a model with
+            `(x, y, sample_weight)`, or a tuple of such arrays. A weight of 0 for a step or a pixel excludes
+            it; all other weights are ignored.
+        batch_size: The batch size for a tuple of arrays.
+        unit: "example", or "element" for a score per step, pixel or attribute; this needs a model with
             `unit="element"`.
 
     Returns:
-        float32 NumPy array `[n]`, higher = more suspect; infinity where inputs or targets are not finite, NaN
-        where nothing of an example counts. Of a model with `unit="element"` it is the mean over an example's
-        elements, or in the shape of the labels, `[n, ...]`, if the elements are asked for.
+        float32 NumPy array `[n]`, higher = more suspect; infinity if inputs or targets are non-finite, NaN
+        if nothing in an example counts. For a model with `unit="element"` the score of an example is the mean
+        over its elements. With `unit="element"` here, the scores have the shape of the labels, `[n, ...]`.
 
     Raises:
-        ValueError: for an empty data set, missing targets, or a model without a loss; for elements of a model
-            that ranks examples, or of batches in which examples differ in shape.
+        ValueError: for an empty data set, missing targets, or a model without a loss; for `unit="element"`
+            with a model that ranks examples, or with label shapes that differ between batches.
     """
     check_compiled(model)
     if unit not in (UNITS[0], getattr(model, "unit", UNITS[0])):
@@ -65,6 +68,6 @@ def score_examples(model, dataset, batch_size=256, unit="example"):
     return np.concatenate(parts)
 
 
-def count_different(scores):
-    """How many different values finite scores `[n]` have; those that are equal to three digits are one."""
+def count_different(scores: typing.Any) -> int:
+    """The number of different values among finite scores `[n]`; values equal to three digits are one."""
     return len(np.unique(np.asarray(scores, np.float32).view(np.int32) >> 13))

@@ -1,40 +1,48 @@
-"""Which examples are wrong? A table of all of them, for a person or another program to look at."""
+"""Which examples are wrong? A table of all of them, for people and for other programs."""
+
+import typing
 
 import numpy as np
 
 from prl_keras.auditing.estimate import estimate_from
-from prl_keras.auditing.predictions import predict_beside
+from prl_keras.auditing.predictions import Predictions, predict_beside
 from prl_keras.auditing.record import SelectionRecord
 from prl_keras.auditing.score_examples import count_different
 from prl_keras.validate import check_fraction
 
 _LATE = 1 / 3  # of the recorded epochs; results/audit compares
-_MOST_COLUMNS = 100  # of targets that are shown, each beside its prediction
+_MOST_COLUMNS = 100  # the most targets that are shown, each with its prediction
 
 
-def audit(model, dataset, record=None, epsilon=None, batch_size=256):
-    """A table of all the examples, in data order: how suspect each is, and what the model says instead.
+def audit(
+    model: typing.Any,
+    dataset: typing.Any,
+    record: SelectionRecord | None = None,
+    epsilon: float | None = None,
+    batch_size: int = 256,
+) -> typing.Any:
+    """A table of all the examples, in data order: how suspect each is, and what the model predicts instead.
 
     | column | |
     |---|---|
     | `score` | how suspect, higher = more; see below |
     | `rank` | 1 for the most suspect; ties in data order |
     | `is_flagged` | whether it is among the `epsilon` most suspect |
-    | `given`, `predicted` | class numbers, -1 for none; of up to 100 targets `given_0`, `predicted_0`, ... |
-    | `loss` | of the model on the example, in inference mode |
-    | `given_probability` | that the model gives to the given class (cleanlab's self-confidence) |
-    | `probability_0`, ... | of each class |
-    | `times_seen`, `times_dropped` | by training: in how many epochs; once for each network |
-    | `first_dropped`, `last_dropped` | epochs, from 1; missing where it never was |
+    | `given`, `predicted` | class numbers, -1 if ignored; up to 100 targets: `given_0`, `predicted_0`, ... |
+    | `loss` | the model's loss on the example, in inference mode |
+    | `given_probability` | the predicted probability of the given class (cleanlab's self-confidence) |
+    | `probability_0`, ... | the predicted probability of each class |
+    | `times_seen`, `times_dropped` | epochs in training; `times_dropped` counts each network |
+    | `first_dropped`, `last_dropped` | epochs, from 1; missing if never dropped |
 
-    The last two lines are there with a `record`, the two before them for class labels. The score is
-    `1 - given_probability`, or the loss of targets; with a record the mean over the last third of the epochs
-    of `1 - probability of the given class`, or of the recorded scores of targets. What was not seen then, or
-    has a label that the loss ignores, has no score, and ranks last; what is not finite has an infinite one.
-    Sample weights are not looked at.
+    The last two lines need a `record`, the two before them class labels. The score is
+    `1 - given_probability`, or for targets the loss. With a record it is the mean of the recorded
+    `1 - given_probability`, or for targets of the recorded scores, over the last third of the epochs.
+    Examples that were not seen in these epochs, or whose label the loss ignores, have no score and rank last.
+    Non-finite examples have an infinite score. Sample weights are ignored.
 
-    **Several labels for each example.** Where the loss takes such, the table has a row for each label that
-    counts, in data order, and its index says where the label lies:
+    **Several labels for each example.** If the loss takes several labels per example, the table has a row for
+    each label that counts, in data order, and the index gives its position:
 
     | labels | index |
     |---|---|
@@ -43,39 +51,39 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
     | the same with more axes | `example`, `axis_1`, `axis_2`, ... |
     | labels 0 and 1 `[n, ..., q]`, or targets `[n, steps, ..., q]`; q > 1 | as above, and `attribute` |
 
-    A vector of targets `[n, q]` is one label, but of a model with `unit="element"` each of its entries is.
-    Padding has no rows: what a mask or `ignore_class` hides, and what has a weight of 0 in a `sample_weight`
-    of two axes or more. (Weights `[n]` are not looked at.) `epsilon` is a fraction of the labels. The columns
-    are `score` to `loss`, of classes `given_probability`, and of the example that a label is of
+    A target vector `[n, q]` is one label; for a model with `unit="element"` each of its entries is a label.
+    Padding has no rows: labels that a mask, `ignore_class` or a weight of 0 in a `sample_weight` of two axes
+    or more excludes. (Weights `[n]` are ignored.) `epsilon` is a fraction of the labels. The columns are
+    `score` to `loss`, for classes also `given_probability`, and two on the label's example:
 
     | column | |
     |---|---|
-    | `example_score` | the mean of the scores of its labels that count |
+    | `example_score` | the mean score of its labels that count |
     | `example_rank` | 1 for the most suspect example; ties in data order |
 
-    cleanlab takes the columns of one label for each example as they are:
+    With one label per example, cleanlab takes the columns as they are:
 
         find_label_issues(labels=table["given"], pred_probs=table.filter(like="probability_").to_numpy())
 
-    and pandas writes them, `table.to_csv("audit.csv")` or `table.to_parquet("audit.parquet")`.
+    pandas writes the table: `table.to_csv("audit.csv")` or `table.to_parquet("audit.parquet")`.
 
     Args:
-        model: A compiled Keras model of one output; `RobustModel` and `CoTeachingModel` (the mean of its
-            networks) among them.
-        dataset: The examples, in the order of the table, as in `score_examples`; with a record the data that
-            it was made with.
-        record: A `SelectionRecord` that was given to `fit`; it knows examples alone, so None where these have
-            several labels each.
-        epsilon: Which fraction to flag, in `[0, 1)`; None for the estimate of `estimate_epsilon`.
-        batch_size: For a tuple of arrays.
+        model: A compiled Keras model with one output, such as `RobustModel` or `CoTeachingModel` (the mean of
+            its networks).
+        dataset: The examples, in the order of the table, as in `score_examples`; with a record, the data
+            of the record.
+        record: A `SelectionRecord` that was given to `fit`, or None. It has one row per example, so it must
+            be None if examples have several labels each.
+        epsilon: The fraction to flag, in `[0, 1)`; None for the estimate of `estimate_epsilon`.
+        batch_size: The batch size for a tuple of arrays.
 
     Returns:
-        A pandas `DataFrame`, its index (`example`) 0 to n - 1; of several labels for each example a
-        `MultiIndex`, as above.
+        A pandas `DataFrame` with index `example`, 0 to n - 1; for several labels per example with the
+        `MultiIndex` above.
 
     Raises:
-        ValueError: as in `score_examples`; for several outputs; a record of other data, or of examples that
-            have several labels each.
+        ValueError: as in `score_examples`; for several outputs, a record of other data, or a record with
+            several labels per example.
     """
     if epsilon is not None:
         check_fraction("epsilon", epsilon)
@@ -89,8 +97,8 @@ def audit(model, dataset, record=None, epsilon=None, batch_size=256):
     return table_of(found, record, estimate_from(found).estimate if epsilon is None else epsilon)
 
 
-def table_of(found, record, epsilon):
-    """The table of `audit`, from `Predictions` and a record of the same examples, or None."""
+def table_of(found: Predictions, record: SelectionRecord | None, epsilon: float) -> typing.Any:
+    """The table of `audit`, from `Predictions` and a record of the same examples (or None)."""
     import pandas as pd
 
     if found.by_element is not None and record is not None:
@@ -134,11 +142,11 @@ def _score(found, record):
 
 
 def _of_examples(examples, score, n):
-    """What the table says of the example of each element.
+    """The columns `example_score` and `example_rank`.
 
     Args:
-        examples: int `[k]`, which one of `n` an element is of.
-        score: float32 `[k]`.
+        examples: int `[k]`, the index of each element's example, below `n`.
+        score: float32 `[k]`, the score of each element.
     """
     counted = np.bincount(examples, minlength=n)
     means = np.bincount(examples, weights=score, minlength=n) / np.maximum(counted, 1)
@@ -148,7 +156,7 @@ def _of_examples(examples, score, n):
 
 
 def _are_mostly_equal(scores):
-    """Whether scores tell few examples apart, as those of gradients that do not grow do."""
+    """Whether most scores are equal, as with a gradient that does not grow with the error."""
     finite = scores[np.isfinite(scores)]
     return 2 * count_different(finite) < min(len(finite), 1000)
 

@@ -1,1 +1,1 @@
-"""How much is wrong: an estimate of epsilon from what networks predict, with an interval."""
+"""Estimates epsilon, the fraction of wrong labels, with an interval, from the predictions of networks."""

@@ -1,4 +1,4 @@
-"""From what was counted to a fraction of wrong labels and its interval; how a model errs is the hard part."""
+"""A fraction of wrong labels and its interval, from counts and a model of how often the network errs."""
 
 import math
 import statistics
@@ -6,10 +6,10 @@ import typing
 
 import numpy as np
 
-_LEARNT = 0.1  # at most this share of the wrong labels was learnt
-_APART = 2.5  # standard deviations between the logarithms of two gamma distributions that tell them apart
-_STEPS = 200  # of expectation maximization, at most
-_SETTLED = 1e-9  # posteriors that change by less
+_LEARNT = 0.1  # the largest share of the wrong labels that was learnt
+_APART = 2.5  # standard deviations of the logarithms, above which two gamma distributions are distinct
+_STEPS = 200  # at most, of expectation maximization
+_SETTLED = 1e-9  # the change of posteriors at convergence
 
 
 class EpsilonEstimate(typing.NamedTuple):
@@ -21,18 +21,20 @@ class EpsilonEstimate(typing.NamedTuple):
 
 
 class AdmittedErrors(typing.NamedTuple):
-    """At which rate a model errs on right labels, by what it admits: at least, likely, and at most."""
+    """The rate at which a model errs on right labels, by its own confidence: lowest, likely and highest."""
 
     few: float
     likely: float
     many: float
 
 
-def admitted_errors(unsure, disagreement=None, factor=2.0, overconfidence=2.0):
-    """`AdmittedErrors` by the mean of `1 - confidence`, and for a pair how often its networks disagree.
+def admitted_errors(
+    unsure: float, disagreement: float | None = None, factor: float = 2.0, overconfidence: float = 2.0
+) -> AdmittedErrors:
+    """`AdmittedErrors` from the mean of `1 - confidence` or, for a pair, how often its networks disagree.
 
-    The rate lies within `factor` of that. Networks of a pair may err alike, which no disagreement shows: they
-    may err `overconfidence` times as often as they are unsure, too.
+    The rate lies within `factor` of that value. The networks of a pair may make the same errors, which no
+    disagreement shows, so the highest rate is at least `overconfidence` times the mean of `1 - confidence`.
     """
     if disagreement is None:  # half: it was trained on these examples
         return AdmittedErrors(unsure / factor, unsure / 2, min(unsure * factor, 1.0))
@@ -40,13 +42,14 @@ def admitted_errors(unsure, disagreement=None, factor=2.0, overconfidence=2.0):
     return AdmittedErrors(disagreement / factor, disagreement, min(many, 1.0))
 
 
-def of_classes(differ, errors, n, confidence):
+def of_classes(differ: float, errors: AdmittedErrors, n: float, confidence: float) -> EpsilonEstimate:
     """`EpsilonEstimate` of class labels.
 
     Args:
-        differ: Share of the `n` examples whose predicted class is not the given one.
+        differ: Share of the `n` examples whose predicted class differs from the given one.
         errors: `AdmittedErrors`.
-        n, confidence: Number of examples; of the interval.
+        n: Number of examples.
+        confidence: Confidence of the interval, in (0, 1).
     """
     chance = normal_deviations(confidence) * np.sqrt(differ * (1 - differ) / n)
     low = _solve(differ - chance, errors.many, 0.0)
@@ -55,8 +58,8 @@ def of_classes(differ, errors, n, confidence):
     return EpsilonEstimate(estimate, min(low, estimate), max(high, estimate))
 
 
-def with_bad(of_good, bad):
-    """`EpsilonEstimate` of all, from that of the good examples and the share of bad ones, which are wrong."""
+def with_bad(of_good: EpsilonEstimate, bad: float) -> EpsilonEstimate:
+    """`EpsilonEstimate` of all examples, from `of_good` and the share `bad` of non-finite ones, all wrong."""
     return EpsilonEstimate(*(float(bad + (1 - bad) * share) for share in of_good))
 
 
@@ -65,17 +68,18 @@ def _solve(d, e, m):
     return float(np.clip((d - e) / max(1 - m - e, 1e-9), 0, 1))
 
 
-def of_targets(losses, counts, confidence):
-    """`EpsilonEstimate` of targets.
+def of_targets(losses: np.ndarray, counts: np.ndarray, confidence: float) -> EpsilonEstimate:
+    """`EpsilonEstimate` of real-valued targets.
 
     Args:
-        losses, counts: Losses, float `[k]`, at least 0, and how many examples have each.
-        confidence: Of the interval.
+        losses: Losses, float `[k]`, at least 0.
+        counts: The number of examples with each loss, float `[k]`.
+        confidence: Confidence of the interval, in (0, 1).
     """
     fits = [_fit(losses, counts, kind, parts) for kind in (_normal, _gamma) for parts in (1, 2)]
     best = min(fits, key=lambda fit: fit.criterion)
     lows, highs = [best.share], [best.share]
-    for fit in fits[1::2]:  # those of two parts
+    for fit in fits[1::2]:  # the fits of two parts
         slack = fit.between + normal_deviations(confidence) * np.sqrt(
             fit.share * (1 - fit.share) / counts.sum()
         )
@@ -86,17 +90,23 @@ def of_targets(losses, counts, confidence):
     return EpsilonEstimate(best.share, max(float(low), 0.0), min(float(max(highs)), 1.0))
 
 
-def probably_wrong(losses):
-    """float `[n]`: the probability that a target is of the part with the higher losses, float `[n]`."""
+def probably_wrong(losses: np.ndarray) -> np.ndarray:
+    """The probability that each target belongs to the part with the higher losses; both float `[n]`."""
     counts = np.ones(len(losses))
     fits = [_fit(losses, counts, kind, parts=2) for kind in (_normal, _gamma)]
     return min(fits, key=lambda fit: fit.criterion).posterior
 
 
 class _Fit(typing.NamedTuple):
-    """A mixture of one or two parts: the share of the upper one, the share of examples that may be of either,
-    how many standard deviations of the logarithms lie between the two, Schwarz's criterion (less is better),
-    and the probability `[k]` that an example is of the upper part."""
+    """A mixture of one or two parts.
+
+    Attributes:
+        share: The share of the upper part.
+        between: The share of examples that may belong to either part.
+        distance: Standard deviations of the logarithms between the two parts.
+        criterion: Schwarz's criterion; less is better.
+        posterior: `[k]`, the probability that an example belongs to the upper part.
+    """
 
     share: float
     between: float
@@ -115,7 +125,7 @@ def _fit(losses, counts, density, parts):
     for _ in range(_STEPS if parts == 2 else 1):
         before, weights = posteriors, counts * posteriors
         totals = weights.sum(axis=1)
-        if min(totals) < 1:  # less than one example: there is no second part
+        if min(totals) < 1:  # a part with less than one example
             return _Fit(0.0, 0.0, 0.0, math.inf, np.zeros(len(logs)))
         means = weights @ logs / totals
         spreads = np.sqrt((weights * (logs - means[:, None]) ** 2).sum(axis=1) / totals) + 1e-6
@@ -134,15 +144,17 @@ def _fit(losses, counts, density, parts):
 
 
 def _normal(logs, weights, means, spreads):
-    """The logarithm of a normal distribution's density of logarithms, `[parts, k]`; weights as well."""
+    """The log density of the logarithms under normal distributions, `[parts, k]`."""
     del weights
     spreads = spreads[:, None]
     return -np.log(spreads * np.sqrt(2 * np.pi)) - ((logs - means[:, None]) / spreads) ** 2 / 2
 
 
 def _gamma(logs, weights, means, spreads):
-    """The same of a gamma distribution of the losses, as squares of normal errors have; its shape by Minka's
-    first guess (2002, "Estimating a gamma distribution")."""
+    """The log density of the logarithms of gamma-distributed losses (such as squared normal errors).
+
+    The result is `[parts, k]`. The shape is Minka's first guess (2002, "Estimating a gamma distribution").
+    """
     del spreads
     losses = np.exp(logs)
     of_losses = weights @ losses
@@ -153,6 +165,6 @@ def _gamma(logs, weights, means, spreads):
     return shapes[:, None] * logs - losses / scales[:, None] - np.array(constants)[:, None]
 
 
-def normal_deviations(confidence):
-    """Standard deviations on each side of a normal distribution's mean that hold this share of it."""
+def normal_deviations(confidence: float) -> float:
+    """The standard deviations on each side of a normal distribution's mean that hold this share of it."""
     return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,1 +1,1 @@
-"""What `fit` gets: outputs and losses, labels, shapes, arrays, streams of batches, non-finite examples."""
+"""The input of `fit`: outputs and losses, labels, shapes, arrays, streams of batches, non-finite examples."""

@@ -1,4 +1,7 @@
-"""The arrays of `fit`, refused before they train a wrong model: no targets, bad labels or weights."""
+"""Checks of the arrays of `fit` before training: missing targets, invalid labels, invalid weights."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,11 +14,11 @@ WEIGHTS = "sample_weight must be finite and at least 0"
 _WAY_OUT = "Write 0 for an example that is not to count."
 
 
-def check_data(model, x, y, may_be_empty=False):
-    """Checks the data of `fit` before training, as far as they can be seen without iterating.
+def check_data(model: Any, x: Any, y: Any, may_be_empty: bool = False) -> None:
+    """Checks the data of `fit` before training, as far as possible without iterating over them.
 
     Raises:
-        ValueError: for an empty data set, missing targets, or bad class labels.
+        ValueError: for an empty data set, missing targets, or invalid class labels.
     """
     if isinstance(x, tf.data.Dataset):
         if x.cardinality() == 0:
@@ -25,7 +28,7 @@ def check_data(model, x, y, may_be_empty=False):
     if x is None or (isinstance(x, list) and not _is_one_for_each_input(model.networks[0], x)):
         raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
-        return  # a generator or a PyDataset: seen batch by batch
+        return  # a generator or a PyDataset: checked batch by batch
     check_targets_given(y)
     if not all(leaf is None or np.ndim(leaf) for leaf in keras.tree.flatten(y)):
         raise ValueError(f"y is a {type(y).__name__}; write np.asarray(y).")
@@ -38,21 +41,21 @@ def check_data(model, x, y, may_be_empty=False):
 
 
 def _is_one_for_each_input(network, x):
-    inputs = getattr(network, "inputs", None) if network.built else None  # a subclass knows none
+    inputs = getattr(network, "inputs", None) if network.built else None  # a subclass has none
     return all(hasattr(array, "shape") for array in x) and len(x) == len(inputs or x)
 
 
-def check_targets_given(y):
-    """Refuses a batch without targets."""
+def check_targets_given(y: Any) -> None:
+    """Rejects a batch without targets (ValueError)."""
     if y is None:
         raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
 
 
-def check_weights(sample_weight):
+def check_weights(sample_weight: Any) -> None:
     """Checks all the weights of an array, or of a structure of arrays.
 
     Raises:
-        ValueError: with the first that is negative or not finite.
+        ValueError: with the first weight that is negative or non-finite.
     """
     for weights in keras.tree.flatten(sample_weight):
         weights = np.asarray(weights) if np.ndim(weights) else np.zeros(0)
@@ -65,11 +68,11 @@ def check_weights(sample_weight):
             raise ValueError(f"{WEIGHTS}; sample_weight[{shown}] is {weights[index]}. {_WAY_OUT}")
 
 
-def check_class_weight(class_weight):
+def check_class_weight(class_weight: Mapping[int, float] | None) -> None:
     """Checks `class_weight`, `{class: weight}` or None.
 
     Raises:
-        ValueError: with the first that is negative or not finite.
+        ValueError: with the first weight that is negative or non-finite.
     """
     for label, weight in (class_weight or {}).items():
         if not (np.isfinite(weight) and weight >= 0):
@@ -78,8 +81,8 @@ def check_class_weight(class_weight):
             )
 
 
-def check_dense(x):
-    """Refuses inputs of which no single example can be taken."""
+def check_dense(x: Any) -> None:
+    """Rejects sparse and ragged inputs, from which no single example can be taken (ValueError)."""
     for tensor in keras.tree.flatten(x):
         if isinstance(tensor, (tf.SparseTensor, tf.RaggedTensor)):
             name = type(tensor).__name__

@@ -1,22 +1,25 @@
-"""One pass over the data that a user has, in the order they come."""
+"""One pass over a user's data, in their order."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from prl_keras.inputs.arrays import check_targets_given
-from prl_keras.validate import check_count
+from prl_keras.validate import check_integer
 
 _ENDLESS = "The data set has no end; give it without repeat(), one pass over the examples."
 
 
-def batches(dataset, batch_size):
+def batches(dataset: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
     """Yields `(x, y)` of `weighted_batches`."""
     for x, y, _ in weighted_batches(dataset, batch_size):
         yield x, y
 
 
-def weighted_batches(dataset, batch_size):
-    """Yields `(x, y, sample_weight)`, structures of tensors, batch by batch; without weights None.
+def weighted_batches(dataset: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields `(x, y, sample_weight)`, structures of tensors, batch by batch; sample_weight may be None.
 
     Args:
         dataset: A `tf.data.Dataset` or `keras.utils.PyDataset` of batches `(x, y)` or
@@ -24,7 +27,7 @@ def weighted_batches(dataset, batch_size):
         batch_size: For a tuple of arrays.
 
     Raises:
-        ValueError: for an empty or endless data set, missing targets, or what is no data set.
+        ValueError: for an empty or endless data set, missing targets, or an unsupported type.
     """
     is_empty = True
     for batch in _given(dataset, batch_size):
@@ -47,9 +50,9 @@ def _given(dataset, batch_size):
             raise ValueError(_ENDLESS)
         return (dataset[i] for i in range(dataset.num_batches))
     if isinstance(dataset, tuple):
-        check_count("batch_size", batch_size)
+        check_integer("batch_size", batch_size)
         x, *others = dataset
-        # A list is that of a model's inputs; tf.data would make one tensor of it.
+        # A list holds the inputs of a model; tf.data would stack it into one tensor.
         x = tuple(x) if isinstance(x, list) and all(hasattr(array, "shape") for array in x) else x
         return tf.data.Dataset.from_tensor_slices((x, *others)).batch(batch_size)
     if isinstance(dataset, tf.data.Dataset):

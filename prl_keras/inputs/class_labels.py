@@ -1,4 +1,6 @@
-"""One class label for each example: which losses have them, what is given, what is predicted."""
+"""One class label per example: which losses take it, the given class, the predicted probabilities."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -9,9 +11,11 @@ from prl_keras.losses import Bootstrap
 UNKNOWN = -1e6  # a number, for debuggers that stop at NaN, and far from every probability
 
 
-def count_classes(shape, loss):
-    """How many classes predictions of a shape `(batch, outputs)` tell apart under a loss; None if it is none
-    for one class label per example."""
+def count_classes(shape: Any, loss: Any) -> int | None:
+    """The number of classes for predictions of shape `(batch, outputs)` under a loss.
+
+    None if the loss does not take one class label per example.
+    """
     if not isinstance(shape, (tuple, tf.TensorShape)) or len(shape) != 2:
         return None
     if loss_kinds.is_binary(loss):
@@ -21,10 +25,10 @@ def count_classes(shape, loss):
     return shape[1] if loss_kinds.is_sparse(loss) or loss_kinds.is_one_hot(loss) else None
 
 
-def class_labels(y, y_pred, loss):
+def class_labels(y: tf.Tensor, y_pred: tf.Tensor, loss: Any) -> tf.Tensor | None:
     """The given class of each example, int32 `[batch]`, or None as in `count_classes`.
 
-    What the loss ignores (`ignore_class`) is -1, a label of no class.
+    A label that the loss ignores (`ignore_class`) becomes -1, which is no valid class.
 
     Args:
         y: Class numbers `[batch]` or `[batch, 1]`, one-hot labels, or labels 0 and 1.
@@ -42,12 +46,12 @@ def class_labels(y, y_pred, loss):
     return labels if ignored is None else tf.where(labels == ignored, -1, labels)
 
 
-def class_probabilities(y_pred, loss):
-    """float32 `[batch, classes]` that a model of class labels predicts, of a single output for its two sides.
+def class_probabilities(y_pred: tf.Tensor, loss: Any) -> tf.Tensor:
+    """The predicted probabilities, float32 `[batch, classes]`; a single output gives two classes.
 
     Args:
         y_pred: Logits or probabilities, float32 `[batch, classes]` or `[batch, 1]`.
-        loss: Of class labels; tells which they are.
+        loss: A loss of class labels; it determines which of the two `y_pred` holds.
     """
     is_binary = _is_one_output(y_pred)
     if not loss_kinds.expects_probabilities(loss):
@@ -59,8 +63,8 @@ def _is_one_output(y_pred):
     return y_pred.shape[1] == 1
 
 
-def predicted_probabilities(y_pred, loss):
-    """float32 `[batch, classes]`; None where there is not one class label for each example.
+def predicted_probabilities(y_pred: Any, loss: Any) -> tf.Tensor | None:
+    """float32 `[batch, classes]`; None if the loss does not take one class label per example.
 
     Args:
         y_pred: Predictions, or a structure of them.
@@ -71,13 +75,13 @@ def predicted_probabilities(y_pred, loss):
     return class_probabilities(tf.cast(y_pred, tf.float32), loss)
 
 
-def is_class(labels, classes):
-    """bool `[batch]`: whether a label is the number of one of so many classes (`ignore_class` is none)."""
+def is_class(labels: tf.Tensor, classes: int) -> tf.Tensor:
+    """bool `[batch]`: whether a label is in `[0, classes)`; an ignored label (-1) is not."""
     return tf.logical_and(labels >= 0, labels < classes)
 
 
-def of_given(labels, probabilities):
-    """float32 `[batch]`: the probability of the given class; `UNKNOWN` for a label that is no class."""
+def of_given(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+    """float32 `[batch]`: the probability of the given class; `UNKNOWN` for an invalid label."""
     is_one = is_class(labels, probabilities.shape[1])
     picked = tf.gather(probabilities, tf.where(is_one, labels, 0), axis=1, batch_dims=1)
     return tf.where(is_one, picked, UNKNOWN)

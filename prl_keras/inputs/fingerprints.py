@@ -1,4 +1,6 @@
-"""Which example is this? A number that an example keeps, however the data are shuffled and batched."""
+"""A number that identifies an example, however the data are shuffled and batched."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -6,18 +8,18 @@ import tensorflow as tf
 _A, _B = 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85  # multipliers of xorshift64* and of l'Ecuyer's congruences
 
 
-def fingerprints(x, y, positions=None):
+def fingerprints(x: Any, y: Any, positions: int | None = None) -> tf.Tensor:
     """A hash of all the numbers of each example, inputs and targets.
 
         h = sum_j a_j * b_j  (mod 2**64),  b_j the j-th number: an integer, or the bits of a float32
 
-    with fixed odd `a_j`. Whole numbers have no rounding, so it is the same at any place of any batch, on any
-    device. The `a_j` look random, and then two different examples share one with a probability below
-    2**-32 (multilinear hashing, Dietzfelbinger 1996).
+    with fixed odd `a_j`. Integers have no rounding, so the hash is the same at any place of any batch, on any
+    device. The `a_j` are pseudorandom, so two different examples share a hash with a probability below 2**-32
+    (multilinear hashing, Dietzfelbinger 1996).
 
     Args:
         x, y: Structures of dense tensors `[batch, ...]`: numbers or strings.
-        positions: At most about so many numbers of each tensor of `x`, evenly spaced; None for all.
+        positions: About the number of entries of each tensor of `x` to use, evenly spaced; None for all.
 
     Returns:
         int64 `[batch]`.
@@ -41,7 +43,7 @@ def fingerprints(x, y, positions=None):
 
 
 def _as_integers(tensor):
-    """The same shape in int64."""
+    """The tensor as int64, in the same shape."""
     if tensor.dtype == tf.string:
         tensor = tf.strings.to_hash_bucket_fast(tensor, 2**62)
     elif tensor.dtype.is_floating:
@@ -50,7 +52,7 @@ def _as_integers(tensor):
 
 
 def _odd_numbers(count, seed):
-    """int64 `[count]`, the same ones for a seed."""
+    """int64 `[count]`, fixed for each seed."""
     numbers = (tf.range(1, tf.cast(count, tf.int64) + 1) + (seed << 32)) * _A
     for _ in range(2):
         numbers = tf.bitwise.bitwise_xor(numbers, tf.bitwise.right_shift(numbers, 29)) * _B

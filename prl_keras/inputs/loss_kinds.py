@@ -1,6 +1,8 @@
-"""Which of Keras's losses takes what: class numbers, labels 0 and 1, one-hot labels, real values."""
+"""Which targets Keras's losses take: class numbers, labels 0 and 1, one-hot labels, real values."""
 
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -40,47 +42,47 @@ _ONE_HOT_LOSSES = (keras.losses.CategoricalCrossentropy, keras.losses.Categorica
 _ONE_HOT_FUNCTIONS = (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy)
 
 
-def is_sparse(loss):
+def is_sparse(loss: Any) -> bool:
     """Whether the loss takes class labels as integers."""
     return isinstance(loss, _SPARSE_LOSSES) or getattr(loss, "fn", loss) in _SPARSE_FUNCTIONS
 
 
-def is_binary(loss):
+def is_binary(loss: Any) -> bool:
     """Whether the loss takes labels 0 and 1 for each output."""
     return isinstance(loss, _BINARY_LOSSES) or getattr(loss, "fn", loss) in _BINARY_FUNCTIONS
 
 
-def is_one_hot(loss):
+def is_one_hot(loss: Any) -> bool:
     """Whether the loss takes one-hot labels, or a probability for each class."""
     return isinstance(loss, _ONE_HOT_LOSSES) or getattr(loss, "fn", loss) in _ONE_HOT_FUNCTIONS
 
 
-def is_mean(loss):
-    """Whether Keras takes a mean of the loss over the batch, rather than a sum or no reduction."""
+def is_mean(loss: Any) -> bool:
+    """Whether Keras takes the mean of the loss over the batch, rather than a sum or no reduction."""
     return getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
-def is_of_classes(loss):
+def is_of_classes(loss: Any) -> bool:
     """Whether the loss takes class numbers, labels 0 and 1, or one-hot labels."""
     return is_sparse(loss) or is_binary(loss) or is_one_hot(loss) or isinstance(loss, Bootstrap)
 
 
-def may_be_flat(loss):
-    """Whether the loss may grow with the error and its gradient stay, as the absolute error's does.
+def may_be_flat(loss: Any) -> bool:
+    """Whether the gradient may stay constant as the error grows, as for the absolute error.
 
-    True for losses that are not known.
+    True for unknown losses.
     """
     grows = isinstance(loss, _STEEP_LOSSES) or getattr(loss, "fn", loss) in _STEEP_FUNCTIONS
     return not (grows or is_of_classes(loss))
 
 
-def is_flat(loss):
-    """Whether the loss's gradient does not depend on the error but for its sign."""
+def is_flat(loss: Any) -> bool:
+    """Whether the loss's gradient depends only on the sign of the error."""
     return isinstance(loss, _FLAT_LOSSES) or getattr(loss, "fn", loss) in _FLAT_FUNCTIONS
 
 
-def is_softmax_cross_entropy(loss, y_pred_has_logits):
-    """Whether it is the cross-entropy of class numbers, computed from logits.
+def is_softmax_cross_entropy(loss: Any, y_pred_has_logits: bool) -> bool:
+    """Whether the loss is the cross-entropy of class numbers, computed from logits.
 
     Args:
         loss: A `keras.losses.Loss` or a function.
@@ -93,14 +95,16 @@ def is_softmax_cross_entropy(loss, y_pred_has_logits):
     )
 
 
-def labels_kind(loss, shape, outputs, rank=None):
-    """Of targets that are class numbers "classes", that are shares of classes in [0, 1] "shares"; else None.
+def labels_kind(
+    loss: Any, shape: Sequence[int | None], outputs: int | None, rank: int | None = None
+) -> str | None:
+    """ "classes" if the loss takes class indices, "shares" if it takes values in [0, 1] per class, else None.
 
     Args:
         loss: A `keras.losses.Loss` or a function.
-        shape: Of the targets.
-        outputs: Size of the predictions' last axis, or None if it is not known.
-        rank: Number of the predictions' axes, or None if it is not known.
+        shape: Shape of the targets.
+        outputs: Size of the predictions' last axis, or None if unknown.
+        rank: Number of the predictions' axes, or None if unknown.
     """
     if isinstance(loss, Bootstrap):  # takes both
         is_wide = outputs == 1 or (len(shape) == (rank or max(len(shape), 2)) and shape[-1] != 1)
@@ -110,12 +114,12 @@ def labels_kind(loss, shape, outputs, rank=None):
     return "shares" if is_binary(loss) or is_one_hot(loss) else None
 
 
-def is_regression(loss):
-    """Whether it is one of Keras's losses for real-valued targets."""
+def is_regression(loss: Any) -> bool:
+    """Whether the loss is one of Keras's losses for real-valued targets."""
     return isinstance(loss, _REGRESSION_LOSSES) or getattr(loss, "fn", loss) in _REGRESSION_FUNCTIONS
 
 
-def expects_probabilities(loss):
+def expects_probabilities(loss: Any) -> bool:
     """True for a cross-entropy with `from_logits=False`, as an object or as a function."""
     if hasattr(loss, "from_logits"):
         return not loss.from_logits
@@ -126,6 +130,7 @@ def expects_probabilities(loss):
     return parameter is not None and parameter.default is False
 
 
-def name_of(loss):
-    """How error messages call a loss."""
-    return getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+def name_of(loss: Any) -> str:
+    """The name of a loss in error messages."""
+    name: Any = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+    return name

@@ -1,8 +1,11 @@
 """Non-finite examples. A weight of 0 is not enough: 0 * NaN is NaN in the backward pass.
 
-So they are taken out before the forward pass: a good example of the batch stands in their place, weight 0.
-(Zeros would move the statistics of batch normalization, and need not be valid targets.)
+So before the forward pass they are replaced by a finite example of the batch, with weight 0. (Zeros would
+change the statistics of batch normalization, and may be invalid targets.)
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,14 +13,14 @@ import tensorflow as tf
 
 from prl_keras.inputs.rows import nearest_before
 
-_LARGE = 2**20  # entries of a gradient, from which on its flags would be seen in the memory of a step
+_LARGE = 2**20  # entries of a gradient; above, one flag each would add to a step's memory
 
 
-def find(data):
+def find(data: Any) -> tf.Tensor:
     """Which examples hold NaN or infinity.
 
     Args:
-        data: Tensors `[batch, ...]`, in any structure; None and what is not dense is passed over.
+        data: Tensors `[batch, ...]`, in any structure; None and tensors that are not dense are skipped.
 
     Returns:
         bool `[batch]`.
@@ -30,37 +33,37 @@ def find(data):
     return is_bad
 
 
-def replace(data, is_bad):
-    """The data with the nearest good examples in the place of bad ones.
+def replace(data: Any, is_bad: tf.Tensor) -> Any:
+    """The data with the nearest good example in place of each bad one.
 
     Args:
-        data: As in `find`. What is not finite becomes 0 if no example is good.
+        data: As in `find`. Non-finite values become 0 if no example is good.
         is_bad: bool `[batch]`.
     """
     rows = nearest_before(~is_bad)
     return _map_dense(lambda tensor: tf.ensure_shape(tf.gather(tensor, rows), tensor.shape), with_zeros(data))
 
 
-def with_zeros(data):
-    """The data with 0 in the place of NaN and infinity."""
+def with_zeros(data: Any) -> Any:
+    """The data with 0 in place of NaN and infinity."""
 
     def finite(tensor):
         if not _is_checked(tensor):
             return tensor
         is_finite = tf.math.is_finite(tensor)
-        if tensor.dtype in (tf.float32, tf.float64):  # the faster kernel, of NaN too
+        if tensor.dtype in (tf.float32, tf.float64):  # faster, and 0 for NaN too
             return tf.math.multiply_no_nan(tensor, tf.cast(is_finite, tensor.dtype))
         return tf.where(is_finite, tensor, tf.zeros_like(tensor))
 
     return _map_dense(finite, data)
 
 
-def are_finite(gradients):
-    """Whether all of a list of gradients are, Nones passed over; bool scalar.
+def are_finite(gradients: Sequence[Any]) -> tf.Tensor:
+    """Whether all gradients are finite, bool scalar; None entries are skipped.
 
-    Vectors (biases and the like) are looked at as one: a device starts a kernel for each tensor. Of a large
-    matrix the sums of its rows are, which a product makes in no memory. (XLA on a CPU writes out the flags of
-    all its entries.) Such a sum is infinite, too, where finite entries reach 1e34.
+    Vectors (biases and the like) are concatenated, as a device starts a kernel for each tensor. For a large
+    matrix only the sums of its rows are checked; a matrix product computes them without extra memory. (XLA on
+    a CPU would store a flag for each entry.) Such a sum is also infinite if finite entries reach 1e34.
     """
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
     values = [_sums_of_rows(value) if _is_large(value) else value for value in values]
@@ -71,8 +74,8 @@ def are_finite(gradients):
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in together])
 
 
-def count(flags):
-    """How many of a bool tensor are True: float32 scalar, since TensorFlow sums integers on the host."""
+def count(flags: tf.Tensor) -> tf.Tensor:
+    """The number of True entries: float32 scalar, since TensorFlow sums integers on the host."""
     return tf.reduce_sum(tf.cast(flags, tf.float32))
 
 
@@ -87,7 +90,7 @@ def _sums_of_rows(tensor):
 
 
 def _map_dense(function, data):
-    """The data with `function` of each dense tensor; others, and None, stay as they are."""
+    """Applies `function` to each dense tensor; other values stay as they are."""
     tensors = keras.tree.flatten(data)
     tensors = [function(tf.convert_to_tensor(t)) if _is_dense(t) else t for t in tensors]
     return keras.tree.pack_sequence_as(data, tensors)
@@ -98,8 +101,8 @@ def _rows(tensor):
 
 
 def _is_dense(tensor):
-    is_tensor = isinstance(tensor, (tf.Tensor, np.ndarray))  # arrays, where Keras runs eagerly
-    return is_tensor and len(tensor.shape) > 0  # else it is no batch, and the network says so
+    is_tensor = isinstance(tensor, (tf.Tensor, np.ndarray))  # arrays if Keras runs eagerly
+    return is_tensor and len(tensor.shape) > 0  # a scalar is no batch: the network rejects it
 
 
 def _is_checked(tensor):

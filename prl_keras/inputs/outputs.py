@@ -1,6 +1,8 @@
-"""Networks with several outputs: which target, loss and weight goes with which prediction."""
+"""Networks with several outputs: the target, loss and weight of each prediction."""
 
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -10,33 +12,38 @@ _KINDS = (list, tuple, dict)
 
 
 class Output(typing.NamedTuple):
-    """One output that has a loss: targets, predictions, `keras.losses.Loss` or function, loss weight.
+    """One output that has a loss.
 
-    `index` is its place in `keras.tree.flatten(y_pred)`, `sample_weight` the user's weights for it, or None.
+    Attributes:
+        y_true, y_pred: Targets and predictions.
+        loss: A `keras.losses.Loss` or a function.
+        weight: The loss weight.
+        index: Its place in `keras.tree.flatten(y_pred)`.
+        sample_weight: The user's weights for it, or None.
     """
 
-    y_true: typing.Any
-    y_pred: typing.Any
-    loss: typing.Any
+    y_true: Any
+    y_pred: Any
+    loss: Any
     weight: float
-    index: int
-    sample_weight: typing.Any = None
+    index: int  # type: ignore[assignment]
+    sample_weight: Any = None
 
 
 class OutputLosses:
-    """The losses of several outputs. What is ranked is an example's weighted sum of them.
+    """The losses of several outputs. An example is ranked by their weighted sum.
 
     Args:
         loss: As for `keras.Model.compile`: one for all the outputs, or a list or a dict of them. An output
-            whose loss is None, or not in the dict, has none.
+            whose loss is None or missing from the dict has no loss.
         loss_weights: A list or a dict of numbers, or None for 1 each.
-        names: The names of the outputs, in their order, by which dicts go with a list of outputs.
+        names: The names of the outputs in their order, which map dicts to a list of outputs.
 
     Raises:
-        ValueError: for losses of different reductions.
+        ValueError: if the losses have different reductions.
     """
 
-    def __init__(self, loss, loss_weights=None, names=None):
+    def __init__(self, loss: Any, loss_weights: Any = None, names: Sequence[str] | None = None) -> None:
         self.loss = keras.tree.map_structure(keras.losses.get, loss)
         self.loss_weights, self.names = loss_weights, None if names is None else tuple(names)
         reductions = {_reduction(part) for part in keras.tree.flatten(self.loss) if part is not None}
@@ -47,22 +54,22 @@ class OutputLosses:
             )
         (self.reduction,) = reductions
 
-    def split(self, y_true, y_pred, sample_weight=None):
-        """The outputs that have a loss, a list of `Output` in the order of `keras.tree.flatten(y_pred)`.
+    def split(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> list[Output]:
+        """The outputs that have a loss, in the order of `keras.tree.flatten(y_pred)`.
 
         Args:
-            y_true, y_pred: Structures of tensors, arrays, or anything else that has a shape.
+            y_true, y_pred: Structures of tensors, arrays, or other values with a shape.
             sample_weight: One for all the outputs, a structure of them, or None.
 
         Raises:
-            ValueError: with the keys that are there, and those that should be.
+            ValueError: with the given keys and the expected ones.
         """
         losses = losses_of(self, y_pred)
         weights = self.pack(self.loss_weights, y_pred, "loss_weights")
         given = self.pack(sample_weight, y_pred, "sample_weight")
         has_loss = [loss is not None for loss in losses]
         if isinstance(y_true, (list, tuple)) and len(y_true) == sum(has_loss) < len(losses):
-            targets = iter(y_true)  # as in Keras, those of the outputs with a loss alone
+            targets: Any = iter(y_true)  # as in Keras: only for outputs with a loss
             targets = [next(targets) if has else None for has in has_loss]
         elif isinstance(y_true, _KINDS):
             targets = self.pack(y_true, y_pred, "y")
@@ -84,8 +91,8 @@ class OutputLosses:
                 outputs.append(Output(y, prediction, loss, weight, index, given[index]))
         return outputs
 
-    def pack(self, structure, y_pred, what):
-        """What `structure` (one for all outputs, a list or a dict) has for each output, as a flat list."""
+    def pack(self, structure: Any, y_pred: Any, what: str) -> list[Any]:
+        """The entry of `structure` (one for all outputs, a list or a dict) for each output, a flat list."""
         paths = [path or (0,) for path, _ in keras.tree.flatten_with_path(y_pred)]
         tops = order = list(dict.fromkeys(path[0] for path in paths))
         if isinstance(structure, dict) and isinstance(tops[0], int):
@@ -107,21 +114,21 @@ class OutputLosses:
         return repr("/".join(map(str, path)))
 
 
-def loss_of(model, y_pred):
-    """The compiled loss of a model for predictions, real or symbolic; of several an `OutputLosses`."""
+def loss_of(model: Any, y_pred: Any) -> Any:
+    """The compiled loss of a model for real or symbolic predictions; `OutputLosses` for several outputs."""
     if not keras.tree.is_nested(y_pred) and not keras.tree.is_nested(model.loss):
         return keras.losses.get(model.loss)
     names = getattr(model, "output_names", None)
     return OutputLosses(model.loss, loss_weights_of(model), names)
 
 
-def loss_weights_of(model):
+def loss_weights_of(model: keras.Model) -> Any:
     """The loss weights that a model was compiled with."""
     return compile_config(model).config.get("loss_weights")
 
 
-def split(loss, y_true, y_pred, sample_weight=None):
-    """`OutputLosses.split`, or for a single loss its only `Output`, of weight 1."""
+def split(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> list[Output]:
+    """`OutputLosses.split`; for a single loss its only `Output`, with weight 1."""
     if isinstance(loss, OutputLosses):
         return loss.split(y_true, y_pred, sample_weight)
     if keras.tree.is_nested(y_pred) or keras.tree.is_nested(loss):
@@ -129,13 +136,13 @@ def split(loss, y_true, y_pred, sample_weight=None):
     return [Output(y_true, y_pred, loss, 1.0, 0, sample_weight)]
 
 
-def losses_of(loss, y_pred):
-    """The loss of each of `keras.tree.flatten(y_pred)`, None where an output has none."""
+def losses_of(loss: Any, y_pred: Any) -> list[Any]:
+    """The loss of each entry of `keras.tree.flatten(y_pred)`; None if an output has no loss."""
     return loss.pack(loss.loss, y_pred, "loss") if isinstance(loss, OutputLosses) else [loss]
 
 
-def symbolic_outputs(network):
-    """A built network's output, a structure of KerasTensors, as far as it knows it; else None."""
+def symbolic_outputs(network: keras.Model) -> Any:
+    """The output of a built network, a structure of KerasTensors, or None if it is unknown."""
     if not network.built:
         return None
     if isinstance(network, keras.Sequential):
@@ -147,7 +154,7 @@ def symbolic_outputs(network):
 
 
 def _follow(structure, path):
-    """The entry at a path, or above it, one for all that is below; None if there is none."""
+    """The entry at a path, or one above it that covers it; None if there is no entry."""
     for key in path:
         if not isinstance(structure, _KINDS):
             return structure

@@ -1,4 +1,4 @@
-"""Places of examples in a batch, without a sort or a condition, which a GPU would wait for.
+"""Places of examples in a batch, without a sort or a condition, for which a GPU would wait.
 
 Counts are float32, as in `rules.ranking`: TensorFlow has no GPU kernel for the cumulative sum of integers.
 """
@@ -6,11 +6,11 @@ Counts are float32, as in `rules.ranking`: TensorFlow has no GPU kernel for the 
 import tensorflow as tf
 from keras import ops
 
-_LARGEST_TO_COMPARE = 128  # examples, up to which a comparison of all pairs takes the fewest kernels
+_LARGEST_TO_COMPARE = 128  # examples up to which comparing all pairs takes the fewest kernels
 
 
-def first_positions(mask, count):
-    """Positions of the first `count` True entries; where there are fewer, it cycles through them.
+def first_positions(mask: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+    """Positions of the first `count` True entries; if there are fewer, it cycles through them.
 
     Args:
         mask: bool `[batch]`.
@@ -22,24 +22,24 @@ def first_positions(mask, count):
     so_far = ops.cumsum(ops.cast(mask, "float32"))
     number = ops.sum(ops.cast(mask, "float32"))
     wanted = ops.mod(ops.cast(ops.arange(count, dtype="int32"), "float32"), ops.maximum(number, 1.0))
-    # Before the entry that raises the total above `wanted` lie as many entries as its position says.
+    # `UpperBound` finds the entry that raises the total above `wanted`.
     positions = tf.raw_ops.UpperBound(sorted_inputs=so_far[None], values=wanted[None])[0]
     return ops.where(number > 0, positions, 0)
 
 
-def nearest_before(mask):
-    """For each entry its own place, if it is True, else that of the nearest True one before, and around.
+def nearest_before(mask: tf.Tensor) -> tf.Tensor:
+    """The place of each True entry, and for a False one that of the nearest True entry before it, cyclically.
 
     Args:
         mask: bool `[batch]`.
 
     Returns:
-        int32 `[batch]`, in `[0, batch)`; anything if no entry is True.
+        int32 `[batch]`, in `[0, batch)`; arbitrary if no entry is True.
     """
     size = mask.shape[0]
     if size is not None and 0 < size <= _LARGEST_TO_COMPARE:
         places = ops.arange(size, dtype="float32")
-        # The largest place up to one's own, else the largest of all.
+        # The largest True place up to the entry's own, else the largest of all.
         rounds = ops.where(places[None, :] <= places[:, None], float(size), 0.0)
         found = tf.reduce_max(tf.where(mask, places + rounds, -1.0), axis=1)
         return ops.cast(ops.mod(found, size), "int32")

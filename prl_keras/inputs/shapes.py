@@ -1,4 +1,7 @@
-"""Shapes of targets, losses, weights and masks, refused where Keras would broadcast them."""
+"""Checks of the shapes of targets, losses, weights and masks that Keras would silently broadcast."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -6,8 +9,8 @@ import numpy as np
 from prl_keras.inputs import loss_kinds
 
 
-def check_shapes(y_true, y_pred, loss):
-    """Refuses targets that a loss would broadcast against the predictions.
+def check_shapes(y_true: Any, y_pred: Any, loss: Any) -> None:
+    """Rejects targets that a loss would broadcast against the predictions.
 
     Raises:
         ValueError: with both shapes and the fix.
@@ -42,8 +45,8 @@ def check_shapes(y_true, y_pred, loss):
         )
 
 
-def check_one_value_per_example(values, y_pred, loss):
-    """Refuses a loss that is already reduced: a scalar cannot rank examples."""
+def check_one_value_per_example(values: Any, y_pred: Any, loss: Any) -> None:
+    """Rejects a loss that is already reduced (ValueError): a scalar cannot rank examples."""
     batch = y_pred.shape[0]
     if len(values.shape) == 0 or (None not in (batch, values.shape[0]) and values.shape[0] != batch):
         raise ValueError(
@@ -53,8 +56,8 @@ def check_one_value_per_example(values, y_pred, loss):
         )
 
 
-def check_weight_shape(weight_shape, loss_shape):
-    """Refuses a user's weights that Keras would broadcast against the losses `[batch, ...]`."""
+def check_weight_shape(weight_shape: Sequence[int | None], loss_shape: Sequence[int | None]) -> None:
+    """Rejects weights that Keras would broadcast against the losses `[batch, ...]` (ValueError)."""
     padded = (*loss_shape, *[1] * (len(weight_shape) - len(loss_shape)))
     if not all(size in (None, 1, have) or have is None for size, have in zip(weight_shape, padded)):
         raise ValueError(
@@ -63,8 +66,8 @@ def check_weight_shape(weight_shape, loss_shape):
         )
 
 
-def check_classification(loss, what):
-    """Refuses a regression loss for something that compares predicted classes."""
+def check_classification(loss: Any, what: str) -> None:
+    """Rejects a regression loss where predicted classes are compared (ValueError)."""
     if loss_kinds.is_regression(loss):
         raise ValueError(
             f"{what} compares predicted classes, and the loss {loss_kinds.name_of(loss)} is one for "
@@ -72,8 +75,8 @@ def check_classification(loss, what):
         )
 
 
-def show(shape):
-    """A shape as error messages write it: an unknown size is "batch"."""
+def show(shape: Sequence[int | None]) -> str:
+    """A shape for error messages; an unknown size is "batch"."""
     return "(" + ", ".join(map(_size, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 

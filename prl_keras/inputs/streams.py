@@ -1,6 +1,6 @@
-"""Labels and weights of data that come batch by batch, checked on the way, before a step sees them.
+"""Checks labels and weights of data that come batch by batch, before a step uses them.
 
-TensorFlow refuses a label that is none on a CPU; under XLA, and on a GPU, its loss is NaN and so are all
+On a CPU TensorFlow rejects an out-of-range label. Under XLA or on a GPU its loss becomes NaN, and so do all
 the weights after the step.
 """
 
@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import re
 import types
-import typing
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,8 +21,8 @@ _MARK = "prl_keras found in a batch: "
 
 
 @contextlib.contextmanager
-def as_value_errors():
-    """What these checks find in the threads that read the data is raised as a `ValueError`."""
+def as_value_errors() -> Iterator[None]:
+    """Raises errors of these checks from the threads that read the data as `ValueError`."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -31,22 +32,22 @@ def as_value_errors():
         raise ValueError(found[1]) from None
 
 
-def checked(x, labels_of):
-    """The data `x` of `fit`, in which a bad batch is an error (see `as_value_errors`) when it is read.
+def checked(x: Any, labels_of: Callable[[Any], list[Any]]) -> Any:
+    """The data `x` of `fit`; reading an invalid batch from them raises an error (see `as_value_errors`).
 
     Args:
-        x: A `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches; anything else is given
-            back as it is.
-        labels_of: Function of the targets that gives a list of `data_checks.Labels`.
+        x: A `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches; anything else is
+            returned unchanged.
+        labels_of: Function of the targets that returns a list of `valid_labels.Labels`.
 
     Raises:
-        ValueError: if a Dataset's labels have a dtype that is not one of integers.
+        ValueError: if a Dataset's class numbers are not integers.
     """
     check = _Check(labels_of)
     if isinstance(x, tf.data.Dataset):
         spec = x.element_spec
         if not isinstance(spec, tuple) or len(spec) not in (2, 3):
-            return x  # Keras or a check of targets says what it is
+            return x  # Keras or the check of targets rejects it
         for labels in labels_of(spec[1]):
             if isinstance(labels.y, tf.TensorSpec):
                 labels.check_dtype()
@@ -61,10 +62,10 @@ def checked(x, labels_of):
 
 @dataclasses.dataclass(frozen=True)
 class _Check:
-    labels_of: typing.Callable
+    labels_of: Callable[[Any], list[Any]]
 
     def in_graph(self, *batch):
-        """The batch again, once its labels and weights are checked: part of a `tf.data` pipeline."""
+        """The batch, after the checks of its labels and weights; part of a `tf.data` pipeline."""
         x, y, weights = (*batch, None)[:3]
         asserts = []
         for labels in self.labels_of(y):
@@ -80,10 +81,10 @@ class _Check:
             return x, *tf.nest.map_structure(tf.identity, batch[1:])
 
     def in_python(self, batch):
-        """The batch as it is.
+        """The batch, unchanged.
 
         Raises:
-            ValueError: with a bad label or weight.
+            ValueError: with an invalid label or weight.
         """
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             return batch
@@ -105,7 +106,7 @@ class _Check:
 
 
 def _check_lengths(batch):
-    """Refuses a batch whose parts have different numbers of examples, which Keras might broadcast."""
+    """Rejects a batch whose parts have different lengths, which Keras might broadcast."""
     names = ("x", "y", "sample_weight")
     lengths = {
         name: sorted(

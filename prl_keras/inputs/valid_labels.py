@@ -1,6 +1,8 @@
-"""Labels of classes in the targets of any output: which losses take them, and which values are valid."""
+"""Class labels in the targets of any output: which losses take them, and which values are valid."""
 
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,54 +15,58 @@ _RENUMBER = "Write 0 and 1, or one-hot labels; class numbers go with SparseCateg
 
 
 class Labels(typing.NamedTuple):
-    """Class labels of one output, how many classes it tells apart, a label passed over; None if not known.
+    """Class labels of one output.
 
-    Where `is_shares`, the labels are not numbers of classes but shares of them, in [0, 1].
+    Attributes:
+        y: The labels: an array, a tensor or a specification.
+        classes: The number of classes, or None if unknown.
+        ignored: The label that the loss ignores (`ignore_class`), or None.
+        is_shares: Whether the labels are shares of classes in [0, 1] and not class numbers.
     """
 
-    y: typing.Any
+    y: Any
     classes: int | None
     ignored: int | None
     is_shares: bool = False
 
-    def check(self, start=0):
-        """Checks an array, which begins at `start` in the data.
+    def check(self, start: int = 0) -> None:
+        """Checks an array that begins at index `start` of the data.
 
         Raises:
-            ValueError: with the first bad index and value.
+            ValueError: with the first invalid index and value.
         """
         if self.is_shares:
             check_shares(self.y, start)
         else:
             check_labels(self.y, self.classes, self.ignored, start)
 
-    def check_dtype(self):
-        """Refuses class numbers that are not integers."""
+    def check_dtype(self) -> None:
+        """Rejects class numbers that are not integers (ValueError)."""
         dtype = self.y.dtype
         if not self.is_shares:
             check_label_dtype(dtype.as_numpy_dtype if isinstance(dtype, tf.DType) else dtype, self.y.shape)
 
-    def is_bad(self, y):
-        """bool in the shape of `y`, an array or tensor of a suitable dtype."""
+    def is_bad(self, y: Any) -> Any:
+        """bool in the shape of `y`, an array or tensor of a suitable dtype: which labels are invalid."""
         return is_bad_share(y) if self.is_shares else is_bad_label(y, self.classes, self.ignored)
 
-    def message(self, value):
-        """What is wrong with a bad one."""
+    def message(self, value: Any) -> str:
+        """The error message for an invalid label."""
         if self.is_shares:
             return f"{_SHARES}; there is a {value}."
         return f"Class labels must be at least 0{largest_label(self.classes)}; there is a {value}."
 
 
-def labels_of(model, y):
-    """The class labels in the targets, a list of `Labels`: those of the outputs whose loss takes such.
+def labels_of(model: Any, y: Any) -> list[Labels]:
+    """The class labels in the targets: one `Labels` for each output whose loss takes class labels.
 
     Args:
         model: A compiled `WeightedModel`.
-        y: A structure of anything: arrays, tensors, specifications.
+        y: A structure of arrays, tensors or specifications.
     """
     y_pred = outputs.symbolic_outputs(model.networks[0])
     if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
-        return []  # which target goes with which loss is known in the first step
+        return []  # the first step shows which target goes with which loss
     parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
     found = [labels_for(part.loss, part.y_true, *_last_and_rank(part.y_pred)) for part in parts]
     return [labels for labels in found if labels is not None]
@@ -70,14 +76,14 @@ def _last_and_rank(y_pred):
     return (None, None) if y_pred is None else (y_pred.shape[-1], len(y_pred.shape))
 
 
-def labels_for(loss, y, classes, rank=None):
-    """`Labels` of the targets of one output, or None if its loss takes none.
+def labels_for(loss: Any, y: Any, classes: int | None, rank: int | None = None) -> Labels | None:
+    """The `Labels` of the targets of one output, or None if its loss takes no class labels.
 
     Args:
         loss: A `keras.losses.Loss` or a function.
         y: An array, a tensor or a specification.
-        classes: Size of the predictions' last axis, or None if it is not known.
-        rank: Number of the predictions' axes, or None if it is not known.
+        classes: Size of the predictions' last axis, or None if unknown.
+        rank: Number of the predictions' axes, or None if unknown.
     """
     shape = getattr(y, "shape", ())
     kind = loss_kinds.labels_kind(loss, () if getattr(shape, "rank", 0) is None else shape, classes, rank)
@@ -86,19 +92,19 @@ def labels_for(loss, y, classes, rank=None):
     return Labels(y, classes, getattr(loss, "ignore_class", None), is_shares=kind == "shares")
 
 
-def check_shares(y, start=0):
-    """Checks labels that are shares of classes, one-hot labels and labels 0 and 1 among them.
+def check_shares(y: Any, start: int = 0) -> None:
+    """Checks labels that are shares of classes, such as one-hot labels or labels 0 and 1.
 
     Args:
-        y: An array `[n, ...]`. What is not finite is another's business (`nonfinite`).
-        start: Where `y` begins in the data, for the message.
+        y: An array `[n, ...]`. NaN passes; `nonfinite` handles it.
+        start: Index of `y[0]` in the data, for the message.
 
     Raises:
-        ValueError: with the first bad index and value.
+        ValueError: with the first invalid index and value.
     """
     y = np.asarray(y)
     if y.dtype.kind not in "iufb":
-        return  # Keras says what it is
+        return  # Keras rejects it
     bad = is_bad_share(y)
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -106,22 +112,22 @@ def check_shares(y, start=0):
         raise ValueError(f"{_SHARES}; y[{shown}] is {y[index]}. {_RENUMBER}")
 
 
-def is_bad_share(y):
-    """bool in the shape of `y`, an array or a tensor of real numbers."""
+def is_bad_share(y: Any) -> Any:
+    """bool in the shape of `y`, an array or a tensor of real numbers: which are outside [0, 1]."""
     return (y < 0) | (y > 1)
 
 
-def check_labels(y, classes, ignored=None, start=0):
+def check_labels(y: Any, classes: int | None, ignored: int | None = None, start: int = 0) -> None:
     """Checks all the class labels of an array before training starts.
 
     Args:
         y: Integer labels, an array of shape `[n, ...]`, such as `[n]` or `[n, 1]`.
         classes: Number of classes, or None if not yet known.
-        ignored: A label that the loss passes over (`ignore_class`), or None.
-        start: Where `y` begins in the data, for the message.
+        ignored: A label that the loss ignores (`ignore_class`), or None.
+        start: Index of `y[0]` in the data, for the message.
 
     Raises:
-        ValueError: with the first bad index and value.
+        ValueError: with the first invalid index and value.
     """
     y = np.asarray(y)
     check_label_dtype(y.dtype, y.shape)
@@ -136,8 +142,8 @@ def check_labels(y, classes, ignored=None, start=0):
         )
 
 
-def is_bad_label(y, classes, ignored):
-    """bool in the shape of `y`, an array or a tensor of integers; the others as in `check_labels`."""
+def is_bad_label(y: Any, classes: int | None, ignored: int | None) -> Any:
+    """bool in the shape of `y`, an integer array or tensor: which are invalid (see `check_labels`)."""
     bad = y < 0
     if classes is not None:
         bad |= y >= classes
@@ -146,8 +152,8 @@ def is_bad_label(y, classes, ignored):
     return bad
 
 
-def check_label_dtype(dtype, shape):
-    """Refuses labels `[n, ...]` that are not integers."""
+def check_label_dtype(dtype: Any, shape: Sequence[int | None]) -> None:
+    """Rejects labels `[n, ...]` that are not integers (ValueError)."""
     dtype = np.dtype(dtype)
     if dtype.kind in "iu":
         return
@@ -160,6 +166,6 @@ def check_label_dtype(dtype, shape):
     raise ValueError(f"Class labels must be integers; y has dtype {dtype}. {way}")
 
 
-def largest_label(classes):
-    """What an error message says of the largest label that `classes` outputs (or None) allow."""
+def largest_label(classes: int | None) -> str:
+    """The part of an error message on the largest label for `classes` outputs; empty for None."""
     return "" if classes is None else f", and at most {classes - 1} for {classes} outputs"

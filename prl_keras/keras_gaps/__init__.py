@@ -1,4 +1,4 @@
 """Workarounds for Keras: several replicas, XLA's fallback, saved seeds, guarded updates, checked backups.
 
-`internals` has its private attributes.
+`internals` wraps its private attributes.
 """

@@ -1,35 +1,38 @@
-"""Backups of `keras.callbacks.BackupAndRestore`: they are of one training, and resume no other.
+"""Ties each backup of `keras.callbacks.BackupAndRestore` to one training, so that no other resumes from it.
 
-Keras restores weights and epoch whatever they are of; a model with another epsilon would go on with them.
+Keras restores weights and epoch without a check: a model with another epsilon would continue from them.
 """
 
 import json
 import pathlib
+from typing import Any
 
 import keras
 
 from prl_keras.files import replacing
+from prl_keras.validate import differences
 
 _NAME = "training.json"
 
 
-def check_backups(model, callbacks):
-    """Notes in each backup folder which training it is of.
+def check_backups(model: Any, callbacks: Any) -> None:
+    """Records in each backup folder which training it belongs to.
 
     Args:
         model: A `WeightedModel`.
         callbacks: As for `fit`: a callback, a list of them, or None.
 
     Raises:
-        ValueError: if a folder holds the backup of a model of another kind, score, rule, exchange or shape.
+        ValueError: if a folder holds a backup of a model of another kind, score, rule, exchange, recompute
+            setting or shape.
     """
     for callback in listed(callbacks):
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             _check(model, pathlib.Path(callback.backup_dir))
 
 
-def listed(callbacks):
-    """What `fit` takes for callbacks, as a list."""
+def listed(callbacks: Any) -> list[Any]:
+    """The `callbacks` argument of `fit` as a list."""
     found = getattr(callbacks, "callbacks", callbacks) or []
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
@@ -38,11 +41,7 @@ def _check(model, directory):
     training, path = _training(model), directory / _NAME
     if (directory / "latest.weights.h5").exists() and path.exists():
         saved = json.loads(path.read_text())
-        different = "; ".join(
-            f"{name} was {saved.get(name)!r}, is now {value!r}"
-            for name, value in training.items()
-            if saved.get(name) != value
-        )
+        different = differences(saved, training)
         if different:
             raise ValueError(
                 f"The backup in {directory} is of another training: {different}. Give the model these "
@@ -57,5 +56,5 @@ def _training(model):
     config = model.get_config()
     settings = {name: config.get(name) for name in ("score", "rule", "exchange", "recompute")}
     shapes = [[list(weight.shape) for weight in network.weights] for network in model.networks]
-    # As JSON gives it back.
+    # A JSON round trip, to compare with what was read.
     return json.loads(json.dumps({"kind": type(model).__name__, **settings, "weights": shapes}))

@@ -1,13 +1,15 @@
-"""An optimizer's step that takes effect or not, without a condition and without a second copy of the weights.
+"""An optimizer step that takes effect or not, without a condition and without a second copy of the weights.
 
-Keras's optimizers end in the assignments of native TensorFlow variables: `assign_add(m, delta)`. With the
-delta made 0, nothing moves. So for the time of `apply_gradients` the assignments of the variables are
-replaced. `tf.cond` around the step would do the same, but a GPU waits for the host at a condition, and XLA
-fuses nothing across it. Saved copies of weights and moments would double the memory.
+Keras's optimizers end in assignments to native TensorFlow variables: `assign_add(m, delta)`. If delta is 0,
+nothing changes. So during `apply_gradients` the variables' assignment methods are replaced. `tf.cond`
+around the step would do the same, but a GPU waits for the host at a condition, and XLA fuses nothing across
+it. Saved copies of weights and moments would double the memory.
 """
 
 import contextlib
 import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,12 +19,12 @@ _SCATTERING = ("scatter_add", "scatter_sub", "scatter_update")
 
 
 @contextlib.contextmanager
-def updates_only_if(condition, variables):
-    """Within, the variables move only where `condition` holds.
+def updates_only_if(condition: tf.Tensor, variables: Iterable[Any]) -> Iterator[None]:
+    """Within the block, the variables change only if `condition` is true.
 
     Args:
         condition: bool scalar tensor.
-        variables: Keras variables. Those of several replicas are guarded on each.
+        variables: Keras variables. With several replicas, each replica's copy is guarded.
     """
     guarded = [v for variable in variables for v in _on_each_replica(variable) if "assign" not in vars(v)]
     for variable in guarded:
@@ -63,7 +65,7 @@ def _scatter(condition, variable, scatter, slices, *args, **kwargs):
 
 
 def _or_zero(condition, delta):
-    """`delta`, or 0 where the condition does not hold: one kernel, even if the delta is NaN."""
+    """`delta`, or 0 if the condition is false: one kernel, even if delta is NaN."""
     if delta.dtype in (tf.float32, tf.float64):
         return tf.math.multiply_no_nan(delta, tf.cast(condition, delta.dtype))
     return tf.where(condition, delta, tf.zeros_like(delta))

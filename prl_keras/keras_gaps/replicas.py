@@ -1,55 +1,59 @@
-"""What Keras's `fit` lacks where a strategy of `tf.distribute` has several replicas (keras#20585).
+"""What Keras's `fit` lacks if a `tf.distribute` strategy has several replicas (keras#20585).
 
-Keras 3.15 stops, or is wrong, in five places:
+Keras 3.15 fails, or is wrong, in five places:
 
 1. Before the first step it builds the model from a batch, and takes the mean of that batch over the
-   replicas: their shares must be of one size, and on several machines it fails even so.
-2. On several machines it takes the mean of the logs over the replicas along their axis 0; they are scalars.
-3. Where the logs of a step lack one of the model's metrics (in `evaluate`, those of training) it shows the
-   mean of the replicas' own logs, which may be of different numbers of examples, not the metrics' results.
-4. Optimizers clip the gradient of each replica, and look for infinities in it, before they add them up.
-5. Each replica keeps moving statistics of its own share, evaluates with them, and saves those of the first.
+   replicas: their shares must have one size, and on several machines it fails even then.
+2. On several machines it takes the mean of the logs over the replicas along axis 0; they are scalars.
+3. If the logs of a step lack one of the model's metrics (in `evaluate`, those of training), it shows the
+   mean of the replicas' own logs, which may cover different numbers of examples, not the metrics' results.
+4. Optimizers clip the gradient of each replica, and check it for infinities, before they add them up.
+5. Each replica keeps moving statistics of its own share and evaluates with them; Keras saves only those of
+   the first.
 
-`tests/multi_worker_test.py` has a test that fails as soon as a plain `keras.Model` no longer stops at 1 and
-2: then those can go.
+A test in `tests/faults/multi_worker_test.py` fails once a plain `keras.Model` no longer fails at 1 and 2:
+then those workarounds can go.
 """
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 
-def first_share(strategy, iterator):
-    """A batch to build the model from: of several replicas the first one's share, for its sizes and types.
+def first_share(strategy: tf.distribute.Strategy, iterator: Any) -> Any:
+    """A batch to build the model from: the first replica's share, for its shapes and dtypes.
 
     Args:
-        strategy: That of `compile`.
+        strategy: The strategy of the compiled model.
         iterator: Keras's iterator over the epochs of `fit`.
     """
     batches = next(iter(iterator))[2]
     return keras.tree.map_structure(lambda t: strategy.experimental_local_results(t)[0], next(batches))
 
 
-def results_or_logs(model, logs):
-    """The metrics' results for the names in the logs of a step, if all of them are metrics; else the logs."""
+def results_or_logs(model: keras.Model, logs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metrics' results for the names in a step's logs, if all are metrics; else the logs."""
     results = model.get_metrics_result()
     return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
 
 
-def everywhere(flag):
-    """Whether a bool scalar holds on all the replicas."""
+def everywhere(flag: Any) -> Any:
+    """Whether a bool scalar is true on all replicas."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return flag
     return context.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(flag, tf.float32)) == 0
 
 
-def share_statistics(strategy, variables):
-    """Gives all the replicas the mean of each variable over them.
+def share_statistics(strategy: tf.distribute.Strategy, variables: Iterable[Any]) -> None:
+    """Sets each variable to its mean over all replicas.
 
     Args:
-        strategy: Whose replicas; nothing is done for a single one.
-        variables: Keras variables, such as the moving statistics of batch normalization; those that are not
-            floats stay.
+        strategy: The strategy of the replicas; nothing is done for a single replica.
+        variables: Keras variables, such as the moving statistics of batch normalization; variables that are
+            not floating-point do not change.
     """
     variables = [variable for variable in variables if variable.dtype.startswith(("float", "bfloat"))]
     if strategy.num_replicas_in_sync == 1 or not variables:
@@ -64,20 +68,20 @@ def share_statistics(strategy, variables):
     tf.function(lambda: strategy.run(share), autograph=False)()
 
 
-def logs_for_fit(logs):
-    """The logs of a step `{name: scalar}` as Keras's `fit` can take their mean over the replicas."""
+def logs_for_fit(logs: dict[str, Any]) -> dict[str, Any]:
+    """The logs of a step `{name: scalar}` in a form whose mean over the replicas Keras's `fit` can take."""
     strategy = tf.distribute.get_strategy()
     is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if not (is_multi_worker and strategy.extended._in_multi_worker_mode()):  # what Keras asks, too
+    if not (is_multi_worker and strategy.extended._in_multi_worker_mode()):  # the condition that Keras checks
         return logs
     return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
 
 
-def gradients_for_optimizer(gradients, optimizer):
+def gradients_for_optimizer(gradients: Sequence[Any], optimizer: keras.optimizers.Optimizer) -> Sequence[Any]:
     """The gradients to pass to the optimizer; if it clips or checks them, those of the global batch.
 
-    The first replica gets the sum over the replicas, the others zeros (or NaN, if it is not finite), which
-    the optimizer adds up to the same sum after it has looked at them.
+    The first replica gets the sum over the replicas, the others zeros (or NaN if the sum is non-finite). The
+    optimizer checks them first and then adds them up to the same sum.
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1 or not _looks_at_size(optimizer):
@@ -98,10 +102,10 @@ def _looks_at_size(optimizer):
     return any(part.clipnorm or part.global_clipnorm or part.clipvalue for part in parts)
 
 
-def on_one_replica(strategy, function, *args):
-    """What `function(*args)` gives on a replica: in between, a tape does not see the weights.
+def on_one_replica(strategy: tf.distribute.Strategy, function: Callable[..., Any], *args: Any) -> Any:
+    """The result of `function(*args)` in a replica; in a cross-replica context a tape sees no weights.
 
-    All replicas compute it, as TensorFlow runs none alone.
+    All replicas compute it, because TensorFlow cannot run one alone.
     """
     results = strategy.run(function, args)
     return keras.tree.map_structure(lambda t: strategy.experimental_local_results(t)[0], results)

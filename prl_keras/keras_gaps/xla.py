@@ -1,18 +1,20 @@
-"""`jit_compile=True` with an operation that XLA lacks: done without XLA, after a warning."""
+"""`jit_compile=True` with an operation that XLA lacks: runs without XLA, after a warning."""
 
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 _XLA_CANNOT = ("unsupported operations when trying to compile", "tf2xla conversion failed")
 
 
-def without_xla_if_it_cannot(model, call):
-    """What `call()` gives; if XLA cannot compile the model, again without XLA, for good.
+def without_xla_if_it_cannot(model: Any, call: Callable[[], Any]) -> Any:
+    """The result of `call()`; if XLA cannot compile the model, `call()` runs again, and XLA stays off.
 
-    XLA compiles when the first batch comes, and what it cannot do it says before it has done anything. An
-    error after the first update is passed on.
+    XLA compiles at the first batch and reports an unsupported operation before any update. An error after the
+    first update is raised again.
 
     Args:
         model: A compiled Keras model, whose functions `call` uses.
@@ -40,5 +42,5 @@ def without_xla_if_it_cannot(model, call):
 
 
 def _updates(model):
-    """Steps taken; while gradients accumulate `iterations` does not move."""
+    """The number of steps taken; `iterations` does not change while gradients accumulate."""
     return int(model.optimizer._iterations) if getattr(model, "optimizer", None) else 0

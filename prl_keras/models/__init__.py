@@ -1,1 +1,1 @@
-"""Models that train on what they trust: `RobustModel`, `CoTeachingModel` and the step that they share."""
+"""Models that train on the examples they trust: `RobustModel`, `CoTeachingModel` and their common step."""

@@ -1,6 +1,7 @@
-"""What one training step knows of its batch, one name for each fact."""
+"""The minibatch of one training step, with one name for each fact about it."""
 
 import typing
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -14,39 +15,40 @@ from prl_keras.scores.names import resolve
 
 
 class Batch(typing.NamedTuple):
-    """A minibatch, in which good examples stand in the place of those that are not finite.
+    """A minibatch in which good examples replace the non-finite ones.
 
-    `ranked_batch` makes of a batch of examples the one that is ranked: with `unit="element"` the flat one of
-    their elements, in which everything but `x` and `given` is `[n, ...]`.
+    `ranked_batch` turns a batch of examples into the batch that is ranked. With `unit="element"` that is the
+    flat batch of their elements, in which everything but `x` and `given` is `[n, ...]`.
 
     Attributes:
         x, y, sample_weight: Structures of tensors `[batch, ...]`, as Keras's losses take them.
-        given: `(x, y)` as they came. `SelectionRecord` knows an example by them.
-        is_bad: bool `[batch]`, whether inputs, targets or the loss of an example are not finite.
-        is_ranked: bool `[batch]`, False for padding: of which nothing counts (`scores.loss`).
+        given: `(x, y)` before the replacement. `SelectionRecord` identifies an example by them.
+        is_bad: bool `[batch]`, True where the inputs, targets or loss of an example are non-finite.
+        is_ranked: bool `[batch]`, False for padding: an example in which nothing counts (`scores.loss`).
         labels: int32 `[batch]`, the given class of each example; None if the loss takes no class labels.
-        examples: Of a flat batch that of its examples; else None.
-        each_has: How many elements an example of a flat batch has, int32 scalar; 1 of a batch of examples.
+        examples: For a flat batch, the batch of its examples; else None.
+        each_has: Elements per example in a flat batch, int32 scalar; 1 in a batch of examples.
     """
 
     x: typing.Any
     y: typing.Any
     sample_weight: typing.Any
-    given: tuple
+    given: tuple[typing.Any, typing.Any]
     is_bad: tf.Tensor
     is_ranked: tf.Tensor
     labels: tf.Tensor | None = None
-    examples: typing.Any = None
-    each_has: typing.Any = 1
+    examples: "Batch | None" = None
+    each_has: tf.Tensor | int = 1
 
     @property
-    def of_examples(self):
-        """The batch itself, or that of the examples whose elements it holds."""
+    def of_examples(self) -> "Batch":
+        """The batch of examples: `examples` of a flat batch, else the batch itself."""
         return self.examples or self
 
-    def by_example(self, values):
-        """The mean over each example's elements that are ranked and finite, float32 `[batch]`; of examples as
-        they are.
+    def by_example(self, values: tf.Tensor) -> tf.Tensor:
+        """The mean over the ranked, finite elements of each example, float32 `[batch]`.
+
+        A batch of examples returns the values unchanged.
 
         Args:
             values: float32 `[n]`.
@@ -59,8 +61,8 @@ class Batch(typing.NamedTuple):
         return tf.reduce_sum(values, axis=1) / tf.maximum(tf.reduce_sum(counted, axis=1), 1.0)
 
 
-def read_batch(model, data):
-    """The `Batch` of what `train_step` gets, and the networks built for it.
+def read_batch(model: keras.Model, data: typing.Any) -> Batch:
+    """The `Batch` of the data that `train_step` gets. Builds the networks for it.
 
     Args:
         model: A `WeightedModel`.
@@ -79,10 +81,10 @@ def read_batch(model, data):
     return batch_of(x, y, sample_weight, model.unit)
 
 
-def batch_of(x, y, sample_weight, unit):
-    """The `Batch` of its parts, before anything is predicted.
+def batch_of(x: typing.Any, y: typing.Any, sample_weight: typing.Any, unit: str) -> Batch:
+    """The `Batch` of `x`, `y` and `sample_weight`, before any prediction.
 
-    With `unit="element"` a target that is not finite makes its own element bad, not the example.
+    With `unit="element"` a non-finite target makes its own element bad, not the example.
     """
     if sample_weight is not None and not hasattr(keras.tree.flatten(sample_weight)[0], "shape"):
         sample_weight = tf.convert_to_tensor(sample_weight)  # one list of numbers
@@ -91,16 +93,16 @@ def batch_of(x, y, sample_weight, unit):
     return Batch(finite_x, finite_y, sample_weight, (x, y), is_bad, is_ranked_by(is_bad, sample_weight))
 
 
-def ranked_batch(model, batch, passes):
-    """The `Batch` that is ranked, once it is known what the networks predict.
+def ranked_batch(model: keras.Model, batch: Batch, passes: Sequence[typing.Any]) -> Batch:
+    """The `Batch` that is ranked, made after the networks have predicted.
 
-    An example is bad if a value of its loss is not finite. If its target can be the cause, it gets that of a
-    good one. What masks hide is known now, and the class labels are.
+    An example is bad if any value of its loss is non-finite. If its target can be the cause, the target of a
+    good example replaces it. Masks and class labels are applied here, because they need the predictions.
 
     Args:
-        model: The `WeightedModel`, for its loss, rule and unit.
-        batch: Of examples.
-        passes: As of `passes.forward_pass`, one for each network; `predictions` and `y_pred` are read.
+        model: The `WeightedModel`; its loss, rule and unit are used.
+        batch: A batch of examples.
+        passes: One pass per network, from `passes.forward_pass`; `predictions` and `y_pred` are read.
 
     Raises:
         ValueError: if the rule takes class labels and the loss has none.
@@ -120,9 +122,9 @@ def ranked_batch(model, batch, passes):
     counted = [counts for _, counts in values]
     if None not in counted:
         is_counted = tf.reduce_any([_by_row(tf.reduce_any, counts) for counts in counted], axis=0)
-        # In the place of a bad example stands another, of which nothing may count.
+        # The example that replaces a bad one may have no value that counts.
         batch = batch._replace(is_ranked=batch.is_ranked & (is_counted | is_bad))
-    # A label has a finite loss wherever the predictions are finite; the loss of the same y is computed once.
+    # A class label's loss is finite if the predictions are, so y may stay: its loss is then computed once.
     is_of_classes = all(loss_kinds.is_of_classes(part.loss) for part in parts)
     y = batch.y if is_of_classes else nonfinite.replace(batch.y, is_bad)
     labels = _class_labels(model, batch.given[1], passes[0].y_pred)
@@ -135,7 +137,7 @@ def _by_row(reduce, values):
 
 
 def _flat(model, batch, passes):
-    """The batch of the elements of a batch of examples; one is bad if its target or loss is not finite."""
+    """The flat batch of elements; an element is bad if its target or loss is non-finite."""
     y_pred, losses = passes[0].predictions, [outputs.loss_of(model, each.y_pred) for each in passes]
     y, counts, sample_weight = elements_of(batch.y, y_pred, losses[0], batch.sample_weight)
     shape, given = label_shape(batch.y, y_pred, losses[0]), tf.reshape(batch.given[1], tf.shape(y))
@@ -161,11 +163,11 @@ def _any_ranked(batch, counts):
     return batch.is_ranked & tf.reduce_any(tf.reshape(counts, [tf.size(batch.is_ranked), -1]), axis=1)
 
 
-def is_ranked_by(examples, sample_weight):
-    """bool `[batch]`: False where the user's weight is 0 (for all the outputs), which marks padding.
+def is_ranked_by(examples: tf.Tensor, sample_weight: typing.Any) -> tf.Tensor:
+    """bool `[batch]`: False for padding, where the user's weight is 0 for every output.
 
     Args:
-        examples: A tensor `[batch]`, for the number of examples.
+        examples: A tensor `[batch]`; only its shape is used.
         sample_weight: A tensor `[batch, ...]`, a structure of them, or None.
     """
     given = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]

@@ -1,4 +1,7 @@
-"""CoTeachingModel: two networks that choose each other's examples."""
+"""CoTeachingModel: two networks that select each other's examples."""
+
+import typing
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -14,46 +17,49 @@ from prl_keras.scores.loss import values_of
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 class CoTeachingModel(WeightedModel):
-    """Trains two networks on the same batches, each on the examples that the exchange gives it.
+    """Trains two networks on the same batches, each on the examples that the exchange selects for it.
 
-    * `exchange="swap"`: each network trains on what the other network's scores keep (Han et al. 2018;
-      the paper's algorithm 4).
-    * `exchange="disagreement"`: each trains on the examples whose predicted class differs between the
-      two, kept by its own scores; with `score=None` on all of those (Malach and Shalev-Shwartz 2017,
-      "Decoupling when to update from how to update"). Where none differs, the gradient is zero.
+    * `exchange="swap"`: each network trains on the examples that the other network's scores keep (Han et
+      al. 2018; the paper's algorithm 4).
+    * `exchange="disagreement"`: each network trains on the examples whose predicted class differs between
+      the two and that its own scores keep; `score=None` keeps all of them (Malach and Shalev-Shwartz 2017,
+      "Decoupling when to update from how to update"). If no prediction differs, the gradient is zero.
 
-    The defaults are Co-PRL(L); `score="loss"` is co-teaching; `score=None,
-    exchange="disagreement"` is decoupling. One optimizer holds the state of both networks; a
-    `global_clipnorm` clips their joint gradient.
+    The defaults are Co-PRL(L); `score="loss"` is co-teaching; `score=None, exchange="disagreement"` is
+    decoupling. One optimizer holds the state of both networks; a `global_clipnorm` clips their joint
+    gradient.
 
-    `fit` and `evaluate` report the mean of the two networks (their losses; metrics see both
-    networks' predictions), as the paper does. `predict` gives the mean of the two outputs. Ship
-    `.network_a` or `.network_b`.
+    As in the paper, `fit` and `evaluate` report the mean loss of the two networks, and metrics see the
+    predictions of both. `predict` returns the mean of the two outputs. Ship `.network_a` or `.network_b`.
 
     Args:
         network_a, network_b: Two Keras models with the same output shape, different initial weights
             and no shared layer.
         score, rule, recompute, microbatch_size, unit: As in `RobustModel`. With `recompute=True` both
-            networks score the batch before either trains on what the exchange gives it.
+            networks score the batch before either trains.
         exchange: "swap" or "disagreement".
 
     Raises:
-        ValueError: for networks that are the same or share weights, for different output shapes, an
+        ValueError: for networks that are the same or share weights, different output shapes, an
             unknown exchange, or as in `RobustModel`.
     """
 
+    network_a: keras.Model
+    network_b: keras.Model
+    exchange: str
+
     def __init__(
         self,
-        network_a,
-        network_b,
-        score="loss_layer_gradient",
-        rule=Trim(0.3),
-        exchange="swap",
-        recompute=False,
-        microbatch_size=None,
-        unit="example",
-        **kwargs,
-    ):
+        network_a: keras.Model,
+        network_b: keras.Model,
+        score: str | keras.losses.Loss | Callable[..., tf.Tensor] | None = "loss_layer_gradient",
+        rule: Callable[..., tf.Tensor] | None = Trim(0.3),
+        exchange: str = "swap",
+        recompute: bool = False,
+        microbatch_size: int | None = None,
+        unit: str = "example",
+        **kwargs: typing.Any,
+    ) -> None:
         if exchange not in EXCHANGES:
             raise ValueError(
                 f"exchange={exchange!r} is not known; write {' or '.join(map(repr, EXCHANGES))}."
@@ -64,20 +70,27 @@ class CoTeachingModel(WeightedModel):
         self.exchange = exchange
 
     @property
-    def networks(self):
+    def networks(self) -> list[keras.Model]:
         return [self.network_a, self.network_b]
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: typing.Any, training: bool | None = None) -> typing.Any:
         a, b = (network(inputs, training=training) for network in self.networks)
         return keras.tree.map_structure(lambda a, b: (a + b) / 2, a, b)
 
-    def network_loss(self, network, x, y, y_pred, sample_weight):
-        # compute_loss adds the regularizers of both networks; each has its own alone.
+    def network_loss(
+        self,
+        network: keras.Model,
+        x: typing.Any,
+        y: typing.Any,
+        y_pred: typing.Any,
+        sample_weight: typing.Any,
+    ) -> tf.Tensor:
+        # compute_loss adds the regularizers of both networks, so those of the other one are subtracted.
         other = self.network_b if network is self.network_a else self.network_a
         loss = super().network_loss(network, x, y, y_pred, sample_weight)
         return loss - sum((self._aggregate_additional_loss(extra) for extra in other.losses), start=0.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, typing.Any]:
         return {
             **super().get_config(),
             "network_a": keras.saving.serialize_keras_object(self.network_a),
@@ -85,10 +98,10 @@ class CoTeachingModel(WeightedModel):
             "exchange": self.exchange,
         }
 
-    def weigh(self, examples):
+    def weigh(self, examples: typing.Any) -> list[typing.Any]:
         return EXCHANGES[self.exchange].function(super().weigh, examples)
 
-    def where_networks_differ(self, batch, predictions):
+    def where_networks_differ(self, batch: typing.Any, predictions: Sequence[typing.Any]) -> tf.Tensor | None:
         check_same_shapes(*predictions)
         if not EXCHANGES[self.exchange].compares_predictions:
             return None
@@ -100,7 +113,7 @@ class CoTeachingModel(WeightedModel):
 
 
 def _differs(a, b):
-    """bool `[n]`: whether two networks' `outputs.Output` differ in a class that counts."""
+    """bool `[n]`: whether two networks' `outputs.Output` differ in any predicted class that counts."""
     classes, other = _predicted_class(a.y_pred, a.loss), _predicted_class(b.y_pred, b.loss)
     _, counts = values_of(a)
     if counts is None:
@@ -109,7 +122,7 @@ def _differs(a, b):
 
 
 def _predicted_class(y_pred, loss):
-    """int64 `[batch, ...]`, flattened: the largest entry, or the side of one half for a single one."""
+    """int64 `[batch, k]`: the index of the largest entry, or whether a single entry is above one half."""
     if y_pred.shape[-1] > 1:
         classes = tf.argmax(y_pred, axis=-1)
     else:

@@ -1,8 +1,9 @@
-"""Checks of how a model is built and compiled. Each refuses what could not train."""
+"""Checks of how a model is built and compiled. Each check rejects a model that could not train."""
 
 import inspect
-import numbers
+import typing
 import warnings
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -12,14 +13,22 @@ from prl_keras.inputs.shapes import show
 from prl_keras.models.elements import UNITS
 from prl_keras.scores.batch_mixing import check_no_batch_mixing
 from prl_keras.scores.names import resolve
+from prl_keras.validate import is_number
 
 
-def check_configuration(networks, score, rule, recompute, microbatch_size, unit):
-    """Refuses what a model cannot be made of; arguments as of `RobustModel`.
+def check_configuration(
+    networks: Sequence[keras.Model],
+    score: typing.Any,
+    rule: typing.Any,
+    recompute: bool,
+    microbatch_size: int | None,
+    unit: str,
+) -> None:
+    """Rejects invalid constructor arguments; they are those of `RobustModel`.
 
     Raises:
-        ValueError: that says what to write.
-        BatchMixingError: for the gradient score with batch normalization that trains.
+        ValueError: with the fix.
+        BatchMixingError: for the gradient score with batch normalization in training mode.
     """
     for network in networks:
         if not isinstance(network, keras.Model):
@@ -46,15 +55,16 @@ def check_configuration(networks, score, rule, recompute, microbatch_size, unit)
         )
     if not isinstance(recompute, bool):
         raise ValueError(f"recompute={recompute!r} must be True or False.")
-    is_count = isinstance(microbatch_size, numbers.Real) and not isinstance(microbatch_size, bool)
-    if microbatch_size is not None and not (is_count and microbatch_size >= 1 and microbatch_size % 1 == 0):
+    if microbatch_size is not None and not (
+        is_number(microbatch_size) and microbatch_size >= 1 and microbatch_size % 1 == 0
+    ):
         raise ValueError(f"microbatch_size={microbatch_size!r} must be a whole number >= 1, or None.")
     for network in networks if needs_network else ():
         check_no_batch_mixing(network)
 
 
-def check_jit_compile(model):
-    """Refuses `jit_compile=True` where the number of kept examples is known only in the step."""
+def check_jit_compile(model: keras.Model) -> None:
+    """Rejects `jit_compile=True` for several replicas, and if the kept count is known only in the step."""
     if model.distribute_strategy.num_replicas_in_sync > 1:
         raise ValueError(
             "jit_compile=True does not go with several replicas: their shares of a batch differ in size, "
@@ -69,19 +79,19 @@ def check_jit_compile(model):
         )
 
 
-def is_kept_count_static(score, rule):
-    """Whether the size of a batch tells how many of its examples are kept at most."""
+def is_kept_count_static(score: typing.Any, rule: typing.Any) -> bool:
+    """Whether the batch size alone determines how many examples are kept at most."""
     return score is not None and most_kept(rule, 2) is not None
 
 
-def most_kept(rule, count):
-    """How many of `count` examples a rule keeps at most, an int32 scalar; None if it does not say so."""
+def most_kept(rule: typing.Any, count: int | tf.Tensor) -> tf.Tensor | None:
+    """The most of `count` examples that a rule keeps, an int32 scalar; None if the rule does not say."""
     ask = getattr(rule, "most_kept", None)
     return None if ask is None else ask(count)
 
 
-def check_trainable(model):
-    """Refuses a step that has nothing to train."""
+def check_trainable(model: keras.Model) -> None:
+    """Rejects a network without trainable weights."""
     for network in model.networks:
         if not network.trainable_weights:
             raise ValueError(
@@ -90,8 +100,8 @@ def check_trainable(model):
             )
 
 
-def check_rule_gave_one_weight_each(rule, weights):
-    """Refuses a rule whose result is not a vector over the batch."""
+def check_rule_gave_one_weight_each(rule: typing.Any, weights: tf.Tensor) -> None:
+    """Rejects a rule whose result is not a vector over the batch."""
     if len(weights.shape) != 1:
         raise ValueError(
             f"The rule {rule!r} must give one weight per example, shape (batch,), but gave shape "
@@ -99,8 +109,8 @@ def check_rule_gave_one_weight_each(rule, weights):
         )
 
 
-def check_compiled(model):
-    """Refuses a model that was not compiled with a loss."""
+def check_compiled(model: keras.Model) -> None:
+    """Rejects a model that was not compiled with a loss."""
     if not model.compiled or getattr(model, "loss", None) is None:
         raise ValueError(
             f"{type(model).__name__} ranks examples by their loss and was compiled without one. Write "
@@ -109,8 +119,11 @@ def check_compiled(model):
     keras.tree.map_structure(keras.losses.get, model.loss)
 
 
-def check_pair(network_a, network_b):
-    """Refuses a pair that is one network twice, shares variables or has different output shapes."""
+def check_pair(network_a: keras.Model, network_b: keras.Model) -> None:
+    """Rejects the same network twice, shared variables and different output shapes.
+
+    Warns if the two networks have the same initial weights.
+    """
     if network_a is network_b:
         raise ValueError(
             "network_a and network_b are the same object; co-teaching needs two networks that differ "
@@ -132,8 +145,8 @@ def check_pair(network_a, network_b):
         _check_equal_shapes(*(getattr(network, "output_shape", None) for network in (network_a, network_b)))
 
 
-def check_same_shapes(*predictions):
-    """Refuses a pair that predicts different things, as seen from its first batch."""
+def check_same_shapes(*predictions: typing.Any) -> None:
+    """Rejects a pair of networks whose predictions on a batch differ in shape."""
     _check_equal_shapes(
         *(keras.tree.map_structure(lambda t: tuple(t.shape), y_pred) for y_pred in predictions)
     )
@@ -146,11 +159,11 @@ def _check_equal_shapes(a, b):
         )
 
 
-def check_scope(model):
-    """Refuses networks and optimizers of different `tf.distribute` strategies.
+def check_scope(model: keras.Model) -> None:
+    """Rejects networks and optimizers of different `tf.distribute` strategies.
 
     Raises:
-        ValueError: that says what to make where.
+        ValueError: with the fix.
     """
     values = [variable.value for network in model.networks for variable in network.variables]
     of_optimizer = [variable.value for variable in model.optimizer.variables]
@@ -163,7 +176,7 @@ def check_scope(model):
 
 
 def _is_rule(score):
-    """Whether a callable takes what rules take."""
+    """Whether this is a callable with the signature of a rule."""
     try:
         return callable(score) and "is_ranked" in inspect.signature(score).parameters
     except (TypeError, ValueError):

@@ -1,18 +1,19 @@
 """unit="element": each step, pixel or attribute is ranked by itself.
 
-A batch of labels by element is then taken as a flat one: predictions `[batch, steps, classes]` become
-`[batch * steps, classes]`, and each row is scored, weighed and trained on as an example is. Keras's mean over
-all the values is the same in either form, and reshaping copies nothing.
+The batch is flattened: predictions `[batch, steps, classes]` become `[batch * steps, classes]`, and each row
+is scored, weighted and trained on like an example. Keras's mean over all the values is the same in both
+forms, and reshaping copies nothing.
 
 | loss | element | flat predictions |
 |---|---|---|
-| of one class among several (sparse, categorical, `Bootstrap`) | a label: a step, a pixel | `[n, classes]` |
+| one class among several (sparse, categorical, `Bootstrap`) | a label: a step, a pixel | `[n, classes]` |
 | binary cross-entropies, Keras's regression losses | an entry: an attribute, a coordinate | `[n, 1]` |
 | any other | a value of the loss | `[n, ...]` |
 """
 
 import math
 import typing
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -27,10 +28,10 @@ UNITS = ("example", "element")
 
 
 class Elements(typing.NamedTuple):
-    """Targets and weights of the elements of a batch, in its order; `n` of them.
+    """Targets and weights of the `n` elements of a batch, in the order of the batch.
 
     Attributes:
-        y: `[n]` or `[n, ...]`, as the loss takes them beside flat predictions.
+        y: `[n]` or `[n, ...]`, in the form that the loss takes with flat predictions.
         counts: bool `[n]`, whether Keras counts an element (see `scores.loss`); None if all count.
         sample_weight: float32 `[n]`, or None.
     """
@@ -40,8 +41,10 @@ class Elements(typing.NamedTuple):
     sample_weight: tf.Tensor | None
 
 
-def flat_predictions(y, y_pred, loss):
-    """Predictions `[n, ...]` of the elements, with Keras's hidden logits and mask.
+def flat_predictions(
+    y: tf.Tensor, y_pred: tf.Tensor, loss: keras.losses.Loss | Callable[..., tf.Tensor]
+) -> tf.Tensor:
+    """The predictions of the elements, `[n, ...]`, with Keras's hidden logits and mask.
 
     Args:
         y, y_pred: Targets and predictions `[batch, ...]` of one output.
@@ -58,17 +61,26 @@ def flat_predictions(y, y_pred, loss):
     return flat
 
 
-def elements_of(y, y_pred, loss, sample_weight):
-    """The `Elements` of a batch; arguments as in `flat_predictions`, and the user's weights or None.
+def elements_of(
+    y: tf.Tensor,
+    y_pred: tf.Tensor,
+    loss: keras.losses.Loss | Callable[..., tf.Tensor],
+    sample_weight: tf.Tensor | None,
+) -> Elements:
+    """The `Elements` of a batch.
+
+    Args:
+        y, y_pred, loss: As in `flat_predictions`.
+        sample_weight: The user's weights `[batch, ...]`, or None.
 
     Raises:
-        ValueError: for weights that do not go with the labels.
+        ValueError: for weights whose shape does not fit the labels.
     """
     rank = _rank(y, y_pred, loss)
     shape, width = label_shape(y, y_pred, loss), _width(y_pred, rank)
     is_wide = width == [1] or tuple(y.shape[rank:]) == tuple(y_pred.shape[rank:])
     flat_y = tf.reshape(y, [-1, *width] if is_wide else [-1])
-    counts = [] if mask_of(y_pred) is None else [spread(mask_of(y_pred), shape)]
+    counts: typing.Any = [] if mask_of(y_pred) is None else [spread(mask_of(y_pred), shape)]
     ignored = getattr(loss, "ignore_class", None)
     if ignored is not None:
         counts.append(tf.cast(tf.reshape(flat_y, [-1]), tf.int64) != ignored)
@@ -80,30 +92,38 @@ def elements_of(y, y_pred, loss, sample_weight):
     return Elements(flat_y, counts, _per_value(y, y_pred, loss, rank, sample_weight))
 
 
-def label_shape(y, y_pred, loss):
-    """How the elements lay, int32 `[rank]`: `[batch, steps, ...]`; arguments as in `flat_predictions`."""
+def label_shape(
+    y: tf.Tensor, y_pred: tf.Tensor, loss: keras.losses.Loss | Callable[..., tf.Tensor]
+) -> tf.Tensor:
+    """The shape of the labels, int32 `[rank]`: `[batch, steps, ...]`; arguments as in `flat_predictions`."""
     return tf.shape(y_pred)[: _rank(y, y_pred, loss)]
 
 
-def spread(tensor, shape):
-    """Flags, a mask or weights `[batch, ...]` for each element, `[n]`; shape as of `label_shape`."""
+def spread(tensor: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """Broadcasts flags, a mask or weights `[batch, ...]` to the elements, `[n]`.
+
+    Args:
+        shape: From `label_shape`.
+    """
     if len(tensor.shape) > shape.shape[0] and tensor.dtype != tf.bool:
         tensor = tf.reshape(tensor, tf.shape(tensor)[: shape.shape[0]])  # further axes are of size 1
     return tf.reshape(tf.broadcast_to(in_rank(tensor, shape.shape[0]), shape), [-1])
 
 
-def ranked_shape(model, shape, loss):
-    """The shape of the predictions that are ranked, where the network predicts such of `shape`."""
+def ranked_shape(
+    model: keras.Model, shape: typing.Any, loss: keras.losses.Loss | Callable[..., tf.Tensor]
+) -> typing.Any:
+    """The static shape of the ranked predictions, given the network's output `shape`."""
     if model.unit == "example" or not isinstance(shape, tuple) or _is_any_other(loss):
         return shape
     return (None, 1 if _is_by_entry(loss, shape[-1]) else shape[-1])
 
 
-def check_one_output(model, y_pred):
-    """Refuses several outputs.
+def check_one_output(model: keras.Model, y_pred: typing.Any) -> None:
+    """Rejects several outputs.
 
     Raises:
-        ValueError: that says what to do.
+        ValueError: with the fix.
     """
     if keras.tree.is_nested(y_pred) or keras.tree.is_nested(model.loss):
         raise ValueError(
@@ -113,7 +133,7 @@ def check_one_output(model, y_pred):
 
 
 def _rank(y, y_pred, loss):
-    """How many of the axes of predictions are those of the labels."""
+    """How many leading axes of the predictions are label axes."""
     if _is_any_other(loss):
         rank = len(unreduced_loss(y, y_pred, loss).shape)
         if rank == 1 and len(y_pred.shape) > 2:
@@ -127,7 +147,7 @@ def _rank(y, y_pred, loss):
 
 
 def _width(y_pred, rank):
-    """The sizes of the other axes; one of 1 where there is none, as Keras's losses take a last axis away."""
+    """The sizes of the other axes, or `[1]` if there are none: Keras's losses reduce a last axis."""
     return list(y_pred.shape[rank:]) or [1]
 
 
@@ -141,7 +161,10 @@ def _is_any_other(loss):
 
 
 def _per_value(y, y_pred, loss, rank, sample_weight):
-    """The weights, where Keras adds up the means over entries, and a flat loss the entries themselves."""
+    """The weights, divided by the entries per value where Keras sums means over entries.
+
+    A flat loss sums the entries themselves.
+    """
     if loss_kinds.is_mean(loss):
         return sample_weight
     entries = math.prod(y_pred.shape[len(unreduced_loss(y, y_pred, loss).shape) : rank])

@@ -1,13 +1,14 @@
 """Exchanges: which network's selection each network of a pair trains on.
 
-An exchange is called as `exchange(weigh, examples)`. `weigh(examples)` is the rule: it gives a list of one
-`Weighed` per network, from `Examples` of the global batch. The exchange gives such a list again: entry `i` is
-what network `i` trains on.
+An exchange is called as `exchange(weigh, examples)`. `weigh(examples)` applies the rule to the `Examples` of
+the global batch and returns a list of one `Weighed` per network. The exchange returns a list of the same
+form: network `i` trains on entry `i`.
 
-A new exchange is a function here and a row in `EXCHANGES`.
+To add an exchange, write a function here and a row in `EXCHANGES`.
 """
 
 import typing
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -15,22 +16,23 @@ from prl_keras.inputs import nonfinite
 
 
 class Exchange(typing.NamedTuple):
-    """A function as above, and whether it needs to know where the predicted classes differ."""
+    """An exchange function, and whether it reads where the predicted classes differ."""
 
-    function: typing.Callable
+    function: Callable[..., list[typing.Any]]
     compares_predictions: bool = False
 
 
-def swap(weigh, examples):
-    """Each network trains on what the other one's scores keep (the paper's algorithm 4)."""
+def swap(weigh: Callable[[typing.Any], list[typing.Any]], examples: typing.Any) -> list[typing.Any]:
+    """Each network trains on the examples that the other network's scores keep (the paper's algorithm 4)."""
     return weigh(examples)[::-1]
 
 
-def disagreement(weigh, examples):
+def disagreement(weigh: Callable[[typing.Any], list[typing.Any]], examples: typing.Any) -> list[typing.Any]:
     """Each network trains on the examples whose predicted class differs between the two.
 
-    Of those its own scores choose; the others are as padding. The mean is still over all: a rule's `m / k`
-    over the `m` that differ becomes `n / k` over all `n` (Malach and Shalev-Shwartz 2017).
+    Each network's own scores select among them; the other examples are treated as padding. The mean is still
+    over all examples: a rule's weight `m / k` over the `m` that differ becomes `n / k` over all `n` (Malach
+    and Shalev-Shwartz 2017).
     """
     differing = tf.logical_and(examples.is_ranked, examples.differs)
     ratio = tf.math.divide_no_nan(nonfinite.count(examples.is_ranked), nonfinite.count(differing))

@@ -1,12 +1,14 @@
-"""Keras's `fit` and its like, with what is checked before and put right after, as functions of a model."""
+"""Keras's `fit` and `train_on_batch`, with checks before and clean-up after, as functions of a model."""
 
 import contextlib
 import functools
 import inspect
+import typing
+from collections.abc import Callable
 
 import keras
 
-from prl_keras.epsilon.watch import NoiseWatch
+from prl_keras.epsilon.during_training import NoiseWatch
 from prl_keras.inputs import streams
 from prl_keras.inputs.arrays import check_class_weight, check_data, check_weights
 from prl_keras.inputs.valid_labels import labels_of
@@ -17,17 +19,28 @@ from prl_keras.keras_gaps.xla import without_xla_if_it_cannot
 from prl_keras.models.configuration import check_compiled, check_scope
 
 
-def checked_fit(model, keras_fit, x, y, *args, **kwargs):
-    """`keras.Model.fit` between its checks and what follows it.
+def checked_fit(
+    model: keras.Model,
+    keras_fit: Callable[..., keras.callbacks.History],
+    x: typing.Any,
+    y: typing.Any,
+    *args: typing.Any,
+    **kwargs: typing.Any,
+) -> keras.callbacks.History:
+    """Checks the arguments, runs `keras.Model.fit`, then averages the moving statistics over the replicas.
 
     Args:
         model: A `WeightedModel`.
         keras_fit: Its `keras.Model.fit`.
         x, y, *args, **kwargs: As for `fit`.
+
+    Raises:
+        ValueError: as `WeightedModel.fit`.
     """
     check_compiled(model)
     check_scope(model)
     check_data(model, x, y)
+    given: dict[str, typing.Any]
     given = inspect.signature(keras.Model.fit).bind(model, x, y, *args, **kwargs).arguments
     given = {name: value for name, value in given.items() if name not in ("self", "x", "y")}
     check_weights(given.get("sample_weight"))
@@ -35,12 +48,12 @@ def checked_fit(model, keras_fit, x, y, *args, **kwargs):
     validation = given.get("validation_data")
     if isinstance(validation, (tuple, list)) and len(validation) in (2, 3):
         with _naming("validation_data"):
-            check_data(model, *validation[:2], may_be_empty=True)
+            check_data(model, validation[0], validation[1], may_be_empty=True)
             check_weights((*validation, None)[2])
     callbacks = backups.listed(given.get("callbacks"))
     backups.check_backups(model, callbacks)
     if model.selection_record not in callbacks:
-        model.record_selection(None)  # one of an earlier fit; its own callbacks attach themselves
+        model.record_selection(None)  # of an earlier fit; this fit's callbacks attach themselves
     given["callbacks"] = _with_watch(model, given.get("callbacks"))
 
     def fit():
@@ -56,11 +69,19 @@ def checked_fit(model, keras_fit, x, y, *args, **kwargs):
     return history
 
 
-def checked_train_on_batch(model, keras_train_on_batch, x, y, sample_weight, class_weight, **kwargs):
-    """`keras.Model.train_on_batch`, after the checks of `fit`."""
+def checked_train_on_batch(
+    model: keras.Model,
+    keras_train_on_batch: Callable[..., typing.Any],
+    x: typing.Any,
+    y: typing.Any,
+    sample_weight: typing.Any,
+    class_weight: dict[int, float] | None,
+    **kwargs: typing.Any,
+) -> typing.Any:
+    """Runs the checks of `fit`, then `keras.Model.train_on_batch`."""
     check_compiled(model)
     check_scope(model)
-    watch(model)  # fit goes on with the same graph
+    watch(model)  # a later fit reuses the same graph
     check_data(model, x, y, may_be_empty=True)
     check_weights(sample_weight)
     check_class_weight(class_weight)
@@ -68,21 +89,21 @@ def checked_train_on_batch(model, keras_train_on_batch, x, y, sample_weight, cla
     return without_xla_if_it_cannot(model, train)
 
 
-def watch(model):
-    """The model's `NoiseWatch`, made when it is first asked for; None where nothing is trimmed by a score."""
+def watch(model: keras.Model) -> NoiseWatch | None:
+    """The model's `NoiseWatch`, created on first use; None if no rule with an epsilon trims by a score."""
     if model.noise_watch is None and model.score is not None and hasattr(model.rule, "epsilon"):
         model.noise_watch = NoiseWatch(model)
     return model.noise_watch
 
 
-def average_statistics(model):
-    """Gives all the replicas the mean of the moving statistics, which `save` and `evaluate` then see."""
+def average_statistics(model: keras.Model) -> None:
+    """Sets the moving statistics of every replica to their mean, for `save` and `evaluate`."""
     variables = [variable for network in model.networks for variable in moving_variables(network)]
     share_statistics(model.distribute_strategy, variables)
 
 
 def _with_watch(model, callbacks):
-    """The callbacks with the one that estimates epsilon, first: what is saved after an epoch has it."""
+    """The callbacks, with the `NoiseWatch` first: a file saved after an epoch then holds its estimate."""
     watching = watch(model)
     if watching is None:
         return callbacks

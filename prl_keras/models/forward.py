@@ -1,6 +1,8 @@
-"""A network's forward pass, and the state that it moves."""
+"""A network's forward pass, and the state that it changes."""
 
 import contextlib
+import typing
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -10,11 +12,11 @@ from prl_keras.keras_gaps.seeds import seed_states
 from prl_keras.scores.gradient import filled_up, first_rows
 
 
-def forward(network, x, training=True):
-    """The network's predictions.
+def forward(network: keras.Model, x: typing.Any, training: bool = True) -> typing.Any:
+    """The network's predictions on `x`.
 
-    Some layers refuse an empty batch. So a replica without examples runs one row of ones, drops its
-    prediction and restores the moving statistics. Zeros may be masked, and a mean of no step is not a number.
+    Some layers reject an empty batch. So a replica without examples runs one row of ones, drops its
+    prediction and restores the moving statistics. (Zeros may be masked, and the mean over no step is NaN.)
     """
     inputs = keras.tree.flatten(x)
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
@@ -28,25 +30,25 @@ def forward(network, x, training=True):
 
 
 @contextlib.contextmanager
-def state_unchanged(network):
-    """Restores moving statistics and seeds on exit: only the pass that trains may change them.
+def state_unchanged(network: keras.Model) -> Iterator[None]:
+    """Restores moving statistics and seeds on exit: only the training pass may change them.
 
-    `keras.StatelessScope` would lose the moves of a layer whose `call` is a `tf.function`: traced in the
-    scope, without them, it is not traced again outside.
+    `keras.StatelessScope` would lose the updates of a layer whose `call` is a `tf.function`: it is traced in
+    the scope without them, and is not traced again outside.
     """
     before = state_of(network)
     yield
     put_back(before)
 
 
-def state_of(network):
-    """-> (variable, its value) of all that moves in a forward pass."""
+def state_of(network: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
+    """A list of `(variable, its value)` for all variables that a forward pass changes."""
     variables = (*seed_states([network]), *moving_variables(network))
     return [(variable, tf.identity(variable.value)) for variable in variables]
 
 
-def put_back(state):
-    """Assigns what `state_of` gave."""
+def put_back(state: Sequence[tuple[keras.Variable, tf.Tensor]]) -> None:
+    """Restores the values that `state_of` returned."""
     for variable, value in state:
         variable.assign(value)
 

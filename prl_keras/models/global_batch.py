@@ -1,6 +1,7 @@
 """One selection over the global batch, however many replicas `tf.distribute` runs."""
 
 import typing
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -9,26 +10,27 @@ from prl_keras.scores.loss import per_example_loss
 
 
 class Examples(typing.NamedTuple):
-    """What the rule and the exchange know of each of `n` examples.
+    """What the rule and the exchange know about `n` examples.
 
     Attributes:
-        scores: float32 `[n]` for each network, higher = more suspect; an empty list for `score=None`.
+        scores: float32 `[n]` per network, higher = more suspect; an empty list for `score=None`.
         is_ranked: bool `[n]`, False for padding.
-        is_bad: bool `[n]`, whether an example is not finite.
+        is_bad: bool `[n]`, True for non-finite examples.
         labels: int32 `[n]`, the given classes; None without class labels.
-        classes: Their number, or None.
-        differs: bool `[n]`, whether the networks of a pair predict different classes; None if nobody asks.
-        losses: float32 `[n]` for each network, by which a rule tells equal scores apart; an empty list where
-            the gradient of the loss grows with the error.
+        classes: The number of classes, or None.
+        differs: bool `[n]`, whether the networks of a pair predict different classes; None if the exchange
+            does not use it.
+        losses: float32 `[n]` per network, which break ties between equal scores; an empty list if the
+            gradient of the loss grows with the error.
     """
 
-    scores: list
+    scores: list[tf.Tensor]
     is_ranked: tf.Tensor
     is_bad: tf.Tensor
     labels: tf.Tensor | None
     classes: int | None
     differs: tf.Tensor | None
-    losses: list
+    losses: list[tf.Tensor]
 
 
 class Weighed(typing.NamedTuple):
@@ -36,8 +38,8 @@ class Weighed(typing.NamedTuple):
 
     Attributes:
         weights: float32 `[n]`.
-        scores: The scores `[n]` that are behind them, or None.
-        kept: How many examples have a weight, float32 scalar; None before it is counted.
+        scores: The scores `[n]` that the weights were made from, or None.
+        kept: The number of examples with a positive weight, float32 scalar; None before it is counted.
     """
 
     weights: tf.Tensor
@@ -46,7 +48,7 @@ class Weighed(typing.NamedTuple):
 
 
 class Counts(typing.NamedTuple):
-    """How many examples of the global batch are ranked, ranked and finite, and finite: float32 scalars."""
+    """The numbers of ranked, ranked finite, and finite examples in the global batch, float32 scalars."""
 
     ranked: tf.Tensor
     ranked_and_good: tf.Tensor
@@ -54,45 +56,42 @@ class Counts(typing.NamedTuple):
 
 
 class Selected(typing.NamedTuple):
-    """What was selected of the global batch.
+    """The selection from the global batch.
 
     Attributes:
-        weights: `[batch]` for each network: those of this replica's examples, no gradient.
-        factors: On them, for each network float32 `[outputs]`; None where there is one replica.
-        rows: How many examples the weighted losses of this replica are a mean over: the global batch, shared
-            out evenly.
-        everyone: A list of `Weighed`, those of the global batch.
-        counts: `Counts`.
-        is_any_good: bool scalar: False if no ranked example is finite, but not for finite padding alone.
-        is_any_good_here: bool scalar: whether an example of this replica is finite.
-        may_tie: Python bool: whether the loss is one under which many examples may have one score.
+        weights: `[batch]` per network, the weights of this replica's examples, without gradient.
+        factors: Factors on the weights, float32 `[outputs]` per network; None for a single replica, and for
+            a network whose loss is not a mean.
+        rows: The number of examples to average this replica's loss over: global batch / replicas.
+        everyone: One `Weighed` of the global batch per network.
+        counts: The `Counts` of the global batch.
+        is_any_good: bool scalar, whether any ranked example is finite; True for a batch of finite padding.
+        is_any_good_here: bool scalar, whether any example of this replica is finite.
+        may_tie: Python bool, whether many examples may have the same score under this loss.
     """
 
-    weights: list
-    factors: list
+    weights: list[tf.Tensor]
+    factors: list[tf.Tensor | None]
     rows: tf.Tensor
-    everyone: list
+    everyone: list[Weighed]
     counts: Counts
     is_any_good: tf.Tensor
     is_any_good_here: tf.Tensor
     may_tie: bool
 
 
-def select(model, passes, batch):
-    """What the rule and the exchange of a model make of the global batch.
+def select(model: typing.Any, passes: Sequence[typing.Any], batch: typing.Any) -> Selected:
+    """Applies the rule and the exchange of a model to the global batch.
 
     The paper's minibatch is the global batch: the top epsilon is taken over all the replicas. Keras
-    divides the loss of a replica by its own number of values `d_r` and by the `R` replicas, so for a mean
-    over the global batch every weight is multiplied by `d_r * R / d`, d the sum of all `d_r`, output by
-    output. With one value for each example, d is the batch size.
+    divides the loss of a replica by its own number of values `d_r` and by the number of replicas `R`. For a
+    mean over the global batch every weight is therefore multiplied by `d_r * R / d`, where `d` is the sum of
+    all `d_r`, separately for each output. With one value per example, `d` is the batch size.
 
     Args:
         model: A `WeightedModel`.
-        passes: As of `passes.forward_pass`, one for each network.
+        passes: One pass per network, from `passes.forward_pass`.
         batch: The `Batch` of this replica; its number of examples may differ between replicas and be 0.
-
-    Returns:
-        `Selected`.
     """
     examples, context = examples_of(model, batch, passes), tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
@@ -101,7 +100,7 @@ def select(model, passes, batch):
         rows, factors = tf.cast(tf.size(examples.is_ranked), tf.float32), [None] * len(passes)
         return _selected(own, factors, rows, everyone, examples, counts, counts.good > 0)
     local = tf.size(examples.is_ranked)
-    # 0 for a sum, which Keras does not divide.
+    # 0 for a sum, because Keras does not divide it.
     divisors = [p.counted_losses(batch) if is_mean(p.loss) else tf.zeros([1]) for p in passes]
     of_replica = tf.concat([[tf.cast(local, tf.float32)], *divisors], axis=0)
     of_replicas = context.all_gather(of_replica[None], axis=0)
@@ -121,11 +120,11 @@ def select(model, passes, batch):
     return _selected(own, factors, rows, everyone, gathered, counts, is_any_good_here)
 
 
-def examples_of(model, batch, passes):
+def examples_of(model: typing.Any, batch: typing.Any, passes: Sequence[typing.Any]) -> Examples:
     """The `Examples` of a batch.
 
     Args:
-        model, batch, passes: As in `select`; of the passes `scores` and `y_pred` are read.
+        model, batch, passes: As in `select`; the `scores` and `y_pred` of the passes are read.
     """
     scores = [p.scores for p in passes if p.scores is not None]
     differs = model.where_networks_differ(batch, [p.y_pred for p in passes])
@@ -143,23 +142,26 @@ def examples_of(model, batch, passes):
     return Examples(scores, batch.is_ranked, batch.is_bad, batch.labels, classes, differs, losses)
 
 
-def weigh_good(weigh, examples):
+def weigh_good(
+    weigh: Callable[[Examples], list[Weighed]], examples: Examples
+) -> tuple[list[Weighed], Counts]:
     """Calls `weigh` with the largest score for the bad examples, then sets their weights to 0.
 
-    The good examples are scaled up, so that the sum of the weights stays.
+    The weights of the good examples are scaled up, so that the sum stays the same.
 
     Returns:
-        `(a list of Weighed, Counts)`.
+        `(one Weighed per network, Counts)`.
     """
     scores = [tf.where(examples.is_bad, tf.float32.max, column) for column in examples.scores]
     weighed = weigh(examples._replace(scores=scores))
+    counts: typing.Any
     good, shares, counts = ~examples.is_bad, [], None
     columns = [examples.is_ranked, examples.is_ranked & good, good]
     for each in weighed:
         weights = tf.cast(each.weights, tf.float32)
         left = tf.where(examples.is_bad, 0.0, weights)
         columns += [weights, left, left > 0]
-        # All the sums in one kernel, those of the flags with the first network's.
+        # One kernel computes all the sums; those of the flags come with the first network's.
         *flags, had, has, kept = tf.unstack(tf.reduce_sum(tf.stack(_floats(columns)), axis=1))
         counts = counts or Counts(*flags)
         shares.append(each._replace(weights=left * had / tf.where(has > 0, has, 1.0), kept=kept))
@@ -167,11 +169,11 @@ def weigh_good(weigh, examples):
     return shares, counts
 
 
-def is_mean(loss):
-    """Whether Keras takes a mean of the loss over a replica's share, divided by the number of replicas.
+def is_mean(loss: typing.Any) -> bool:
+    """Whether Keras takes the mean of the loss over a replica's share, divided by the number of replicas.
 
     Raises:
-        ValueError: for a mean by the weights, with several replicas.
+        ValueError: for `reduction="mean_with_sample_weight"` with several replicas.
     """
     is_by_weights = getattr(loss, "reduction", None) == "mean_with_sample_weight"
     if is_by_weights and tf.distribute.get_strategy().num_replicas_in_sync > 1:
@@ -183,7 +185,7 @@ def is_mean(loss):
 
 
 def _may_tie(model, y_pred):
-    """Whether many examples may have one score: that of a gradient, which may not grow with the error."""
+    """Whether many examples may have the same score: a gradient norm that need not grow with the error."""
     is_of_gradient = model.score in ("loss_layer_gradient", "gradient")
     if not is_of_gradient or not getattr(model.rule, "ranks", False):
         return False
@@ -210,10 +212,10 @@ def _selected(own, factors, rows, everyone, examples, counts, is_any_good_here):
 
 
 def _gather(context, examples, local, sizes):
-    """The examples of all the replicas, in their order.
+    """The examples of all the replicas, in the order of the replicas.
 
-    One float per example and fact travels; padded to one length, as not every collective takes uneven
-    pieces.
+    Each replica sends one float per example and field, padded to the longest share, because some collectives
+    reject uneven pieces.
     """
     flags = [examples.is_ranked, examples.is_bad]
     others = [t for t in (examples.labels, examples.differs) if t is not None]

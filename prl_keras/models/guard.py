@@ -1,8 +1,11 @@
-"""The guard of a training step: where the step is skipped, nothing moves.
+"""The guard of a training step: a skipped step changes no state.
 
-A step is skipped if no ranked example is finite, or if the gradient is not. The guard is a wrapper around the
-step, as `optax.apply_if_finite`, but without a condition: a GPU would wait for the host to decide it.
+A step is skipped if no ranked example is finite, or if the gradient is non-finite. The guard wraps the step
+like `optax.apply_if_finite`, but without a condition: a GPU would wait for the host to decide it.
 """
+
+import typing
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -14,31 +17,38 @@ from prl_keras.keras_gaps.replicas import everywhere, gradients_for_optimizer
 
 
 class Guard:
-    """Made before the forward pass, it applies the gradients after the backward pass, or undoes the step.
+    """Applies the gradients after the backward pass, or undoes the step. Create it before the forward pass.
 
     Args:
-        networks: The networks whose moving statistics the forward pass moves.
+        networks: The networks whose moving statistics the forward pass updates.
     """
 
-    def __init__(self, networks):
+    def __init__(self, networks: Sequence[keras.Model]) -> None:
         moving = [variable for network in networks for variable in moving_variables(network)]
         self._before = [(variable, tf.identity(variable.value)) for variable in moving]
 
-    def apply(self, optimizer, gradients, networks, selected):
-        """`optimizer.apply_gradients`, if there is an example to learn from and the gradient is finite.
+    def apply(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        gradients: Sequence[Sequence[typing.Any]],
+        networks: Sequence[keras.Model],
+        selected: typing.Any,
+    ) -> tf.Tensor:
+        """Calls `optimizer.apply_gradients` if `selected.is_any_good` and the gradient is finite.
 
-        Otherwise no weight, no moment and no count of the optimizer moves, and moving statistics go back.
-        They go back, too, if no example of this replica is finite.
+        Otherwise no weight and no variable of the optimizer changes, and the moving statistics are restored.
+        They are also restored if no example of this replica is finite.
 
         Args:
-            optimizer: A Keras optimizer. A `LossScaleOptimizer` looks for infinities itself, and learns from
-                them.
-            gradients: For each network a list, one gradient for each trainable weight, of this replica.
+            optimizer: A Keras optimizer. A `LossScaleOptimizer` checks for infinities itself, and adapts its
+                scale to them.
+            gradients: Per network a list of this replica's gradients, one per trainable weight.
             networks: The networks.
-            selected: What was `Selected`.
+            selected: The `Selected` of the step.
 
         Returns:
-            bool scalar: whether the gradient is finite on all the replicas.
+            bool scalar, whether the gradient is finite on all the replicas. Always True for a
+            `LossScaleOptimizer`.
         """
         gradients = [gradient for of_network in gradients for gradient in of_network]
         weights = [weight for network in networks for weight in network.trainable_weights]

@@ -1,6 +1,8 @@
-"""Scores and weights of a batch without training: no dropout, moving statistics in batch normalization."""
+"""Scores and weights of a batch in inference mode: no dropout, moving statistics in batch normalization."""
 
 import functools
+import typing
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -15,8 +17,10 @@ from prl_keras.models.elements import label_shape
 from prl_keras.models.global_batch import examples_of, weigh_good
 
 
-def example_scores(model, x, y, sample_weight):
-    """float32 `[batch]` for each network, of elements `[batch, ...]`.
+def example_scores(
+    model: keras.Model, x: typing.Any, y: typing.Any, sample_weight: typing.Any
+) -> list[tf.Tensor]:
+    """Scores, float32 `[batch]` per network; `[batch, ...]` for elements.
 
     Raises:
         ValueError: if the model was built with `score=None`.
@@ -26,18 +30,25 @@ def example_scores(model, x, y, sample_weight):
     return [_in_shape(each.scores, model, batch, started) for each in started]
 
 
-def example_weights(model, x, y, sample_weight):
-    """What the rule makes of a batch now, float32 `[batch]` for each network, of elements `[batch, ...]`."""
+def example_weights(
+    model: keras.Model, x: typing.Any, y: typing.Any, sample_weight: typing.Any
+) -> list[tf.Tensor]:
+    """The weights that the rule gives now, float32 `[batch]` per network; `[batch, ...]` for elements."""
     batch, started = _scored(model, x, y, sample_weight)
     weighed, _ = weigh_good(model.weigh, examples_of(model, batch, started))
     return [_in_shape(each.weights, model, batch, started) for each in weighed]
 
 
-def mean_scores(model, x, y, sample_weight, by_example):
-    """The mean over the networks, float32 `[batch]`; infinite for what is not finite, NaN for padding.
+def mean_scores(
+    model: keras.Model, x: typing.Any, y: typing.Any, sample_weight: typing.Any, by_example: bool
+) -> tf.Tensor:
+    """The mean score over the networks, float32 `[batch]`; infinity if non-finite, NaN for padding.
 
     Args:
-        by_example: Whether scores of elements are averaged over each example, else `[batch, ...]`.
+        by_example: Whether to average the scores of elements over each example; else `[batch, ...]`.
+
+    Raises:
+        ValueError: if the model was built with `score=None`.
     """
     _check_ranks(model)
     step_weights = keras.tree.map_structure(
@@ -63,7 +74,7 @@ def _check_ranks(model):
 
 
 def _scored(model, x, y, sample_weight):
-    """-> (the `Batch` that is ranked, passes with scores); what is not finite stays so in the scores."""
+    """-> (the `Batch` that is ranked, passes with scores); scores of non-finite examples stay non-finite."""
     batch = batch_of(x, y, sample_weight, model.unit)._replace(x=x, y=y)
     started = [passes.InferencePass(model, network, batch) for network in model.networks]
     ranked = ranked_batch(model, batch, started)
@@ -72,15 +83,15 @@ def _scored(model, x, y, sample_weight):
 
 
 def _in_shape(values, model, batch, started):
-    """Values `[n]` of elements in the shape of the labels; of examples as they are."""
+    """Values `[n]` of elements in the shape of the labels; values of examples unchanged."""
     if batch.examples is None:
         return values
     y_pred = started[0].predictions
     return tf.reshape(values, label_shape(batch.examples.y, y_pred, outputs.loss_of(model, y_pred)))
 
 
-def graph_of_example_weights(model):
-    """`example_weights` as a graph, traced once for all the fits between two calls of compile."""
+def graph_of_example_weights(model: keras.Model) -> Callable[..., list[tf.Tensor]]:
+    """`example_weights` as a `tf.function`, retraced only after a new call of `compile`."""
     compiled, graph = model.__dict__.get("_weights_graph", (None, None))
     if graph is None or compiled is not compile_config(model):
         run = functools.partial(on_one_replica, model.distribute_strategy, model.example_weights)

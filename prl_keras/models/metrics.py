@@ -1,6 +1,8 @@
-"""Keras metrics of a step that cost few kernels: what belongs together is one variable."""
+"""Keras metrics of a step that cost few kernels: related counts share one variable."""
 
+import typing
 import warnings
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -9,31 +11,31 @@ import tensorflow as tf
 from prl_keras.inputs import class_labels
 
 _MOST_TO_COMPARE = (
-    64  # classes: to compare each label with all of them is one kernel, but takes n times so many
+    64  # classes: comparing each label with all of them is one kernel, but needs n * classes comparisons
 )
 
 
 class _OfOneEpoch(keras.metrics.Metric):
-    """A metric whose state is in no file: Keras resets it at the start of an epoch."""
+    """A metric whose state is not saved: Keras resets it at the start of an epoch."""
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: typing.Any) -> None:
         del store
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: typing.Any) -> None:
         del store
 
 
 class Ratio(_OfOneEpoch):
-    """A sum over batches divided by another, or the first alone where the other is 0: see `ratios`.
+    """One sum over batches divided by another, or the first sum alone if the other is 0: see `ratios`.
 
     Args:
-        name: Of the metric.
-        place: Which of the ratios it is.
-        first: The `Ratio` that has the variable of all; None for the first.
-        number: How many ratios there are.
+        name: The name of the metric.
+        place: The index of this ratio.
+        first: The `Ratio` that holds the common variable; None for the first one.
+        number: The number of ratios.
     """
 
-    def __init__(self, name, place, first, number):
+    def __init__(self, name: str, place: int, first: "Ratio | None", number: int) -> None:
         super().__init__(name=name)
         self._place = place
         if first is None:
@@ -42,39 +44,48 @@ class Ratio(_OfOneEpoch):
         else:
             self._sums_of_all = lambda: first.sums
 
-    def add(self, sums):
-        """Adds a batch: for each network a list of (numerator, denominator), float32 scalars, as `ratios`."""
+    def add(self, sums: Sequence[Sequence[tuple[typing.Any, typing.Any]]]) -> None:
+        """Adds a batch to all the ratios.
+
+        Args:
+            sums: Per network a list of `(numerator, denominator)`, float32 scalars, in the order of `ratios`.
+        """
         rows = [sum(numbers) for ratio in zip(*sums) for numbers in zip(*ratio)]
         self._sums_of_all().assign_add(tf.stack(rows))
 
-    def result(self):
+    def result(self) -> tf.Tensor:
         sums = tf.convert_to_tensor(self._sums_of_all().value)
         numerator, denominator = sums[2 * self._place], sums[2 * self._place + 1]
         return numerator / tf.where(denominator > 0, denominator, 1.0)
 
 
-def ratios(names):
-    """A list of `Ratio`s, one for each name, in one variable: one kernel updates them all."""
+def ratios(names: Sequence[str]) -> list[Ratio]:
+    """One `Ratio` per name, all in one variable, so that one kernel updates them."""
     first = Ratio(names[0], 0, None, len(names))
     others = [Ratio(name, place, first, len(names)) for place, name in enumerate(names[1:], start=1)]
     return [first, *others]
 
 
 class KeptByClass(_OfOneEpoch):
-    """The lowest fraction that was kept of a class, among the classes that were seen.
+    """The lowest kept fraction among the classes that were seen.
 
     Args:
-        classes: Their number.
-        name: Of the metric.
+        classes: The number of classes.
+        name: The name of the metric.
     """
 
-    def __init__(self, classes, name="kept_fraction_min_class"):
+    def __init__(self, classes: int, name: str = "kept_fraction_min_class") -> None:
         super().__init__(name=name)
         self.counts = self.add_variable((2, classes), keras.initializers.Zeros(), name="kept_and_seen")
-        self._warned = frozenset()
+        self._warned: frozenset[int] = frozenset()
 
-    def update_state(self, labels, is_kept, is_ranked):
-        """Labels int `[batch]`, the others bool `[batch]`; labels of no class are passed over."""
+    def update_state(self, labels: tf.Tensor, is_kept: tf.Tensor, is_ranked: tf.Tensor) -> None:
+        """Counts a batch; labels outside `[0, classes)` are ignored.
+
+        Args:
+            labels: int `[batch]`, the given classes.
+            is_kept, is_ranked: bool `[batch]`.
+        """
         classes = self.counts.shape[1]
         if classes > _MOST_TO_COMPARE:
             rows = tf.cast(tf.stack([is_kept, is_ranked], axis=1), tf.float32)
@@ -85,17 +96,17 @@ class KeptByClass(_OfOneEpoch):
             counts = tf.reduce_sum(tf.cast(is_counted, tf.float32), axis=1)
         self.counts.assign_add(counts)
 
-    def result(self):
+    def result(self) -> tf.Tensor:
         kept, seen = tf.unstack(tf.convert_to_tensor(self.counts.value))
         return tf.reduce_min(tf.where(seen > 0, tf.math.divide_no_nan(kept, seen), 1.0))
 
-    def fractions(self):
-        """float `[classes]`, NaN for a class that was not seen; None if nothing was."""
+    def fractions(self) -> np.ndarray | None:
+        """The kept fraction per class, float `[classes]`, NaN for unseen classes; None if none was seen."""
         kept, seen = np.array(self.counts)
         return np.where(seen > 0, kept / np.maximum(seen, 1), np.nan) if seen.any() else None
 
-    def warn_of_dropped(self):
-        """Warns of classes of which nothing was kept, once of each."""
+    def warn_of_dropped(self) -> None:
+        """Warns about classes without a kept example, once per class."""
         fractions = self.fractions()
         dropped = [] if fractions is None else np.flatnonzero(fractions == 0).tolist()
         new = [label for label in dropped if label not in self._warned]

@@ -1,6 +1,7 @@
 """The kinds of passes that `passes.forward_pass` chooses from."""
 
 import functools
+import typing
 
 import keras
 import tensorflow as tf
@@ -16,55 +17,68 @@ from prl_keras.scores.loss import number_counted, unreduced_loss, values_of
 
 
 class Pass:
-    """One network's predictions on a batch, and the loss of any weights on them.
-
-    `predictions` are the network's own, `y_pred` those that are ranked: of elements, flat.
+    """One network's predictions on a batch, and its loss for any weights.
 
     Args:
-        model: The `WeightedModel`, for its loss and optimizer.
+        model: The `WeightedModel`; its loss and optimizer are used.
         network: The network to run.
-        batch: The `Batch`. The pass keeps its inputs, not its targets: those are replaced where the loss is
-            not finite, once the predictions are known.
+        batch: The `Batch`. The pass keeps its inputs but not its targets, because targets with a non-finite
+            loss are replaced after the prediction.
+
+    Attributes:
+        predictions: The network's own predictions.
+        y_pred: The predictions that are ranked; flat for elements.
+        scores: float32 `[n]`; None before `score`, and for `score=None`.
+        norms: The gradient norms, float32 `[batch]`, or None.
     """
 
-    def __init__(self, model, network, batch):
+    predictions: typing.Any
+    y_pred: typing.Any
+    scores: tf.Tensor | None
+    norms: tf.Tensor | None
+
+    def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
         self.model, self.network, self.x = model, network, batch.x
         self.scores = self.norms = None
 
-    def score(self, batch):
-        """Sets `scores`, float32 `[n]`, of the batch as it is ranked."""
+    def score(self, batch: typing.Any) -> None:
+        """Sets `scores`, float32 `[n]`, for the batch that is ranked."""
         self.scores = score_of(self.model, batch, self.y_pred, self.norms)
 
     @property
-    def loss(self):
-        """The loss that was compiled, or `outputs.OutputLosses`."""
+    def loss(self) -> typing.Any:
+        """The compiled loss, or `outputs.OutputLosses` for several outputs."""
         return outputs.loss_of(self.model, self.y_pred)
 
     @functools.cached_property
-    def probabilities(self):
-        """float32 `[batch, classes]` that are predicted; None without one class label for each example."""
+    def probabilities(self) -> tf.Tensor | None:
+        """Predicted probabilities, float32 `[batch, classes]`; None without one class label per example."""
         return class_labels.predicted_probabilities(self.y_pred, self.loss)
 
-    def predict(self, batch, predictions):
-        """Keeps what the network predicts; refuses targets that do not go with it."""
+    def predict(self, batch: typing.Any, predictions: typing.Any) -> None:
+        """Stores the predictions.
+
+        Raises:
+            ValueError: for targets whose shape does not fit them.
+        """
         self.predictions = predictions
         for part in outputs.split(outputs.loss_of(self.model, predictions), batch.y, predictions):
             check_shapes(*part[:3])
         self.y_pred = ranked_predictions(self.model, batch.y, predictions)
 
-    def loss_with(self, batch, weights, factors=None):
+    def loss_with(self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None) -> tf.Tensor:
         """The Keras loss with the rule's weights times the user's.
 
         Args:
-            batch: As it is ranked.
-            weights: The rule's, `[n]`.
-            factors: On the weights, for each output that has a loss a scalar; None for 1.
+            batch: The `Batch` that is ranked.
+            weights: The rule's weights `[n]`.
+            factors: One factor on the weights per output that has a loss, `[outputs]`; None for 1.
         """
         weights = self._weights_of_outputs(batch, weights, factors)
         return self.model.network_loss(self.network, self.x, batch.y, self.y_pred, weights)
 
     def _weights_of_outputs(self, batch, weights, factors):
-        """The rule's weights times the user's: one tensor, or a structure of them as the predictions are."""
+        """The rule's weights times the user's, in the structure of the predictions."""
         combined = [None] * len(keras.tree.flatten(self.y_pred))
         for i, part in enumerate(self._parts(batch)):
             shape = unreduced_loss(*part[:3]).shape
@@ -74,10 +88,10 @@ class Pass:
             combined[part.index] = product if factors is None else product * factors[i]
         return keras.tree.pack_sequence_as(self.y_pred, combined)
 
-    def counted_losses(self, batch):
-        """How many values Keras takes a mean over, of each output that has a loss: float32 `[outputs]`.
+    def counted_losses(self, batch: typing.Any) -> tf.Tensor:
+        """How many values Keras averages, per output that has a loss: float32 `[outputs]`.
 
-        All, or those that no mask hides; weights of 0 do not make them fewer.
+        Masked values are not counted; values with a weight of 0 are.
         """
         found = [values_of(part._replace(sample_weight=None)) for part in self._parts(batch)]
         return tf.stack(
@@ -88,25 +102,29 @@ class Pass:
         )
 
     def _parts(self, batch):
-        """The outputs that have a loss, a list of `outputs.Output`."""
+        """A list of `outputs.Output`, one per output that has a loss."""
         return outputs.split(self.loss, batch.y, self.y_pred, batch.sample_weight)
 
 
 class TapePass(Pass):
-    """Forward on a tape; the backward pass of the weighted loss follows when the weights are known.
+    """Runs forward on a tape, then backward on the weighted loss once the weights are known.
 
     Args:
-        norms: The gradient norms, float32 `[batch]`, if another pass has found them.
+        norms: The gradient norms, float32 `[batch]`, if another pass has computed them.
     """
 
-    def __init__(self, model, network, batch, norms=None):
+    def __init__(
+        self, model: keras.Model, network: keras.Model, batch: typing.Any, norms: tf.Tensor | None = None
+    ) -> None:
         super().__init__(model, network, batch)
         self.norms = norms
         self.tape = tf.GradientTape()
         with self.tape:
             self.predict(batch, forward(self.network, self.x))
 
-    def backward(self, batch, weights, factors=None):
+    def backward(
+        self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, list[typing.Any]]:
         weights = _once_known(self.norms, weights)
         with self.tape:
             loss = self.loss_with(batch, weights, factors)
@@ -115,19 +133,23 @@ class TapePass(Pass):
 
 
 class RecomputePass(Pass):
-    """Forward without a tape; then forward and backward on the examples with a weight, alone.
+    """Runs forward without a tape, then forward and backward on the kept examples only.
 
     Args:
         norms: As in `TapePass`.
     """
 
-    def __init__(self, model, network, batch, norms=None):
+    def __init__(
+        self, model: keras.Model, network: keras.Model, batch: typing.Any, norms: tf.Tensor | None = None
+    ) -> None:
         super().__init__(model, network, batch)
         self.norms = norms
         with state_unchanged(self.network):
             self.predict(batch, forward(self.network, self.x))
 
-    def backward(self, batch, weights, factors=None):
+    def backward(
+        self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, list[typing.Any]]:
         weights = _once_known(self.y_pred, _once_known(self.norms, weights))
         rows, weights = self._rows_that_count(weights)
         x, y, sample_weight = keras.tree.map_structure(
@@ -136,19 +158,19 @@ class RecomputePass(Pass):
         kept_batch = batch._replace(x=x, y=y, sample_weight=sample_weight)
         kept = TapePass(self.model, self.network, kept_batch)
         if loss_kinds.is_mean(self.loss):
-            # Keras takes the mean over the kept; "mean_with_sample_weight" divides the factor out again.
+            # Keras averages over the kept examples; "mean_with_sample_weight" divides the factor out again.
             share = tf.math.divide_no_nan(kept.counted_losses(kept_batch), self.counted_losses(batch))
             factors = share if factors is None else share * factors
         return kept.backward(kept_batch, weights, factors)
 
     def _rows_that_count(self, weights):
-        """-> (the places of the examples with a weight, their weights)."""
+        """-> (the indices of the examples with a nonzero weight, their weights)."""
         counts = tf.not_equal(weights, 0)
         if not self.model.jit_compile:
-            # Of padding alone all rows go, with weight 0: statistics of no row at all are not finite.
+            # If no row counts, all rows go, with weight 0: the statistics of no row are non-finite.
             rows = tf.where(tf.logical_or(counts, ~tf.reduce_any(counts)))[:, 0]
             return rows, tf.gather(weights, rows)
-        # XLA must know their number beforehand: where fewer count, some go again, with weight 0.
+        # XLA needs a static number of rows: if fewer count, some rows go twice, with weight 0.
         most = most_kept(self.model.rule, tf.size(weights))
         rows = first_positions(counts, most)
         is_first = tf.range(most) < tf.reduce_sum(tf.cast(counts, tf.int32))
@@ -156,36 +178,44 @@ class RecomputePass(Pass):
 
 
 class PerExamplePass(Pass):
-    """Every example's gradient in one pass; takes memory for `batch` times the weights, or layer by layer."""
+    """Computes every example's gradient in one pass.
 
-    def __init__(self, model, network, batch):
+    Where the norms cannot be taken layer by layer, it holds `batch` times the weights in memory.
+
+    Attributes:
+        is_whole: Python bool, whether `backward` gives the whole gradient of a plain step.
+    """
+
+    def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
         super().__init__(model, network, batch)
-        # Each example's gradient is its share of the batch's mean, so that float16 overflows no
-        # earlier than in the ordinary pass.
+        # Each example's gradient is its share of the batch mean, so float16 overflows no earlier than in the
+        # ordinary pass.
         found = gradient.gradients(
             losses_of(model), network, batch.x, (batch.y,), loss_scale=share_of_one(model, batch.x)
         )
         self.predict(batch, found.y_pred)
         self.norms, self.weighted_sum = found.norms, found.weighted_sum
         self._counts = [values_of(part)[1] for part in outputs.split(self.loss, batch.y, self.y_pred)]
-        # Of several outputs with masks each has its own mean.
+        # With masks, each of several outputs has its own mean.
         self.is_whole = found.is_whole and (
             len(self._counts) == 1 or self._counts == [None] * len(self._counts)
         )
 
-    def backward(self, batch, weights, factors=None):
+    def backward(
+        self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, list[typing.Any]]:
         combined = tf.reshape(_combine(weights, batch.sample_weight, 1), [-1])
-        combined *= 1.0 if factors is None else factors[0]  # of a batch without masks all the outputs' alike
+        combined *= 1.0 if factors is None else factors[0]  # without masks all outputs have the same factor
         combined /= tf.distribute.get_strategy().num_replicas_in_sync
         if self._counts[0] is not None:
-            # Keras's mean is over all that counts in the batch, each gradient here of a mean over an example.
+            # Keras averages over all values that count in the batch; each gradient is of one example's mean.
             number = number_counted(self._counts[0])
             mean = tf.reduce_sum(number) / tf.cast(tf.maximum(tf.size(number), 1), tf.float32)
             combined *= tf.math.divide_no_nan(number, mean)
         data = self.weighted_sum(combined)
         with tf.GradientTape() as tape:
             extra = sum((tf.reduce_sum(loss) for loss in self.network.losses), start=tf.zeros(()))
-            extra /= tf.distribute.get_strategy().num_replicas_in_sync  # whose gradients add up
+            extra /= tf.distribute.get_strategy().num_replicas_in_sync  # the replicas' gradients are summed
             extra = self.model.optimizer.scale_loss(extra)
         regularization = tape.gradient(extra, [weight.value for weight in self.network.trainable_weights])
         return self.loss_with(batch, weights, factors), [_sum(*both) for both in zip(data, regularization)]
@@ -194,11 +224,11 @@ class PerExamplePass(Pass):
 def _once_known(values, weights):
     """`weights` as float32, with a data dependency on `values` (or None), so that it runs after them.
 
-    A pass that scores alone must have read a network's weights before the optimizer moves them. Of two
-    networks that exchange their choice, nothing but a control edge says so, and TensorFlow 2.21 loses it:
-    its dependency optimizer drops the edge for a longer path, from these scores over the other network's
-    gradients to the `IdentityN` in which Keras's optimizer joins the gradients of both, and a later
-    optimizer takes the `IdentityN` apart. Then the scores are now and then of half-updated weights.
+    A pass that only scores must read a network's weights before the optimizer updates them. For two networks
+    that exchange their selections only a control edge enforces this, and TensorFlow 2.21 loses it: its
+    dependency optimizer drops the edge in favour of a longer path, from these scores over the other network's
+    gradients to the `IdentityN` in which Keras's optimizer joins the gradients of both, and a later optimizer
+    splits the `IdentityN`. Then the scores sometimes come from half-updated weights.
     """
     weights = tf.cast(weights, tf.float32)
     if values is None:
@@ -209,7 +239,7 @@ def _once_known(values, weights):
 
 
 def _sum(gradient, regularization):
-    """An embedding's gradient stays sparse if nothing is to be added."""
+    """The sum of both gradients. An embedding's gradient stays sparse without regularization."""
     return gradient if regularization is None else tf.convert_to_tensor(gradient) + regularization
 
 

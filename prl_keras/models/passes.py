@@ -1,10 +1,12 @@
 """One network's pass over a batch: predictions and scores first, then, given weights, the gradient.
 
 `forward_pass` chooses one of three kinds. A `TapePass` is the ordinary forward and backward pass. A
-`RecomputePass` scores by a forward pass alone and then makes a `TapePass` of the examples that count. A
-`PerExamplePass` gives the norms of every example's gradient and their weighted mean both, so that PRL(G)
-needs no second one.
+`RecomputePass` scores with a forward pass only and then runs a `TapePass` on the kept examples. A
+`PerExamplePass` computes both the norms of every example's gradient and their weighted mean, so PRL(G) needs
+no second pass.
 """
+
+import typing
 
 import keras
 
@@ -19,20 +21,23 @@ from prl_keras.scores.loss import targets_of
 from prl_keras.scores.names import resolve
 
 
-def forward_pass(model, network, batch):
+def forward_pass(
+    model: keras.Model, network: keras.Model, batch: typing.Any
+) -> TapePass | RecomputePass | PerExamplePass:
     """Runs `network` forward in training mode.
 
     Args:
-        model: The `WeightedModel`, for its score, loss and optimizer.
+        model: The `WeightedModel`; its score, loss and optimizer are used.
         network: The network to run.
         batch: A `Batch`.
 
     Returns:
-        A pass with the network's `predictions`, and `y_pred`, those that are ranked; and of the batch as it
-        is ranked `score(batch)`, which sets `scores` (float32 `[n]`, or None if `model.score` is None);
-        `loss_with(batch, weights, factors)` (ask before `backward`, which may replace the losses that layers
-        add) and `backward(batch, weights, factors) -> (loss, gradients)`. The weights `[n]` are the rule's;
-        the user's `sample_weight` multiplies them, and so does a factor for each output, or None.
+        A pass with the network's `predictions` and the ranked predictions `y_pred`. Its methods take the
+        batch that is ranked: `score(batch)` sets `scores` (float32 `[n]`, or None if `model.score` is None);
+        `loss_with(batch, weights, factors)` returns the loss (call it before `backward`, which may replace
+        the losses that layers add); `backward(batch, weights, factors)` returns `(loss, gradients)`. The
+        weights `[n]` are the rule's. The user's `sample_weight` and `factors`, one per output or None,
+        multiply them.
     """
     norms = None
     if resolve(model.score).needs_network:
@@ -56,21 +61,28 @@ def forward_pass(model, network, batch):
 
 
 class InferencePass:
-    """What a network predicts in inference mode (no dropout, moving statistics), and its scores.
+    """A network's predictions and scores in inference mode (no dropout, moving statistics).
 
     Args:
         model: The `WeightedModel`.
         network: The network to run.
         batch: A `Batch`.
+
+    Attributes:
+        predictions, y_pred, scores: As in `pass_kinds.Pass`.
     """
 
-    def __init__(self, model, network, batch):
+    predictions: typing.Any
+    y_pred: typing.Any
+    scores: typing.Any
+
+    def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
         self._model, self._network = model, network
         self.predictions, self.scores = network(batch.x, training=False), None
         self.y_pred = ranked_predictions(model, batch.y, self.predictions)
 
-    def score(self, batch):
-        """Sets `scores`, float32 `[n]`, of the batch as it is ranked."""
+    def score(self, batch: typing.Any) -> typing.Self:
+        """Sets `scores`, float32 `[n]`, for the batch that is ranked, and returns this pass."""
         norms = None
         if resolve(self._model.score).needs_network:
             targets = targets_of(batch.y, batch.sample_weight)
@@ -83,8 +95,8 @@ class InferencePass:
 def _can_be_one_pass(model, network, batch):
     """Whether one pass can give both the norms and the step.
 
-    The loss must be a mean over the batch with one weight per example. Where the network is vectorized, its
-    forward pass must move no statistics: `tf.vectorized_map` loses the move.
+    The loss must be a mean over the batch with one weight per example. If the network is vectorized, its
+    forward pass must not update statistics: `tf.vectorized_map` loses the update.
     """
     losses = [keras.losses.get(loss) for loss in keras.tree.flatten(model.loss) if loss is not None]
     if keras.tree.is_nested(batch.sample_weight):

@@ -1,6 +1,8 @@
-"""What of a network's pass is ranked: which predictions, by which losses and scores."""
+"""What is ranked in a network's pass: which predictions, by which losses and scores."""
 
 import functools
+import typing
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -11,20 +13,26 @@ from prl_keras.scores.loss import loss_of_targets, root_of_counted
 from prl_keras.scores.names import resolve
 
 
-def ranked_predictions(model, y, predictions):
-    """The predictions that are ranked, of a network's own: those of the elements, flat, or these."""
+def ranked_predictions(model: keras.Model, y: typing.Any, predictions: typing.Any) -> typing.Any:
+    """The predictions that are ranked: flat with `unit="element"`, else the network's own.
+
+    Raises:
+        ValueError: for elements of several outputs.
+    """
     if model.unit == "example":
         return predictions
     check_one_output(model, predictions)
     return flat_predictions(y, predictions, outputs.loss_of(model, predictions))
 
 
-def score_of(model, batch, y_pred, norms):
-    """The model's score of a batch as it is ranked, float32 `[n]`; None for `score=None`.
+def score_of(
+    model: keras.Model, batch: typing.Any, y_pred: typing.Any, norms: tf.Tensor | None
+) -> tf.Tensor | None:
+    """The model's scores for the batch that is ranked, float32 `[n]`; None for `score=None`.
 
     Args:
         y_pred: The predictions that are ranked.
-        norms: The gradient norms, for a score that needs the network.
+        norms: The gradient norms `[n]`, for a score that needs the network.
     """
     arguments = (batch.y, y_pred, outputs.loss_of(model, y_pred), batch.sample_weight)
     score, ranks = resolve(model.score), getattr(model.rule, "ranks", False)
@@ -34,12 +42,12 @@ def score_of(model, batch, y_pred, norms):
     return None if function is None else function(*arguments)
 
 
-def losses_of(model):
-    """Function of `(targets, y_pred)` that gives the losses `[batch]`, targets as of `targets_of`."""
+def losses_of(model: keras.Model) -> Callable[[typing.Any, typing.Any], tf.Tensor]:
+    """A function of `(targets, y_pred)` that gives the losses `[batch]`; targets come from `targets_of`."""
     return functools.partial(loss_of_targets, functools.partial(outputs.loss_of, model))
 
 
-def share_of_one(model, x):
-    """The factor of one example's loss in the scaled mean over the batch."""
+def share_of_one(model: keras.Model, x: typing.Any) -> tf.Tensor:
+    """The factor of one example's loss in the scaled batch mean, a float32 scalar."""
     batch = tf.maximum(tf.shape(keras.tree.flatten(x)[0])[0], 1)
     return model.optimizer.scale_loss(tf.ones(())) / tf.cast(batch, tf.float32)

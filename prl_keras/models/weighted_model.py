@@ -1,5 +1,8 @@
 """The training step of all methods: score each example, weigh it, step on the weighted loss."""
 
+import typing
+from collections.abc import Callable, Sequence
+
 import keras
 import tensorflow as tf
 
@@ -23,17 +26,42 @@ from prl_keras.models.step_metrics import StepMetrics
 
 
 class WeightedModel(keras.Model):
-    """What `RobustModel` (one network) and `CoTeachingModel` (two) share.
+    """The common part of `RobustModel` (one network) and `CoTeachingModel` (two).
 
-    A subclass names its networks in `networks`, and may say more about how they are weighed.
+    A subclass defines `networks`, and may override `weigh`.
+
+    Attributes:
+        score, rule, recompute, microbatch_size, unit: As given; see `RobustModel`.
+        kept_by_class: The kept fraction of each class in the last epoch, a float array `[classes]`; None
+            without class labels.
+        selection_record: The record that `record_selection` attached, or None.
+        noise_watch: The `NoiseWatch` that estimates epsilon in `fit`, or None.
     """
 
-    def __init__(self, networks, score, rule, recompute, microbatch_size, unit, **kwargs):
+    score: str | keras.losses.Loss | Callable[..., tf.Tensor] | None
+    rule: typing.Any
+    recompute: bool
+    microbatch_size: int | None
+    unit: str
+    kept_by_class: typing.Any
+    selection_record: typing.Any
+    noise_watch: typing.Any
+
+    def __init__(
+        self,
+        networks: Sequence[keras.Model],
+        score: str | keras.losses.Loss | Callable[..., tf.Tensor] | None,
+        rule: Callable[..., tf.Tensor] | None,
+        recompute: bool,
+        microbatch_size: int | None,
+        unit: str,
+        **kwargs: typing.Any,
+    ) -> None:
         check_configuration(networks, score, rule, recompute, microbatch_size, unit)
-        # compile() chooses loss scaling by this model's own precision, so it takes the network's.
+        # compile() chooses loss scaling by this model's precision, so this model takes the network's.
         super().__init__(**{"dtype": networks[0].dtype_policy, **kwargs})
         self.score, self.rule = score, own_epsilon(rule)
-        # An attribute, so that Keras saves the variable of an estimated epsilon with the weights.
+        # As an attribute, so that Keras saves the variable of an estimated epsilon with the weights.
         self._epsilon = getattr(getattr(self.rule, "epsilon", None), "value", None)
         self.recompute, self.microbatch_size, self.unit = recompute, microbatch_size, unit
         self.supports_jit = not recompute or is_kept_count_static(score, self.rule)
@@ -42,14 +70,21 @@ class WeightedModel(keras.Model):
         self.built = all(network.built for network in networks)
 
     @property
-    def networks(self):
-        """The list of the networks that are trained."""
+    def networks(self) -> list[keras.Model]:
+        """The networks that are trained."""
         raise NotImplementedError
 
     # The step.
 
-    def train_step(self, data):
-        """One step of the paper's algorithms 2 to 4. Nothing moves in a step that is not finite (`Guard`)."""
+    def train_step(self, data: typing.Any) -> dict[str, typing.Any]:
+        """One step of the paper's algorithms 2 to 4. A non-finite step changes no state (`Guard`).
+
+        Args:
+            data: A batch `(x, y)` or `(x, y, sample_weight)`.
+
+        Returns:
+            The logs, `{name: scalar}`.
+        """
         batch = read_batch(self, data)
         guard = Guard(self.networks)
 
@@ -59,7 +94,7 @@ class WeightedModel(keras.Model):
         for each in passes:
             each.score(batch)
 
-        # 2. Weigh: the rule drops the top epsilon of the global batch; a pair exchanges. See `weigh`.
+        # 2. Weigh: the rule drops the top epsilon of the global batch; a pair exchanges its selections.
         selected = select(self, passes, batch)
         for observer in self.observers:  # before the backward passes, which may replace losses
             observer.update(batch, passes, selected)
@@ -74,8 +109,8 @@ class WeightedModel(keras.Model):
         x, y, sample_weight, *_ = batch.of_examples
         return self._logs(x, y, [each.predictions for each in passes], sample_weight)
 
-    def weigh(self, examples):
-        """A list of `Weighed`, one for each network, from the `Examples` of the global batch."""
+    def weigh(self, examples: typing.Any) -> list[Weighed]:
+        """Applies the rule to the `Examples` of the global batch: one `Weighed` per network."""
         if self.score is None:
             return [Weighed(tf.cast(examples.is_ranked, tf.float32), None)] * len(self.networks)
         arguments, named = [examples.is_ranked, self.optimizer.iterations], {}
@@ -88,16 +123,24 @@ class WeightedModel(keras.Model):
             check_rule_gave_one_weight_each(self.rule, each.weights)
         return weighed
 
-    def where_networks_differ(self, batch, predictions):
-        """Whether two networks predict different classes, bool `[n]`; None where nobody asks."""
+    def where_networks_differ(self, batch: typing.Any, predictions: Sequence[typing.Any]) -> tf.Tensor | None:
+        """Whether two networks predict different classes, bool `[n]`; None if the exchange ignores it."""
         del batch, predictions
+        return None
 
-    def network_loss(self, network, x, y, y_pred, sample_weight):
-        """The reduced Keras loss of one network, its regularizers included."""
+    def network_loss(
+        self,
+        network: keras.Model,
+        x: typing.Any,
+        y: typing.Any,
+        y_pred: typing.Any,
+        sample_weight: typing.Any,
+    ) -> tf.Tensor:
+        """The reduced Keras loss of one network, including its regularizers."""
         del network
         return self.compute_loss(x, y, y_pred, sample_weight)
 
-    def test_step(self, data):
+    def test_step(self, data: typing.Any) -> dict[str, typing.Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_targets_given(y)
         self.build_for(x)
@@ -115,118 +158,131 @@ class WeightedModel(keras.Model):
             logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return replicas.logs_for_fit(logs)
 
-    # Who looks on.
+    # Observers.
 
     @property
-    def observers(self):
-        """What is told of each step: see `models.step_metrics.StepMetrics`."""
+    def observers(self) -> list[typing.Any]:
+        """The observers of each step; see `models.step_metrics.StepMetrics`."""
         return [
             each for each in (self.step_metrics, self.noise_watch, self.selection_record) if each is not None
         ]
 
-    def record_selection(self, record):
-        """From now on tells `record` of each training step what it kept; None ends that.
+    def record_selection(self, record: typing.Any) -> None:
+        """Attaches `record` as an observer of each training step; None detaches it.
 
         Args:
-            record: A `SelectionRecord`, or anything with `update(batch, passes, selected)`.
+            record: A `SelectionRecord`, or any object with `update(batch, passes, selected)`.
         """
         if record is not self.selection_record:
             self.selection_record = record
-            self.train_function = None  # the next fit traces the step anew
+            self.train_function = None  # the next fit traces the step again
 
     @property
-    def metrics(self):
-        """As of any Keras model; how much was kept of each class only where there are classes."""
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics of a Keras model; `kept_fraction_min_class` is left out without class labels."""
         return [m for m in super().metrics if m is not self.class_metric or self.step_metrics.has_classes()]
 
     @property
-    def epsilon_estimate(self):
-        """`EpsilonEstimate` of the last epoch of `fit` (see `NoiseWatch`), or None."""
+    def epsilon_estimate(self) -> typing.Any:
+        """The `EpsilonEstimate` of the last epoch of `fit` (see `NoiseWatch`), or None."""
         return None if self.noise_watch is None else self.noise_watch.estimate
 
-    def look_at_classes(self):
-        """Keeps what was kept of each class in `kept_by_class`."""
+    def look_at_classes(self) -> None:
+        """Stores the kept fraction of each class in `kept_by_class`."""
         fractions = self.step_metrics.look_at_classes()
         self.kept_by_class = self.kept_by_class if fractions is None else fractions
 
     # A batch, without training.
 
-    def example_scores(self, x, y, sample_weight=None):
-        """How suspect each example is, in inference mode: one float32 `[batch]` per network.
+    def example_scores(
+        self, x: typing.Any, y: typing.Any, sample_weight: typing.Any = None
+    ) -> list[tf.Tensor]:
+        """How suspect each example is, in inference mode: float32 `[batch]` per network, higher = more.
 
-        With `unit="element"` in the shape of the labels, `[batch, ...]`.
+        With `unit="element"` the scores have the shape of the labels, `[batch, ...]`.
 
         Raises:
             ValueError: if the model was built with `score=None`.
         """
         return in_inference.example_scores(self, x, y, sample_weight)
 
-    def example_weights(self, x, y, sample_weight=None):
-        """What the rule would make of this batch now, in inference mode: `[batch]` per network.
+    def example_weights(
+        self, x: typing.Any, y: typing.Any, sample_weight: typing.Any = None
+    ) -> list[tf.Tensor]:
+        """The weights that the rule would give now, in inference mode: float32 `[batch]` per network.
 
-        With `unit="element"` in the shape of the labels, `[batch, ...]`.
+        With `unit="element"` the weights have the shape of the labels, `[batch, ...]`.
         """
         return in_inference.example_weights(self, x, y, sample_weight)
 
     # Keras's hooks.
 
-    def fit(self, x=None, y=None, *args, **kwargs):
-        """`keras.Model.fit`, after a check of the data as far as they can be seen beforehand.
+    def fit(
+        self, x: typing.Any = None, y: typing.Any = None, *args: typing.Any, **kwargs: typing.Any
+    ) -> keras.callbacks.History:
+        """Checks the data, then runs `keras.Model.fit`.
 
-        Labels and weights in a `tf.data.Dataset`, a `PyDataset` or a generator are checked batch by batch: an
-        error comes before the step that would take the bad batch, but after those before it. An operation
-        that XLA lacks is warned of, and `jit_compile` is off from then on.
+        Arrays are checked before any weight changes. Labels and weights in a `tf.data.Dataset`, a
+        `PyDataset` or a generator are checked batch by batch: the error comes before the step on the bad
+        batch, but after the steps before it. If XLA lacks an operation, `fit` warns and turns `jit_compile`
+        off.
 
         Raises:
             ValueError: for an empty data set, missing targets, class labels that are not integers in
-                `[0, classes)` or shares of classes in `[0, 1]`, or negative weights; of arrays before any
-                weight has changed. For a `BackupAndRestore` whose folder holds the backup of another score,
-                rule or shape.
+                `[0, classes)` or shares of classes in `[0, 1]`, or negative weights; for a
+                `BackupAndRestore` whose folder holds the backup of another score, rule or shape.
         """
         return fit.checked_fit(self, super().fit, x, y, *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
-        """`keras.Model.train_on_batch`, after the checks of `fit`."""
+    def train_on_batch(
+        self,
+        x: typing.Any,
+        y: typing.Any = None,
+        sample_weight: typing.Any = None,
+        class_weight: dict[int, float] | None = None,
+        **kwargs: typing.Any,
+    ) -> typing.Any:
+        """Runs the checks of `fit`, then `keras.Model.train_on_batch`."""
         arguments = (x, y, sample_weight, class_weight)
         return fit.checked_train_on_batch(self, super().train_on_batch, *arguments, **kwargs)
 
-    def evaluate(self, *args, **kwargs):
-        """`keras.Model.evaluate`, of the moving statistics that `save` writes: the mean over the replicas."""
+    def evaluate(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        """`keras.Model.evaluate`, with the moving statistics averaged over the replicas, as `save` does."""
         fit.average_statistics(self)
         return without_xla_if_it_cannot(self, lambda: super(WeightedModel, self).evaluate(*args, **kwargs))
 
-    def predict(self, *args, **kwargs):
-        """`keras.Model.predict`; without XLA where it cannot."""
+    def predict(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        """`keras.Model.predict`; without XLA if XLA lacks an operation."""
         return without_xla_if_it_cannot(self, lambda: super(WeightedModel, self).predict(*args, **kwargs))
 
-    def reset_metrics(self):
-        """`keras.Model.reset_metrics`, which Keras calls before each epoch and each evaluation."""
+    def reset_metrics(self) -> None:
+        """Updates `kept_by_class` and resets the metrics. Keras calls it before each epoch and evaluation."""
         self.look_at_classes()
         super().reset_metrics()
 
     @property
-    def jit_compile(self):
+    def jit_compile(self) -> bool | str:
         """Whether XLA compiles the training step, as `compile` set it."""
         return super().jit_compile
 
     @jit_compile.setter
-    def jit_compile(self, value):
+    def jit_compile(self, value: bool | str) -> None:
         if value:
             check_jit_compile(self)
         keras.Model.jit_compile.fset(self, value)
 
     @property
-    def output_names(self):
-        """By which dicts of losses and targets go with a list of outputs."""
+    def output_names(self) -> list[str] | None:
+        """The names that match dicts of losses and targets to a list of outputs, or None."""
         return getattr(self.networks[0], "output_names", None)
 
-    def build(self, input_shape):
+    def build(self, input_shape: typing.Any) -> None:
         for network in self.networks:
             if not network.built:
                 network.build(input_shape)
 
-    def build_for(self, x):
-        """Builds the networks for inputs; Keras would do it, were this model called rather than they."""
+    def build_for(self, x: typing.Any) -> None:
+        """Builds the networks for inputs `x`. Keras does not, because the step calls them directly."""
         if self.built:
             return
         for network in self.networks:
@@ -242,17 +298,17 @@ class WeightedModel(keras.Model):
     def _get_metrics_result_or_logs(self, logs):
         return replicas.results_or_logs(self, logs)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: typing.Any) -> None:
         """`keras.Model.save_own_variables`, and the states of random layers."""
         super().save_own_variables(store)
         seeds.save_seeds(self.networks, store)
 
-    def load_own_variables(self, store):
-        """`keras.Model.load_own_variables`, and the states of random layers where the file has them."""
+    def load_own_variables(self, store: typing.Any) -> None:
+        """`keras.Model.load_own_variables`, and the states of random layers if the file has them."""
         super().load_own_variables(seeds.without_seeds(store))
         seeds.load_seeds(self.networks, store)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, typing.Any]:
         return {
             **super().get_config(),
             "score": keras.saving.serialize_keras_object(self.score),
@@ -263,7 +319,9 @@ class WeightedModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, typing.Any], custom_objects: dict[str, typing.Any] | None = None
+    ) -> typing.Self:
         config = {
             key: keras.saving.deserialize_keras_object(value, custom_objects) if _is_object(value) else value
             for key, value in config.items()

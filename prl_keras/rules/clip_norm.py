@@ -1,7 +1,8 @@
-"""ClipNorm: every example counts, but none more than a given gradient norm."""
+"""ClipNorm: every example counts, but none more than with a given gradient norm."""
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -13,10 +14,10 @@ from prl_keras.validate import is_number
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
 class ClipNorm:
-    """Weight `min(1, max_norm / score)`: on gradient norms, clipping every example's gradient.
+    """Weight `min(1, max_norm / score)`: applied to gradient norms, this clips every example's gradient.
 
-    The mean stays over all `n` examples, clipped or not. A score of 0 weighs 1; a score that is not
-    a number weighs 0; `ClipNorm(math.inf)` changes nothing.
+    The mean stays over all `n` examples, clipped or not. A score of 0 weighs 1; a non-finite score weighs 0;
+    `ClipNorm(math.inf)` changes nothing.
 
     Args:
         max_norm: A positive number, or infinity.
@@ -27,13 +28,14 @@ class ClipNorm:
 
     max_norm: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_number(self.max_norm) or not self.max_norm > 0:
             raise ValueError(
                 f"max_norm={self.max_norm!r} must be a positive number, for example ClipNorm(max_norm=1.0)."
             )
 
-    def __call__(self, scores, is_ranked=None, step=0):
+    def __call__(self, scores: Any, is_ranked: Any = None, step: Any = 0) -> Any:
+        """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
         del step
         scores, is_ranked, _ = prepare(scores, is_ranked)
         if math.isinf(self.max_norm):
@@ -42,13 +44,13 @@ class ClipNorm:
         weights = ops.where(scores < LARGEST_SCORE, weights, 0.0)
         return ops.where(is_ranked, weights, 0.0)
 
-    def most_kept(self, count):
-        """All of `count` examples."""
+    def most_kept(self, count: Any) -> Any:
+        """`count`: every example is kept."""
         return count
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**config)

@@ -1,31 +1,32 @@
 """Which scores of a batch are lowest, without a sort.
 
-TensorFlow turns `argsort` into TopK, which is slow on GPUs and which XLA handles badly. The functions
-here compare and count instead. Their graphs hold no sort, no TopK and no control flow; they take
-static and unknown batch sizes, eagerly, in a `tf.function` and under XLA.
+TensorFlow turns `argsort` into TopK, which is slow on GPUs and under XLA. The functions here compare and
+count instead. Their graphs have no sort, no TopK and no control flow. They accept static and unknown batch
+sizes, eagerly, in a `tf.function` and under XLA.
 
-Counts are held in float32, because TensorFlow sums int32 on the host: a batch has fewer than 2**24
-examples.
+Counts are float32, because TensorFlow sums int32 on the host: a batch must have fewer than 2**24 examples.
 """
+
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-LARGEST_SCORE = float(np.finfo(np.float32).max)  # of real examples: padding comes after them
+LARGEST_SCORE = float(np.finfo(np.float32).max)  # padding ranks after it
 _SMALLEST_SCORE = float(np.finfo(np.float32).tiny)
 _UNRANKED = 2**31  # above the key of every score
-_LARGEST_TO_COUNT = 128  # examples, up to which the comparison of all pairs is the faster
-_LARGEST_TO_COMPARE_CLASSES = 1024  # the same within classes, where all pairs take 4 MB
+_LARGEST_TO_COUNT = 128  # examples up to which comparing all pairs is faster
+_LARGEST_TO_COMPARE_CLASSES = 1024  # the same within classes: all pairs take 4 MB
 _DIGIT_BITS = 8  # four digits make a key
-_TIED_BITS = 8  # of a score's 24, in which two may differ and be a tie: 3e-5 of it
+_TIED_BITS = 8  # the last bits of a score's 24, ignored for ties: a relative difference of 3e-5
 
 
-def prepare(scores, is_ranked):
-    """-> (float32 scores, not-a-number made the largest; bool is_ranked; float32 number of ranked)."""
+def prepare(scores: Any, is_ranked: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """-> (float32 scores, non-finite ones made the largest; bool is_ranked; float32 number of ranked)."""
     scores = ops.stop_gradient(ops.cast(scores, "float32"))
     scores = ops.where(ops.isfinite(scores), scores, LARGEST_SCORE)
-    # One zero for -0.0, whose bits differ from 0.0's, and for numbers too small to be kept everywhere.
+    # 0.0 instead of -0.0, whose bits differ, and of subnormal numbers, which some devices flush to 0.
     scores = ops.where(ops.abs(scores) < _SMALLEST_SCORE, 0.0, scores)
     if is_ranked is None:
         is_ranked = ops.ones_like(scores, dtype="bool")
@@ -33,25 +34,28 @@ def prepare(scores, is_ranked):
     return scores, is_ranked, ops.sum(ops.cast(is_ranked, "float32"))
 
 
-def keep_lowest(scores, is_ranked, count, kept, ties=None):
+def keep_lowest(
+    scores: tf.Tensor, is_ranked: tf.Tensor, count: Any, kept: Any, ties: Any = None
+) -> tf.Tensor:
     """Weight `count / kept` for the `kept` lowest scores among the ranked, 0 for the others."""
     is_kept = is_among_lowest(scores, is_ranked, kept, ties)
     return ops.where(is_kept, ops.cast(count, "float32") / ops.cast(kept, "float32"), 0.0)
 
 
-def is_among_lowest(scores, is_ranked, kept, ties=None):
-    """Which examples have the `kept` lowest scores among the ranked; of equals, the earlier are in.
+def is_among_lowest(scores: tf.Tensor, is_ranked: tf.Tensor, kept: Any, ties: Any = None) -> tf.Tensor:
+    """Which examples have the `kept` lowest scores among the ranked; among equal scores the earlier ones.
 
-    With `ties`, scores that differ by rounding are equal, and of equals those with the lower entry are in.
+    With `ties`, scores that differ by rounding count as equal, and the ones with the lower entry of `ties`
+    win.
 
-    A static batch of at most 128 is compared pair by pair. Every other batch goes through a search for
-    the threshold, which takes time and memory proportional to the batch.
+    A static batch of at most 128 is compared pair by pair. Any other batch uses a search for the threshold,
+    which takes time and memory proportional to the batch.
 
     Args:
         scores: float32 `[batch]`.
         is_ranked: bool `[batch]`; False marks padding, which is never kept.
         kept: Number of examples to keep, at least 1; a number or an integer scalar tensor.
-        ties: float32 `[batch]`, by which equal scores are told apart; None for the order of the batch.
+        ties: float32 `[batch]`, the order of equal scores; None for the order of the batch.
 
     Returns:
         bool `[batch]`, True for `min(kept, number of ranked)` examples.
@@ -61,8 +65,10 @@ def is_among_lowest(scores, is_ranked, kept, ties=None):
     return is_among_lowest_by_threshold(scores, is_ranked, kept, ties)
 
 
-def is_among_lowest_by_pairs(scores, is_ranked, kept, ties=None):
-    """As `is_among_lowest`, in memory of `batch` squared: counts for each example the lower ones."""
+def is_among_lowest_by_pairs(
+    scores: tf.Tensor, is_ranked: tf.Tensor, kept: Any, ties: Any = None
+) -> tf.Tensor:
+    """As `is_among_lowest`, in memory of `batch` squared: counts the lower scores for each example."""
     if ties is None:
         keys = _distinct_keys(scores, is_ranked)
         is_lower = keys[None, :] < keys[:, None]
@@ -75,25 +81,27 @@ def is_among_lowest_by_pairs(scores, is_ranked, kept, ties=None):
     return ops.logical_and(lower < ops.cast(kept, "float32"), is_ranked)
 
 
-def is_among_lowest_by_threshold(scores, is_ranked, kept, ties=None):
+def is_among_lowest_by_threshold(
+    scores: tf.Tensor, is_ranked: tf.Tensor, kept: Any, ties: Any = None
+) -> tf.Tensor:
     """As `is_among_lowest`, in memory of `batch`: finds the `kept`-th lowest score digit by digit.
 
     A radix selection. Each round counts how many keys fall into each of 256 bins, and narrows the range
-    of the `kept`-th lowest key to the bin where the running total reaches `kept`. Keys below the
-    range go into its first bin and keys above into its last, so that the totals stay those of the
-    whole batch. After four rounds the range is one key, the threshold.
+    of the `kept`-th lowest key to the bin where the running total reaches `kept`. Keys below the range go
+    into its first bin and keys above into its last, so the totals remain those of the whole batch. After
+    four rounds the range is one key, the threshold.
     """
     kept = ops.cast(kept, "float32")
     bins = 2**_DIGIT_BITS
     ones = ops.ones_like(scores)
     keys = _keys(scores, is_ranked)
-    above = (keys if ties is None else _rounded(keys)) + 2**31  # how far each is above the start of the range
+    above = (keys if ties is None else _rounded(keys)) + 2**31  # distance from the start of the range
     for shift in range(32 - _DIGIT_BITS, -1, -_DIGIT_BITS):
         digits = ops.clip(ops.right_shift(above, shift) if shift else above, 0, bins - 1)
         totals = ops.cumsum(ops.segment_sum(ones, digits, bins))
         chosen = ops.cast(ops.sum(ops.cast(totals < kept, "float32")), "int64")
         above = above - chosen * 2**shift
-    room = kept - ops.sum(ops.cast(above < 0, "float32"))  # for those at the threshold
+    room = kept - ops.sum(ops.cast(above < 0, "float32"))  # left for scores at the threshold
     is_equal = ops.equal(above, 0)
     if ties is not None:
         is_low = is_among_lowest_by_threshold(
@@ -104,16 +112,19 @@ def is_among_lowest_by_threshold(scores, is_ranked, kept, ties=None):
     return ops.logical_or(above < 0, ops.logical_and(is_equal, is_early))
 
 
-def lowest_of_each_class(scores, is_ranked, labels, number, classes=None):
-    """Whether fewer than `number` ranked examples of the same class are lower, equals in their order.
+def lowest_of_each_class(
+    scores: tf.Tensor, is_ranked: tf.Tensor, labels: tf.Tensor, number: Any, classes: int | None = None
+) -> tf.Tensor:
+    """Whether an example is among the `number` lowest ranked ones of its class; ties keep the earlier ones.
 
-    A static batch of at most 1024, and every batch of unknown classes, is compared pair by pair, in memory of
-    `batch` squared. Others take memory of `batch` and 256 times the classes.
+    A static batch of at most 1024, and any batch without `classes`, is compared pair by pair, in memory of
+    `batch` squared. Other batches take memory of `batch` plus 256 times `classes`.
 
     Args:
         scores: float32 `[batch]`.
         is_ranked: bool `[batch]`; False marks padding, which is neither counted nor chosen.
-        labels: int `[batch]`, the class of each example. With `classes`, one outside of these is not chosen.
+        labels: int `[batch]`, the class of each example. With `classes`, a label outside `[0, classes)` is
+            not chosen.
         number: Number of examples to choose from each class; a number or an integer scalar tensor.
         classes: Number of classes, or None.
 
@@ -134,7 +145,7 @@ def _lowest_of_each_class_by_pairs(scores, is_ranked, labels, number):
 
 
 def _lowest_of_each_class_by_thresholds(scores, is_ranked, labels, number, classes):
-    """A radix selection in each class at a time, first of the scores, then of the places of equal ones."""
+    """A radix selection within each class, first of the scores, then of the places of equal scores."""
     labels = ops.cast(labels, "int32")
     is_ranked = ops.logical_and(is_ranked, ops.logical_and(labels >= 0, labels < classes))
     labels = ops.where(is_ranked, labels, 0)
@@ -151,14 +162,16 @@ def _split_by_class(above, bits, is_ranked, labels, number, classes):
     """Finds the `number`-th lowest key of each class.
 
     Args:
-        above: int64 `[batch]`, keys of at most so many bits.
+        above: int64 `[batch]`, keys of at most `bits` bits.
+        bits: A multiple of 8.
         is_ranked: bool `[batch]`.
         labels: int32 `[batch]`, in `[0, classes)`.
         number: float32 `[classes]`.
+        classes: Number of classes.
 
     Returns:
-        Whether a key is lower, and whether it is this key, both bool `[batch]`; how many of the latter are
-        among the `number`, float32 `[classes]`.
+        Whether a key is lower, and whether it equals that key, both bool `[batch]`; how many of the equal
+        ones are among the `number`, float32 `[classes]`.
     """
     bins, ones = 2**_DIGIT_BITS, ops.cast(is_ranked, "float32")
     for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
@@ -174,14 +187,14 @@ def _split_by_class(above, bits, is_ranked, labels, number, classes):
 
 def _keys(scores, is_ranked):
     """int64 `[batch]` in the order of the scores, from -2**31 to 2**31; the unranked ones last."""
-    # `ops.view` takes static shapes alone.
+    # `ops.view` takes only static shapes.
     bits = ops.cast(tf.bitcast(scores, tf.int32), "int64")
     # The bits of negative numbers grow as the numbers fall.
     return ops.where(is_ranked, ops.where(bits < 0, -(2**31) - bits, bits), _UNRANKED)
 
 
 def _rounded(keys):
-    """Keys of which those that differ by rounding are mostly equal."""
+    """Rounded keys: those of scores that differ by rounding are mostly equal."""
     step = 2**_TIED_BITS
     return ops.right_shift(keys + step // 2, _TIED_BITS) * step
 

@@ -2,14 +2,15 @@
 
 import dataclasses
 import numbers
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
 from keras import ops
 
+from prl_keras.rules.epsilon import check_epsilon, is_schedule, warn_of_half
 from prl_keras.rules.ranking import LARGEST_SCORE, keep_lowest, lowest_of_each_class, prepare
-from prl_keras.rules.schedules import check_epsilon, is_schedule, warn_of_half
-from prl_keras.validate import check_count
+from prl_keras.validate import check_integer
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
@@ -23,41 +24,50 @@ class Trim:
     | case | weights |
     |---|---|
     | `epsilon = 0` | all 1 |
-    | ties | the earlier example of the batch is kept; with `ties` that of the lower entry |
+    | ties | the earlier example of the batch is kept; with `ties` the one with the lower entry |
     | a score is NaN or infinite | dropped first |
     | one example | kept, weight 1 |
     | padding only, or an empty batch | all 0, or empty |
     | `epsilon` a number of 0.5 or more | the same, after a warning: the paper's theory ends there |
-    | `min_keep_per_class=m` | the `m` lowest of each given class are among the kept; k rises if need be |
+    | `min_keep_per_class=m` | the `m` lowest of each given class are kept; k rises if necessary |
 
     Args:
         epsilon: A number in `[0, 1)`, or a `keras.optimizers.schedules.LearningRateSchedule` of the
             optimizer step, such as `linear_ramp(0.3, steps=1000)`.
         min_keep_per_class: At least 0. Above 0 the rule is called with a fourth argument, the given
-            classes, int `[batch]`, and `classes`, their number.
+            classes, int `[batch]`, and with `classes`, their number.
 
     Raises:
-        ValueError: for an epsilon outside the range, NaN included.
+        ValueError: if epsilon is out of range (or NaN), or min_keep_per_class is invalid.
     """
 
     epsilon: float | keras.optimizers.schedules.LearningRateSchedule
     min_keep_per_class: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_epsilon(self.epsilon)
-        check_count("min_keep_per_class", self.min_keep_per_class, lowest=0)
+        check_integer("min_keep_per_class", self.min_keep_per_class, 0)
         if not is_schedule(self.epsilon):
-            # By its shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
+            # The shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
             decimal = str(self.epsilon) if isinstance(self.epsilon, np.floating) else self.epsilon
             object.__setattr__(self, "epsilon", float(decimal))
             warn_of_half(self.epsilon, stacklevel=4)
 
-    #: Whether it only compares scores. Where many may be equal it is called with `ties`, losses `[batch]`.
-    ranks = True
+    #: Whether it only compares scores. If many may be equal, it is called with `ties`, losses `[batch]`.
+    ranks: ClassVar[bool] = True
 
-    def __call__(self, scores, is_ranked=None, step=0, labels=None, ties=None, classes=None):
+    def __call__(
+        self,
+        scores: Any,
+        is_ranked: Any = None,
+        step: Any = 0,
+        labels: Any = None,
+        ties: Any = None,
+        classes: int | None = None,
+    ) -> Any:
+        """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
         scores, is_ranked, count = prepare(scores, is_ranked)
-        epsilon = self.epsilon if isinstance(self.epsilon, numbers.Real) else self.epsilon(step)
+        epsilon = self.epsilon if isinstance(self.epsilon, numbers.Real) else self.epsilon(step)  # type: ignore[operator]
         kept = kept_count(count, epsilon)
         if self.min_keep_per_class:
             is_first = lowest_of_each_class(scores, is_ranked, labels, self.min_keep_per_class, classes)
@@ -66,30 +76,30 @@ class Trim:
         return keep_lowest(scores, is_ranked, count, kept, ties)
 
     @property
-    def takes_labels(self):
+    def takes_labels(self) -> bool:
         """Whether it is called with the given classes."""
         return self.min_keep_per_class > 0
 
-    def most_kept(self, count):
-        """How many of `count` examples are kept at most, int32 scalar; None if only the step knows."""
+    def most_kept(self, count: Any) -> Any:
+        """How many of `count` examples are kept at most, int32 scalar; None if the step or batch decides."""
         is_known = isinstance(self.epsilon, numbers.Real) and not self.min_keep_per_class
         return kept_count(count, self.epsilon) if is_known else None
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = dataclasses.asdict(self)
         return {**config, "epsilon": keras.saving.serialize_keras_object(self.epsilon)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**{**config, "epsilon": keras.saving.deserialize_keras_object(config["epsilon"])})
 
 
-def kept_count(count, epsilon):
+def kept_count(count: Any, epsilon: Any) -> Any:
     """How many of `count` examples Trim keeps: `max(1, floor((1 - epsilon) * count + 1e-6))`.
 
-    In float64, because `floor` makes any rounding visible: in float32 `(1 - 0.3) * 1000` is 699.99994.
-    For the same reason an epsilon that went through float32 (every Keras schedule) is first rounded
-    to 7 decimals; float32 cannot tell finer fractions apart.
+    The result is computed in float64, because `floor` exposes any rounding: in float32 `(1 - 0.3) * 1000` is
+    699.99994. For the same reason a tensor epsilon (every Keras schedule returns float32) is first rounded to
+    7 decimals, the resolution of float32.
 
     Args:
         count: Number of examples, an integer or an integer scalar tensor.

@@ -3,12 +3,12 @@
 Every score is float32 `[batch]`, computed from the unscaled, unweighted loss, and carries no gradient.
 
 With mean squared error, and with two classes, the loss-layer gradient norm is a monotone function of
-the loss: PRL(L) and self-paced learning then keep the same examples. They part from three classes on.
+the loss: PRL(L) and self-paced learning then keep the same examples. They differ from three classes on.
 
-A new score is a file here with a function of `(y_true, y_pred, loss, sample_weight)` that gives float32
-`[batch]`, and a line in `names.py`. `y_pred` is a structure where the network has several outputs.
-`loss_layer.logits_of` gives the logits of one, `inputs.class_labels` the given classes, `loss.values_of`
-which values count. The score "gradient" is another case: it needs the network (`Score.needs_network`).
+To add a score, write a function of `(y_true, y_pred, loss, sample_weight)` that returns float32 `[batch]`
+in a new file here, and add a line to `names.py`. If the network has several outputs, `y_pred` is a structure.
+`loss_layer.logits_of` returns the logits of one output, `inputs.class_labels` the given classes, and
+`loss.values_of` the values that count. The score "gradient" also needs the network (`Score.needs_network`).
 """
 
 from prl_keras.scores.loss import per_example_loss

@@ -1,4 +1,4 @@
-"""Batch normalization, with which PRL(G) is undefined. Other layers that mix examples are not detected."""
+"""Batch normalization, which makes PRL(G) undefined. Other layers that mix examples are not detected."""
 
 import keras
 
@@ -6,16 +6,16 @@ from prl_keras.keras_gaps.internals import layers_of
 
 
 class BatchMixingError(ValueError):
-    """A layer mixes the examples of a batch, so that no example has a gradient of its own."""
+    """A layer mixes the examples of a batch, so an example has no gradient of its own."""
 
 
-def check_no_batch_mixing(network):
-    """Refuses batch normalization in training mode: PRL(G) is undefined with it.
+def check_no_batch_mixing(network: keras.Model) -> None:
+    """Rejects batch normalization in training mode, which makes PRL(G) undefined.
 
-    A frozen one (`layer.trainable = False`) uses its moving statistics and mixes nothing.
+    A frozen layer (`layer.trainable = False`) uses its moving statistics and mixes nothing.
 
     Raises:
-        BatchMixingError: that names the layers and the way out.
+        BatchMixingError: names the layers and the alternatives.
     """
     mixing = [
         layer.name

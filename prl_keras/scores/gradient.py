@@ -1,16 +1,17 @@
-"""The gradient of each example by itself, in one of two ways that agree.
+"""The gradient of each example, computed in one of two ways with the same result.
 
-Layer by layer where `layerwise` applies, at about the price of a plain step. For all other networks
-by `tf.vectorized_map` over one-example tapes: the forward and backward pass of a single example is
-written once and vectorized over the batch. In the map, layers with random numbers (dropout) get one
-seed per example; left alone, Keras's seed state would be read once and every example of the batch
-would get the same mask.
+`layerwise` computes it layer by layer where it applies, at about the cost of a plain step. All other
+networks use `tf.vectorized_map` over one-example tapes: the forward and backward pass of one example is
+vectorized over the batch. In the map, layers with random numbers (dropout) get one seed per example.
+Otherwise Keras's seed state would be read once, and every example of the batch would get the same mask.
 """
 
 import functools
 import typing
 import warnings
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,47 +26,52 @@ from prl_keras.keras_gaps.internals import (
 from prl_keras.scores.batch_mixing import check_no_batch_mixing
 from prl_keras.scores.layerwise import graph
 
-_SAID = weakref.WeakSet()  # the networks of which it was said that they are mapped
-_VECTORIZED = weakref.WeakKeyDictionary()  # network -> {training: `can_be_vectorized`}
+_SAID: weakref.WeakSet[Any] = weakref.WeakSet()  # networks whose warning was given
+# network -> {training: `can_be_vectorized`}
+_VECTORIZED: weakref.WeakKeyDictionary[Any, dict[bool, bool]] = weakref.WeakKeyDictionary()
 _BRANCHES = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
 
 
 class Gradients(typing.NamedTuple):
-    """What `gradients` finds.
+    """The result of `gradients`.
 
     Attributes:
         y_pred: Predictions `[batch, ...]`.
-        norms: float32 `[batch]`, L2 norms over all the trainable weights, without `loss_scale`.
-        weighted_sum: Function of weights `[batch]` that gives `sum_i weights_i * gradient_i`, times
+        norms: float32 `[batch]`, L2 norms over all trainable weights, without `loss_scale`.
+        weighted_sum: Function of weights `[batch]` that returns `sum_i weights_i * gradient_i`, times
             `loss_scale`: a list of one tensor per trainable weight, in its shape and dtype (for an
             embedding, layer by layer, `tf.IndexedSlices` as in a plain step).
-        is_whole: Whether that is all of a plain step's gradient. It is not where layers added losses
-            of their own (`add_loss`, activity regularizers), nor where the plain gradient is sparse
-            (embeddings) and optimizers with state treat it differently.
+        is_whole: Whether the sum is a plain step's whole gradient. It is not if layers add losses of their
+            own (`add_loss`, activity regularizers), nor if the plain gradient is sparse (embeddings):
+            optimizers with state treat a sparse gradient differently.
     """
 
     y_pred: tf.Tensor
     norms: tf.Tensor
-    weighted_sum: typing.Callable
+    weighted_sum: Callable[[tf.Tensor], list[Any]]
     is_whole: bool
 
 
-def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
+def gradients(
+    losses_of: Callable[[Any, Any], tf.Tensor],
+    network: keras.Model,
+    x: Any,
+    y: Any,
+    training: bool = True,
+    loss_scale: float | tf.Tensor = 1.0,
+) -> Gradients:
     """Norms and weighted sums of every example's gradient, in one forward and backward pass.
 
     Args:
-        losses_of: Function of `(y_true, y_pred)` that gives the losses `[batch]`.
-        network: A Keras model whose layers treat each example by itself.
+        losses_of: Function of `(y_true, y_pred)` that returns the losses `[batch]`.
+        network: A Keras model whose layers treat each example separately.
         x: Inputs `[batch, ...]`, or a structure of them.
-        y: Targets `[batch, ...]`.
+        y: Targets `[batch, ...]`, or a structure of them.
         training: Whether the network is called in training mode.
         loss_scale: Factor on each loss, for float16.
 
-    Returns:
-        `Gradients`.
-
     Raises:
-        BatchMixingError: with a layer that mixes examples, if `training`.
+        BatchMixingError: if `training` and a trainable batch normalization mixes examples.
     """
     if _applies_layer_wise(network):
         return _gradients_layer_wise(losses_of, network, x, y, training, loss_scale)
@@ -82,15 +88,24 @@ def gradients(losses_of, network, x, y, training=True, loss_scale=1.0):
     for t, (logits, mask) in zip(keras.tree.flatten(y_pred), said):
         for give, value in ((set_hidden_logits, logits), (set_mask, mask)):
             if value is not None:
-                give(t, value)  # lost in the map; Keras's losses look for it
+                give(t, value)  # the map loses it, and Keras's losses look for it
     weighted_sum = functools.partial(_weighted_sum, per_example)
     return Gradients(y_pred, norms, weighted_sum, is_whole=not missing)
 
 
-def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True, loss_scale=1.0):
-    """The norms of `gradients` alone, float32 `[batch]`, at most `microbatch_size` examples at a time.
+def gradient_norms(
+    losses_of: Callable[[Any, Any], tf.Tensor],
+    network: keras.Model,
+    x: Any,
+    y: Any,
+    microbatch_size: int | None = None,
+    training: bool = True,
+    loss_scale: float | tf.Tensor = 1.0,
+) -> tf.Tensor:
+    """Only the norms of `gradients`, float32 `[batch]`, for at most `microbatch_size` examples at a time.
 
-    Where `layerwise` applies, what is held grows with the activations, not the gradients: all go at a time.
+    Where `layerwise` applies, memory grows with the activations and not with the gradients, so the whole
+    batch is computed at once.
     """
     if _applies_layer_wise(network):
         return gradients(losses_of, network, x, y, training, loss_scale).norms
@@ -110,10 +125,10 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
     if microbatch_size is None:
         return _map(one_example, examples)
 
-    given, examples = _batch_size(x), filled_up(examples, 1)  # map_fn makes no turn of nothing
+    given, examples = _batch_size(x), filled_up(examples, 1)  # map_fn needs at least one piece
     batch = _batch_size(examples)
     pieces = -(-batch // microbatch_size)
-    # Static shapes for XLA: the last piece is filled up by repeating the last example.
+    # Static shapes for XLA: the last piece repeats the last example.
     places = tf.reshape(tf.minimum(tf.range(pieces * microbatch_size), batch - 1), [-1, microbatch_size])
 
     def one_piece(places):
@@ -123,12 +138,14 @@ def gradient_norms(losses_of, network, x, y, microbatch_size=None, training=True
     return tf.reshape(norms, [-1])[:given]
 
 
-def can_be_vectorized(losses_of, network, x, y, training=True):
-    """Whether `tf.vectorized_map` takes the network, and gives the right numbers.
+def can_be_vectorized(
+    losses_of: Callable[[Any, Any], tf.Tensor], network: keras.Model, x: Any, y: Any, training: bool = True
+) -> bool:
+    """Whether `tf.vectorized_map` can convert the network and returns correct numbers.
 
-    It turns no loops of recurrent layers and no branches of `tf.cond`. And on a CPU TensorFlow 2.21 has
-    wrong numbers, or writes over its memory, where the map makes of the product of `[1, steps, p]` with a
-    matrix one of `[batch, 1, steps, p]`: EinsumDense, attention (tensorflow#117700).
+    It cannot convert the loops of recurrent layers and the branches of `tf.cond`. For EinsumDense and
+    attention it turns the product of `[1, steps, p]` with a matrix into one of `[batch, 1, steps, p]`: on a
+    CPU, TensorFlow 2.21 then returns wrong numbers or overwrites memory (tensorflow#117700).
     """
     known = _VECTORIZED.setdefault(network, {})
     if training not in known:
@@ -160,8 +177,8 @@ def _is_uneven_product(operation):
     return len(ranks) > 1 or None in ranks
 
 
-def filled_up(examples, rows, value=0):
-    """A structure of tensors `[batch, ...]`, with rows of a value to at least so many."""
+def filled_up(examples: Any, rows: int | tf.Tensor, value: float = 0) -> Any:
+    """Pads a structure of tensors `[batch, ...]` with `value` to at least `rows` rows."""
     missing = tf.maximum(rows - _batch_size(examples), 0)
 
     def padded(t):
@@ -171,8 +188,8 @@ def filled_up(examples, rows, value=0):
     return keras.tree.map_structure(padded, examples)
 
 
-def first_rows(y_pred, batch):
-    """`y_pred[:batch]`, with what Keras's losses look for on it: hidden logits and a mask."""
+def first_rows(y_pred: tf.Tensor, batch: int | tf.Tensor) -> tf.Tensor:
+    """`y_pred[:batch]`, with the hidden logits and the mask that Keras's losses look for on it."""
     first = y_pred[:batch]
     for find, give in ((hidden_logits, set_hidden_logits), (mask_of, set_mask)):
         value = find(y_pred)
@@ -182,7 +199,7 @@ def first_rows(y_pred, batch):
 
 
 def _applies_layer_wise(network):
-    """`layerwise.graph.applies`; says once for each network why not."""
+    """Whether `layerwise` applies; if not, warns once per network and gives the reason."""
     obstacle = graph.obstacle(network)
     if obstacle is not None and network not in _SAID:
         _SAID.add(network)
@@ -196,7 +213,7 @@ def _applies_layer_wise(network):
 
 def _gradients_layer_wise(losses_of, network, x, y, training, loss_scale):
     batch = _batch_size(x)
-    x, y = filled_up((x, y), 1)  # TensorFlow's convolutions give an empty batch the shape of their inputs
+    x, y = filled_up((x, y), 1)  # on an empty batch TensorFlow's convolutions return their inputs' shape
     rows = _batch_size(x)
     output_gradients = functools.partial(_output_gradients, losses_of, y, loss_scale)
     y_pred, norms, sum_of_rows = graph.gradients(output_gradients, network, x, training, loss_scale)
@@ -215,8 +232,8 @@ def _weighted_sum(per_example, weights):
 def _output_gradients(losses_of, y, loss_scale, y_pred):
     """-> (predictions and the logits that Keras keeps of them, the losses' gradients with respect to them).
 
-    Example by example, as the losses are in the other way: one that looks at the whole batch must not
-    see more here than there.
+    It computes each example separately, as `vectorized_map` does, so that a loss over the whole batch sees
+    the same in both ways.
     """
     logits = hidden_logits(y_pred)
     outputs = [y_pred] if logits is None else [y_pred, logits]
@@ -241,10 +258,10 @@ def _gradient(tape, target, weights):
 
 
 def _one_gradient(losses_of, network, example, training, loss_scale):
-    """-> (predictions [1, ...], gradients, norm, what a plain step has besides) of this example alone."""
+    """-> (predictions [1, ...], gradients, norm, added losses and sparse gradients) of this example."""
     x, y, seeds = example
     x, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), (x, y))
-    # Stateless: each example starts from its own seed and leaves the network's state alone.
+    # Stateless: each example starts from its own seed and does not change the network's state.
     seeded = zip(seed_generators(network), seeds)
     states = [(g.state, tf.cast(seed, g.state.dtype)) for g, seed in seeded]
     scope = keras.StatelessScope(states, collect_losses=True)
@@ -260,10 +277,10 @@ def _one_gradient(losses_of, network, example, training, loss_scale):
 
 
 def _map(one_example, examples):
-    """`tf.vectorized_map`, for batches of 0 and 1 too: filled up to 2.
+    """`tf.vectorized_map`, also for batches of 0 and 1, which are filled up to 2.
 
-    The loops that it falls back to need a first turn, and its `tf.squeeze`, which Keras's `Add` calls,
-    takes a batch of 1 for one more axis to drop.
+    The loops that it falls back to need a first iteration. Its `tf.squeeze`, which Keras's `Add` calls,
+    drops the batch axis too if its size is 1.
     """
     batch = _batch_size(examples)
     mapped = tf.vectorized_map(one_example, filled_up(examples, 2))
@@ -271,7 +288,7 @@ def _map(one_example, examples):
 
 
 def _examples(network, x, y, training):
-    """-> (x, y, seeds): what is mapped over; seeds holds `[batch, 2]` for each seed generator."""
+    """-> (x, y, seeds), the arguments of the map; seeds holds int32 `[batch, 2]` for each seed generator."""
     if not training:
         return x, y, []
     check_no_batch_mixing(network)

@@ -1,11 +1,13 @@
-"""The loss of each example, as a score and as what the other scores are made of.
+"""The loss of each example: a score, and the basis of the other scores.
 
 Where Keras computes several values for an example (one for each time step or pixel), its loss is the mean
-over those that count. Keras says which: a value does not count if a mask hides it (of the predictions, or of
-`ignore_class`), or if the user's weight for it is 0. An example of which nothing counts is padding.
+over those that count. As in Keras, a value does not count if a mask hides it (of the predictions, or of
+`ignore_class`), or if the user's weight for it is 0. An example without any value that counts is padding.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -15,23 +17,23 @@ from prl_keras.inputs.shapes import check_one_value_per_example, check_shapes, c
 from prl_keras.keras_gaps.internals import mask_of
 
 
-def per_example_loss(y_true, y_pred, loss, sample_weight=None):
+def per_example_loss(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> Any:
     """The loss of each example, before any reduction.
 
     Args:
-        y_true: Targets `[batch, ...]`, as the loss takes them; of several outputs a list or a dict.
-        y_pred: Predictions `[batch, ...]`, or a structure of them. Keras's mask on them is looked at.
-        loss: A `keras.losses.Loss`, its name, or a function of `(y_true, y_pred)`; of several outputs a
-            structure of these, one for all, or `outputs.OutputLosses`, which also has their weights.
-        sample_weight: The user's weights, or None. Those of 0 for a step or a pixel make it not count; how
-            large the others are does not matter.
+        y_true: Targets `[batch, ...]`, as the loss takes them; a list or a dict for several outputs.
+        y_pred: Predictions `[batch, ...]`, or a structure of them. Keras's mask on them is used.
+        loss: A `keras.losses.Loss`, its name, or a function of `(y_true, y_pred)`. For several outputs a
+            structure of these, one for all, or `outputs.OutputLosses`, which also has the loss weights.
+        sample_weight: The user's weights, or None. A step or pixel of weight 0 does not count; the size
+            of other weights does not matter.
 
     Returns:
-        float32 `[batch]`. Where the loss gives more than one value per example (one per time step or
-        pixel), the mean over those that count; 0 where none does. Of several outputs the weighted sum.
+        float32 `[batch]`. If the loss returns several values per example (one per time step or pixel), the
+        mean over those that count, or 0 if none does. For several outputs the weighted sum.
 
     Raises:
-        ValueError: if the loss gives a scalar, or the shapes would broadcast.
+        ValueError: if the loss returns a scalar, or the shapes would broadcast.
     """
     loss = keras.losses.get(loss) if is_single(loss, y_pred) else loss
     parts = outputs.split(loss, y_true, y_pred, sample_weight)
@@ -40,31 +42,31 @@ def per_example_loss(y_true, y_pred, loss, sample_weight=None):
     return sum(part.weight * summed_values(part) * mean_of_counted(*values_of(part)) for part in parts)
 
 
-def targets_of(y_true, sample_weight):
-    """What of a batch makes the loss, a structure of tensors `[batch, ...]`: see `loss_of_targets`."""
+def targets_of(y_true: Any, sample_weight: Any) -> tuple[Any, ...]:
+    """The parts of a batch that `loss_of_targets` needs, a structure of tensors `[batch, ...]`."""
     given = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]
     if not any(len(weight.shape) > 1 for weight in given):
         return (y_true,)
-    ones = ops.ones((ops.shape(given[0])[0], 1))  # a structure that is mapped over holds no None
+    ones = ops.ones((ops.shape(given[0])[0], 1))  # the map takes no None
     return y_true, keras.tree.map_structure(lambda t: ones if t is None else t, sample_weight)
 
 
-def loss_of_targets(loss_of, targets, y_pred):
-    """`per_example_loss` of what `targets_of` gave; `loss_of(y_pred)` gives the loss."""
+def loss_of_targets(loss_of: Callable[[Any], Any], targets: tuple[Any, ...], y_pred: Any) -> Any:
+    """`per_example_loss` of the result of `targets_of`; `loss_of(y_pred)` returns the loss."""
     y_true, *sample_weight = targets
     return per_example_loss(y_true, y_pred, loss_of(y_pred), *sample_weight)
 
 
-def unreduced_loss(y_true, y_pred, loss):
+def unreduced_loss(y_true: Any, y_pred: Any, loss: Callable[..., Any]) -> Any:
     """What a Keras loss computes before its reduction: float32 `[batch]` or `[batch, steps, ...]`.
 
-    Args and errors as in `per_example_loss`, of a single output; `loss` is an object or a function.
+    Arguments and errors are those of `per_example_loss` for one output; `loss` is an object or a function.
     """
     return _values_and_mask(y_true, y_pred, loss)[0]
 
 
-def values_of(part):
-    """-> (`unreduced_loss` of an `outputs.Output`, which of it counts: bool in its shape, None for all)."""
+def values_of(part: outputs.Output) -> tuple[Any, Any]:
+    """-> (`unreduced_loss` of the output, bool of the same shape: which values count, or None if all do)."""
     values, own_mask = _values_and_mask(*part[:3])
     parts = [mask for mask in (mask_of(part.y_pred), own_mask) if mask is not None]
     if part.sample_weight is not None and len(part.sample_weight.shape) > 1 and len(values.shape) > 1:
@@ -78,8 +80,8 @@ def values_of(part):
     return values, counts
 
 
-def mean_of_counted(values, counts):
-    """The mean over all axes but the first of what counts: float32 `[batch]`, 0 where nothing does.
+def mean_of_counted(values: Any, counts: Any) -> Any:
+    """The mean of the values that count over all axes but the first: float32 `[batch]`, 0 if none counts.
 
     Args:
         values: float32 `[batch, ...]`.
@@ -92,19 +94,19 @@ def mean_of_counted(values, counts):
     return ops.sum(values, axis=axes) / ops.maximum(number_counted(counts), 1.0) if axes else values
 
 
-def number_counted(counts):
+def number_counted(counts: Any) -> Any:
     """How many values of each example count: float32 `[batch]`."""
     counts = ops.cast(counts, "float32")
     axes = tuple(range(1, len(counts.shape)))
     return ops.sum(counts, axis=axes) if axes else counts
 
 
-def root_of_counted(y_true, y_pred, loss, sample_weight=None):
-    """The square root of how many values of each example count, float32 `[batch]`; 1.0 where all do.
+def root_of_counted(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> Any:
+    """The square root of how many values of each example count, float32 `[batch]`; 1.0 if all do.
 
-    The gradient of a mean over `n` steps with errors of their own is smaller by `1 / sqrt(n)`. Left alone, it
-    would make short sequences look suspect. So rules that rank see it times this root, of several outputs the
-    largest.
+    The gradient of a mean over `n` steps with independent errors is smaller by `1 / sqrt(n)`, which would
+    make long sequences look less suspect. So rules that rank see it times this root. For several outputs the
+    largest root is used.
 
     Args:
         y_true, y_pred, loss, sample_weight: As in `per_example_loss`.
@@ -114,15 +116,15 @@ def root_of_counted(y_true, y_pred, loss, sample_weight=None):
     return functools.reduce(ops.maximum, roots) if roots else 1.0
 
 
-def is_single(loss, y_pred):
-    """Whether it is one loss of one output."""
+def is_single(loss: Any, y_pred: Any) -> bool:
+    """Whether there is one output with one loss."""
     return not (
         keras.tree.is_nested(y_pred) or keras.tree.is_nested(loss) or isinstance(loss, outputs.OutputLosses)
     )
 
 
-def summed_values(part):
-    """How many values of an example Keras adds up rather than takes a mean of: a scalar, or `[batch]`."""
+def summed_values(part: outputs.Output) -> Any:
+    """The number of values per example if the loss has reduction "sum": a scalar or `[batch]`; else 1.0."""
     if getattr(part.loss, "reduction", None) != "sum":
         return 1.0
     values, counts = values_of(part)
@@ -131,8 +133,8 @@ def summed_values(part):
     return ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(values)[1:], "int32")), "float32")
 
 
-def in_rank(mask, rank):
-    """A mask `[batch, ...]` with axes of 1 added at the end, or what any of its last axes says."""
+def in_rank(mask: Any, rank: int) -> Any:
+    """The mask `[batch, ...]` with `rank` axes: adds axes of 1, or reduces the last axes by "any"."""
     if len(mask.shape) > rank:
         return ops.any(mask, axis=tuple(range(rank, len(mask.shape))))
     for _ in range(rank - len(mask.shape)):

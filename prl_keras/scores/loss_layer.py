@@ -1,5 +1,8 @@
 """The loss-layer gradient norm, the score of PRL(L): algorithm 3 of the paper."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -17,34 +20,38 @@ from prl_keras.scores.loss import (
 )
 
 
-def loss_layer_score(y_true, y_pred, loss, sample_weight=None):
-    """The norm as a score: times the root of how many values of an example count (`scores.loss`).
+def loss_layer_score(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> tf.Tensor:
+    """`loss_layer_gradient_norm` times the root of how many values of an example count (`scores.loss`).
 
-    Where masks or weights of 0 hide steps, that is the root mean square of the norms of those that count, if
-    a step's loss depends on its own logits alone: a sequence's score does not fall with its length.
+    If masks or weights of 0 hide steps, and each step's loss depends on its own logits alone, this is the
+    root mean square of the norms of the steps that count: a sequence's score does not fall with its length.
 
-    Args, returns and errors as of `loss_layer_gradient_norm`.
+    Arguments, result and errors are those of `loss_layer_gradient_norm`.
     """
     return _norm(
-        y_true, y_pred, loss, sample_weight, lambda part: root_of_counted(*part[:3], part.sample_weight)
+        y_true,
+        y_pred,
+        loss,
+        sample_weight,
+        lambda part: root_of_counted(part.y_true, part.y_pred, part.loss, part.sample_weight),
     )
 
 
-def loss_layer_gradient_norm(y_true, y_pred, loss, sample_weight=None):
+def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> tf.Tensor:
     """The L2 norm of the gradient of each example's loss with respect to the network's logits.
 
     `score_i = || d loss_i / d logits_i ||` (the paper's algorithm 3): `||softmax(z) - y||` for
     cross-entropy, `2 ||y_pred - y|| / q` for mean squared error over `q` outputs.
 
-    The loss layer is the *logits*. Behind a softmax or sigmoid head they are hidden, and the gradient
-    with respect to the probabilities would be `-1 / p`, which ranks as the loss does. So for an output
-    of `keras.activations.softmax` or `sigmoid` the gradient is taken through that activation, in
-    float32 whatever the network's precision, and for a cross-entropy on other probabilities the logits
-    are recovered from them (`log p`, or `log p - log (1 - p)`).
+    The loss layer is the *logits*. A softmax or sigmoid head hides them, and the gradient with respect to
+    the probabilities would be `-1 / p`, which ranks as the loss does. So for an output of
+    `keras.activations.softmax` or `sigmoid` the gradient is taken through that activation, always in
+    float32. For a cross-entropy on other probabilities the logits are recovered from them (`log p`, or
+    `log p - log (1 - p)`).
 
     Args:
         y_true, loss, sample_weight: As in `per_example_loss`.
-        y_pred: Predictions `[batch, ...]`: raw values, logits, or probabilities. Of several outputs the
+        y_pred: Predictions `[batch, ...]`: raw values, logits, or probabilities. For several outputs the
             gradient is that of the weighted sum of losses with respect to the logits of all of them.
 
     Returns:
@@ -88,11 +95,11 @@ def _norm_of_output(part):
 
 
 def _norm_of_softmax(part):
-    """From `p - e_y`, which TensorFlow computes with the loss: in a training step it is there already."""
+    """Uses `p - e_y`, which TensorFlow computes with the loss: a training step already has it."""
     check_shapes(*part[:3])
     y_pred = part.y_pred if hidden_logits(part.y_pred) is None else hidden_logits(part.y_pred)
     logits = tf.cast(y_pred, tf.float32)
-    # As Keras's loss takes them, so that TensorFlow computes both once.
+    # Same casts as in Keras's loss, so that TensorFlow computes both once.
     labels = tf.cast(keras.ops.convert_to_tensor(part.y_true, "float32"), tf.int64)
     labels = labels if len(labels.shape) == 1 else tf.reshape(labels, [-1])
     rows = logits if len(logits.shape) == 2 else tf.reshape(logits, [-1, logits.shape[-1]])
@@ -105,16 +112,16 @@ def _norm_of_softmax(part):
     number = (
         tf.cast(tf.reduce_prod(tf.shape(norms)[1:]), tf.float32) if counts is None else number_counted(counts)
     )
-    squares = mean_of_counted(tf.square(norms), counts)  # of a mean of n, each is 1 / n of its own gradient
+    squares = mean_of_counted(tf.square(norms), counts)  # the mean of n divides each gradient by n
     return tf.sqrt(tf.math.divide_no_nan(squares, number))
 
 
-def logits_of(y_pred, loss):
-    """The logits behind predictions, and the way back.
+def logits_of(y_pred: tf.Tensor, loss: Any) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """The logits behind predictions, and the function back to predictions.
 
     Args:
         y_pred: Predictions of one output `[batch, ...]`: raw values, logits, or probabilities.
-        loss: A `keras.losses.Loss` or a function; tells which they are.
+        loss: A `keras.losses.Loss` or a function; it determines which of these they are.
 
     Returns:
         `(float32 logits, the function from logits to what the loss takes)`.
@@ -134,7 +141,7 @@ def logits_of(y_pred, loss):
 
 
 def _head_again(logits, y_pred):
-    """Softmax or sigmoid of `logits`, whichever gave `y_pred`, in the precision of `logits`."""
+    """The softmax or sigmoid of `logits`, whichever produced `y_pred`, in the dtype of `logits`."""
     y_pred = tf.cast(y_pred, logits.dtype)
     softmax, sigmoid = tf.nn.softmax(logits), tf.sigmoid(logits)
     is_softmax = tf.reduce_max(tf.abs(softmax - y_pred), axis=-1, keepdims=True) < tf.reduce_max(

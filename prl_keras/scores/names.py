@@ -1,7 +1,9 @@
-"""The scores by name, and a user's own."""
+"""The named scores, and scores that a user defines."""
 
 import functools
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,33 +15,41 @@ from prl_keras.scores.loss_layer import loss_layer_gradient_norm, loss_layer_sco
 
 
 class Score(typing.NamedTuple):
-    """A score as the training step takes it.
+    """A score as the training step uses it.
 
     Attributes:
-        function: Function of `(y_true, y_pred, loss, sample_weight)` that gives float32 `[batch]`; None for
-            `score=None`, and if the score needs the network. Of the user's weights, or None, it may look at
-            which are 0 (`scores.loss`).
-        norm: The same for a rule that does not only compare scores (`rule.ranks`), as `ClipNorm`, if that
-            is another: the norm as it is.
-        needs_network: True for the gradient norm over the network's weights (`scores.gradient`): predictions
-            are not enough for it.
+        function: Function of `(y_true, y_pred, loss, sample_weight)` that returns float32 `[batch]`; None for
+            `score=None`, and if the score needs the network. `sample_weight` is the user's weights or None;
+            only whether a weight is 0 may matter (`scores.loss`).
+        needs_network: True for the gradient norm over the network's weights (`scores.gradient`), which cannot
+            be computed from predictions.
+        norm: The unscaled norm, for a rule that uses the scores' values (`rule.ranks` is not True), such as
+            `ClipNorm`; None if it equals `function`.
     """
 
-    function: typing.Callable | None
+    function: Callable[..., tf.Tensor] | None
     needs_network: bool = False
-    norm: typing.Callable | None = None
+    norm: Callable[..., tf.Tensor] | None = None
 
 
-def gradient_norm(x, y_true, network, loss, microbatch_size=None, training=True, sample_weight=None):
+def gradient_norm(
+    x: Any,
+    y_true: Any,
+    network: keras.Model,
+    loss: Any,
+    microbatch_size: int | None = None,
+    training: bool = True,
+    sample_weight: Any = None,
+) -> tf.Tensor:
     """The L2 norm of the gradient of each example's loss over all trainable weights (algorithm 2).
 
     Args:
         x: Inputs `[batch, ...]`, or a structure of them.
         y_true: Targets `[batch, ...]`, or a structure of them.
-        network: A Keras model whose layers treat each example by itself.
+        network: A Keras model whose layers treat each example separately.
         loss: As in `per_example_loss`. Regularizers are not part of it.
-        microbatch_size: At most so many per-example gradients are held in memory at a time; None for
-            all. It does not change the result.
+        microbatch_size: The largest number of per-example gradients in memory at a time; None for the
+            whole batch. It does not change the result.
         training: Whether the network is called in training mode.
         sample_weight: As in `per_example_loss`.
 
@@ -47,31 +57,31 @@ def gradient_norm(x, y_true, network, loss, microbatch_size=None, training=True,
         float32 `[batch]`.
 
     Raises:
-        BatchMixingError: for batch normalization that trains, if `training`. Other layers that mix examples
+        BatchMixingError: for trainable batch normalization, if `training`. Other layers that mix examples
             are not detected.
     """
     losses_of = functools.partial(loss_of_targets, lambda y_pred: loss)
     return gradient_norms(losses_of, network, x, targets_of(y_true, sample_weight), microbatch_size, training)
 
 
-def resolve(score):
-    """The `Score` that a name or a callable stands for.
+def resolve(score: Any) -> Score:
+    """The `Score` for a name or a callable.
 
     Args:
         score: "loss", "loss_layer_gradient", "gradient", None (every example counts), a
-            `keras.losses.Loss`, or a function of `(y_true, y_pred)` that gives `[batch]`.
+            `keras.losses.Loss`, or a function of `(y_true, y_pred)` that returns `[batch]`.
 
     Raises:
         ValueError: for an unknown name, or a rule.
     """
     if score is None:
         return Score(None)
-    if isinstance(score, str) and score in _NAMED:
-        return _NAMED[score]
+    if isinstance(score, str) and score in SCORES:
+        return SCORES[score]
     if isinstance(score, keras.losses.Loss) or callable(score):
         return Score(functools.partial(_own_score, score))
     raise ValueError(
-        f"score={score!r} is not known. Write one of {', '.join(map(repr, _NAMED))}, None (every "
+        f"score={score!r} is not known. Write one of {', '.join(map(repr, SCORES))}, None (every "
         "example counts), or a function of (y_true, y_pred) that gives one value per example."
     )
 
@@ -81,7 +91,7 @@ def _loss(y_true, y_pred, loss, sample_weight=None):
 
 
 def _own_score(score, y_true, y_pred, loss, sample_weight=None):
-    """A user's score; a function sees all the outputs, a `keras.losses.Loss` each of them."""
+    """A user's score. A function gets all outputs at once, a `keras.losses.Loss` one at a time."""
     del loss
     if keras.tree.is_nested(y_pred) and not isinstance(score, keras.losses.Loss):
         values = tf.cast(score(y_true, y_pred), tf.float32)
@@ -91,7 +101,7 @@ def _own_score(score, y_true, y_pred, loss, sample_weight=None):
     return tf.stop_gradient(values)
 
 
-_NAMED = {
+SCORES = {
     "loss": Score(_loss),
     "loss_layer_gradient": Score(loss_layer_score, norm=loss_layer_gradient_norm),
     "gradient": Score(None, needs_network=True),

@@ -4,19 +4,20 @@ z_t = sum_o h_{s t + l o} W_o + b,      offsets o in the kernel, strides s, dila
 """
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras.scores.layerwise.contribution import direct, direct_is_small, from_gram, to_bias
+from prl_keras.scores.layerwise.contribution import Contribution, direct, direct_is_small, from_gram, to_bias
 
-# Numbers of an example that are copied to save products: of 32 examples 16 MB, which a GPU writes in the
-# microseconds that a kernel's launch takes.
+# Entries copied per example to save products: 16 MB for 32 examples, which a GPU writes in the microseconds
+# that a kernel launch takes.
 _COPIED = 2**17
 
 
-def linear(layer, h, kernel, bias=None):
+def linear(layer: Any, h: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
     """z, as the layer computes it."""
     padding = layer.padding
     if padding == "causal":
@@ -30,12 +31,12 @@ def linear(layer, h, kernel, bias=None):
     return z + tf.reshape(bias, [1, *axes, -1] if layer.data_format == "channels_last" else [1, -1, *axes])
 
 
-def contributions(layer, h, d):
+def contributions(layer: Any, h: tf.Tensor, d: tf.Tensor) -> list[Contribution]:
     """The `Contribution` of each example to the kernel and the bias.
 
     Args:
         layer: A Conv1D, Conv2D or Conv3D.
-        h: Inputs, in the layer's data format, all sizes but the batch known.
+        h: Inputs, in the layer's data format; all sizes but the batch are known.
         d: The gradients with respect to z.
     """
     if layer.data_format == "channels_first":
@@ -52,12 +53,12 @@ def contributions(layer, h, d):
 
 
 def _span(layer, d):
-    """Over how many inputs the positions reach along each axis, without the reach of the kernel."""
+    """The number of inputs that the positions span along each axis, for a kernel of size 1."""
     return [(size - 1) * stride + 1 for size, stride in zip(d.shape[1:-1], layer.strides)]
 
 
 def _padded(layer, h, d):
-    """h `[batch, ..., channels]` with its padding, cut to what the kernel touches."""
+    """h `[batch, ..., channels]` with its padding, cut to the inputs that the kernel reads."""
     reach = [(k - 1) * step for k, step in zip(layer.kernel_size, layer.dilation_rate)]
     need = [a + b for a, b in zip(_span(layer, d), reach)]
     paddings = []
@@ -86,9 +87,9 @@ def _fields(t, positions, groups):
 
 
 def _gradients(layer, h, d):
-    """The gradient of the kernel at one offset after the other, a list of `[batch, offsets * field, q]`.
+    """The kernel's gradient, a list of `[batch, offsets * field, q]` over groups of offsets.
 
-    Offsets of which the copies of the inputs are small share a product.
+    Offsets whose copies of the inputs are small share a product.
     """
     positions = math.prod(d.shape[1:-1])
     places = _places(layer, h, d)
@@ -97,7 +98,7 @@ def _gradients(layer, h, d):
     d = _grouped(d, positions, layer.groups)
     found = []
     for part in np.array_split(places, products, axis=1):
-        with tf.control_dependencies(found[-1:]):  # the copies for one product at a time
+        with tf.control_dependencies(found[-1:]):  # copies for one product at a time
             copies = tf.gather(h, part.reshape(-1), axis=1)
         copies = _fields(copies, positions, layer.groups)
         each = tf.matmul(copies, d, transpose_a=True)  # [batch, groups, offsets * field, q / groups]
@@ -106,7 +107,7 @@ def _gradients(layer, h, d):
 
 
 def _places(layer, h, d):
-    """Where the positions find their inputs, among those of h flattened: int32 `[positions, offsets]`."""
+    """The indices of each position's inputs in the flattened h: int32 `[positions, offsets]`."""
     offsets = np.indices(layer.kernel_size).reshape(layer.rank, 1, -1)
     positions = np.indices(d.shape[1:-1]).reshape(layer.rank, -1, 1)
     steps = [np.reshape(each, [-1, 1, 1]) for each in (layer.strides, layer.dilation_rate)]
@@ -115,11 +116,11 @@ def _places(layer, h, d):
 
 
 def _gram(layer, h, d):
-    """The `Contribution` to the kernel, the Gram way.
+    """The `Contribution` to the kernel, from Gram matrices.
 
-    On the grid of the inputs, d with zeros between its strides, an offset is one shift delta of the
-    flattened positions, so sum_o h_{t+o} . h_{s+o} is a sum of shifted squares of *one* matrix h h^T,
-    taken axis after axis.
+    On the grid of the inputs, where d has zeros between its strides, an offset is one shift delta of the
+    flattened positions. So sum_o h_{t+o} . h_{s+o} is a sum of shifted copies of *one* matrix h h^T, taken
+    axis by axis.
     """
     sizes, spans = h.shape[1:-1], _span(layer, d)
     for axis, (stride, size, span) in enumerate(zip(layer.strides, sizes, spans), start=1):
@@ -137,7 +138,7 @@ def _gram(layer, h, d):
 
 
 def _spread(d, axis, stride, span, size):
-    """d with `stride - 1` zeros between its entries along `axis`, then cut to `span`, filled up to `size`."""
+    """d with `stride - 1` zeros between its entries along `axis`, cut to `span`, then padded to `size`."""
     if stride > 1:
         shape = [-1, *d.shape[1:]]
         d = tf.expand_dims(d, axis + 1)

@@ -1,13 +1,15 @@
 """Per-example gradient norms from one ordinary forward and backward pass, layer by layer.
 
-The pass records the inputs h of every layer with weights and the gradient d of each example's loss with
-respect to its linear part; `layers` makes the norms and the weighted sums of them. It takes
-about the time and the memory of a plain step; the gradients of all the examples take n times those of
-the weights.
+The pass records the inputs h of every layer with weights, and the gradient d of each example's loss with
+respect to the layer's linear part. `layers` computes the norms and the weighted sums from them. It takes
+about the time and memory of a plain step; holding the gradients of all n examples takes n times the memory
+of the weights.
 """
 
 import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,18 +21,18 @@ from prl_keras.scores.layerwise.contribution import Vectors, norm_of_norms
 from prl_keras.scores.layerwise.layers import LAYER_TYPES, weighted_sums
 
 
-def applies(network):
-    """Whether the graph of `network` proves that the formulas give all of its gradients."""
+def applies(network: keras.Model) -> bool:
+    """Whether the graph of `network` guarantees that the formulas give all its gradients."""
     return obstacle(network) is None
 
 
-def obstacle(network):
+def obstacle(network: keras.Model) -> str | None:
     """Why the formulas may not give all the gradients of `network`, in words; None if they do.
 
-    It must be a Sequential or Functional model (not a subclass) of one output, whose every operation is
-    of a type in `LAYER_TYPES` (used once, with weights of its own) or in `_WEIGHTLESS`. Subclassed layers,
-    nested models, `keras.ops` on symbolic tensors, activity regularizers and activations from outside
-    `keras.activations` are not looked into.
+    The network must be a Sequential or Functional model (not a subclass) with one output. Every operation
+    must be of a type in `LAYER_TYPES` (used once, with its own weights) or in `_WEIGHTLESS`. Subclassed
+    layers, nested models, `keras.ops` on symbolic tensors, activity regularizers and activations from outside
+    `keras.activations` are obstacles.
     """
     graph = _graph(network)
     if graph is None or "call" in vars(network):
@@ -48,21 +50,27 @@ def obstacle(network):
     return None if trained and trained <= set(used) else "its graph does not hold all its weights"
 
 
-def gradients(output_gradients, network, x, training, loss_scale):
-    """The norms of all the examples' gradients, and their weighted sum for any weights.
+def gradients(
+    output_gradients: Callable[[tf.Tensor], tuple[list[tf.Tensor], list[tf.Tensor]]],
+    network: keras.Model,
+    x: Any,
+    training: bool,
+    loss_scale: float | tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, Callable[[tf.Tensor], list[Any]]]:
+    """The norms of all examples' gradients, and their weighted sum for any weights.
 
     Args:
-        output_gradients: Function of the predictions `[batch, ...]` that gives `(tensors, gradients)`:
-            what the losses depend on (the predictions, and their logits where Keras keeps them), and
-            the gradient of each example's loss times `loss_scale` with respect to them, `[batch, ...]`.
-        network: A Keras model that `applies` is true of.
+        output_gradients: Function of the predictions `[batch, ...]` that returns `(tensors, gradients)`:
+            what the losses depend on (the predictions, and their logits if Keras keeps them), and the
+            gradient of each example's loss times `loss_scale` with respect to them, `[batch, ...]`.
+        network: A Keras model for which `applies` is true.
         x: Inputs `[batch, ...]`, or a structure of them.
         training: Whether the network is called in training mode.
         loss_scale: Factor on each loss.
 
     Returns:
         `(y_pred, norms, weighted_sum)`: the predictions; float32 `[batch]`, L2 norms over all trainable
-        weights, without `loss_scale`; a function of weights `[batch]` that gives
+        weights, without `loss_scale`; a function of weights `[batch]` that returns
         `sum_i weights_i * gradient_i`, with `loss_scale`, for every trainable weight.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -72,7 +80,7 @@ def gradients(output_gradients, network, x, training, loss_scale):
     linear = [part.z for part in passed]
     deltas = tape.gradient(outputs, linear, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     for part, d in zip(passed, deltas):
-        if part.contributions is None:  # nothing came back to it
+        if part.contributions is None:  # no gradient reached it
             part.contribute(d)
 
     trained = {id(weight) for weight in network.trainable_weights}
@@ -80,7 +88,7 @@ def gradients(output_gradients, network, x, training, loss_scale):
     pairs = [pair for _, of_part in found for pair in of_part]
     norms = [c.norms for _, c in pairs if c.norms is not None]
     vectors = [(weight, c) for weight, c in pairs if c.norms is None]
-    joined = Vectors(vectors) if vectors else None
+    joined: Any = Vectors(vectors) if vectors else None
     if vectors:
         norms.append(joined.norms())
 
@@ -103,8 +111,8 @@ def gradients(output_gradients, network, x, training, loss_scale):
 def _brought_to_1(upstream, loss_scale):
     """-> (upstream gradients, each example's divided by its size, sizes float32 `[batch]`).
 
-    The size is the largest entry without `loss_scale`: of gradients of 1e30, or 1e-25, the squares are
-    beyond float32.
+    The size is the largest absolute entry without `loss_scale`. The squares of gradients of 1e30 or 1e-25 do
+    not fit float32.
     """
     rows = [tf.reshape(tf.cast(t, tf.float32), [tf.shape(t)[0], math.prod(t.shape[1:])]) for t in upstream]
     largest = tf.reduce_max(tf.abs(tf.concat(rows, axis=1)), axis=1) / tf.cast(loss_scale, tf.float32)
@@ -113,14 +121,14 @@ def _brought_to_1(upstream, loss_scale):
 
 
 class _Part:
-    """The linear part z of a layer with inputs h; after the backward pass its gradient d, too."""
+    """The linear part z of a layer with inputs h, and after the backward pass its gradient d."""
 
     def __init__(self, layer, h, z):
         self.layer, self.h, self.z = layer, h, z
         self.d = self.contributions = None
 
     def passing_on(self):
-        """z. On the way back the contributions are made before the gradient goes on: it need not be kept."""
+        """z. Its backward pass computes the contributions before it returns d, so that d need not be kept."""
 
         @tf.custom_gradient
         def identity(z):
@@ -135,7 +143,7 @@ class _Part:
         self.contributions = LAYER_TYPES[type(self.layer)].contributions(self.layer, h, self.d)
 
     def pairs(self):
-        """Each weight with its `Contribution`, a list."""
+        """Each weight with its `Contribution`, a list of pairs."""
         return list(zip(LAYER_TYPES[type(self.layer)].weights(self.layer), self.contributions))
 
     def _backward(self, d):
@@ -145,10 +153,10 @@ class _Part:
 
 
 def _forward(network, x, training, tape):
-    """-> (predictions, a `_Part` for each layer in `LAYER_TYPES`), every z watched.
+    """-> (predictions, a `_Part` for each layer in `LAYER_TYPES`); the tape watches every z.
 
-    Keras's own walk through the graph, but that those layers are taken apart. The layers stay as they
-    are: two replicas may trace them at the same time, taking turns wherever a seed is assigned.
+    It runs the graph as Keras does, except that it splits those layers. The layers do not change: two
+    replicas may trace them at the same time and alternate wherever a seed is assigned.
     """
     passed = []
 
@@ -218,7 +226,7 @@ _ACTIVATIONS = [
     if name not in ("get", "serialize", "deserialize")
 ]
 
-# Layers that have no weights to train and treat each example by itself, and on what condition on their node.
+# Layers without trained weights that treat each example separately, with a condition on their node.
 _WEIGHTLESS = {
     **dict.fromkeys(
         [

@@ -1,21 +1,23 @@
-"""What each example contributes to the gradients of a layer's weights, layer type by layer type.
+"""The contribution of each example to the gradients of a layer's weights, for each layer type.
 
-A layer is taken as `activation(z)`, z linear in its weights: `z = linear(h, *weights)` with inputs h. From h
-and `d = d loss_i / d z_i` follow, for every weight W, the norm of each example's gradient and the weighted
-sum of the gradients. With the positions t (pixels, time steps) of an example,
+A layer is written as `activation(z)` with z linear in its weights: `z = linear(h, *weights)` for inputs h.
+From h and `d = d loss_i / d z_i` follow, for every weight W, the norm of each example's gradient and the
+weighted sum of the gradients. With the positions t (pixels, time steps) of an example,
 
     d loss_i / d W = sum_t h_t d_t^T                                       for each example    (direct)
     ||d loss_i / d W||^2 = sum_{t,s} (h_t . h_s) (d_t . d_s)               two matrices        (Gram)
 
 For one position the second is ||h||^2 ||d||^2 (Goodfellow 2015, arXiv:1510.01799; with positions Rochette
-et al. 2019, arXiv:1912.06015, and Bu et al. 2022, arXiv:2205.10683). The direct way costs what the layer's
-plain gradient costs and gives the weighted sum for nothing, but holds a gradient for every example. It is
-taken where those are no larger than what the layer holds anyway, its inputs and outputs, or than the
-matrices; otherwise the Gram way, and the weighted sum is the plain gradient for upstream `w_i d_i`.
+et al. 2019, arXiv:1912.06015, and Bu et al. 2022, arXiv:2205.10683). The direct way costs as much as the
+layer's plain gradient and also yields the weighted sum, but it holds a gradient for every example. It is
+used if those gradients are no larger than the layer's inputs and outputs, which are held anyway, or than the
+Gram matrices. Otherwise the Gram way is used; the weighted sum is the plain gradient for upstream `w_i d_i`.
 """
 
 import math
 import typing
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from keras import layers
@@ -33,36 +35,38 @@ from prl_keras.scores.layerwise.contribution import (
 
 
 class LayerType(typing.NamedTuple):
-    """How the layers of one type are taken apart.
+    """How to split the layers of one type.
 
     Attributes:
-        weights: Function of the layer: its weights, in the order of the results below.
-        inputs: Function of (layer, inputs, found) that gives h, where `found()` has the contributions below
-            on the way back.
-        linear: Function of (layer, h, *weights) that gives z.
-        contributions: Function of (layer, h, d), in float32 or float64, that gives a `Contribution` for each
-            weight, and perhaps for a bias that the layer lacks.
-        accepts: Function of a Keras node: whether this layer, at this place, is of that form.
-        activation: Function of (layer, z) that gives the outputs.
+        weights: Function of the layer that returns its weights, in the order of the results below.
+        inputs: Function of (layer, inputs, found) that returns h; in the backward pass `found()` returns the
+            contributions below.
+        linear: Function of (layer, h, *weights) that returns z.
+        contributions: Function of (layer, h, d), in float32 or float64, that returns a `Contribution` for
+            each weight, and possibly one more for a bias that the layer lacks.
+        accepts: Function of a Keras node that returns whether the layer has this form at this node.
+        activation: Function of (layer, z) that returns the outputs.
     """
 
-    weights: typing.Callable
-    inputs: typing.Callable
-    linear: typing.Callable
-    contributions: typing.Callable
-    accepts: typing.Callable
-    activation: typing.Callable = lambda layer, z: z
+    weights: Callable[..., list[Any]]
+    inputs: Callable[..., tf.Tensor]
+    linear: Callable[..., tf.Tensor]
+    contributions: Callable[..., list[Contribution]]
+    accepts: Callable[..., bool]
+    activation: Callable[..., tf.Tensor] = lambda layer, z: z
 
 
-def weighted_sums(layer, h, d, w, pairs):
+def weighted_sums(
+    layer: Any, h: tf.Tensor, d: tf.Tensor, w: tf.Tensor, pairs: Sequence[tuple[Any, Contribution]]
+) -> list[Any]:
     """`sum_i w_i * gradient_i` for some weights of the layer, in the weight's dtype.
 
     Args:
-        layer: Of a type in `LAYER_TYPES`.
+        layer: A layer of a type in `LAYER_TYPES`.
         h: As in `LayerType`.
         d: `[batch, ...]`, the gradient of each example's loss with respect to z.
         w: `[batch]`.
-        pairs: `(weight, its Contribution)` each, of what `LayerType.contributions` gave for these.
+        pairs: `(weight, its Contribution)` each, from `LayerType.contributions`.
 
     Returns:
         A list of tensors; for an embedding `tf.IndexedSlices`, as in a plain step.
@@ -74,7 +78,7 @@ def weighted_sums(layer, h, d, w, pairs):
     plain = [weights[id(weight)] for weight, contribution in pairs if contribution.gradients is None]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(plain)
-        z = kind.linear(layer, h, *weights.values()) if plain else None  # in a graph nothing computes it
+        z = kind.linear(layer, h, *weights.values()) if plain else None  # pruned from the graph
     upstream = d * tf.reshape(w, [-1] + [1] * (len(d.shape) - 1))
     pulled = iter(tape.gradient(z, plain, upstream) if plain else ())
     return [next(pulled) if c.gradients is None else weighted_sum(c, w, weight) for weight, c in pairs]
@@ -129,7 +133,7 @@ def _embedding_inputs(layer, ids, found):
 
 
 def _embedding_contributions(layer, ids, d):
-    """A row's gradient is the sum over the positions that took it: h_t . h_s is whether the ids are equal."""
+    """A row's gradient is the sum of d over the positions with its id: h_t . h_s is 1 for equal ids, or 0."""
     positions = tf.reduce_prod(tf.shape(ids)[1:])
     ids = tf.reshape(ids, [-1, positions])
     d = tf.reshape(d, [-1, positions, layer.output_dim])
@@ -166,8 +170,8 @@ _GROUP_NORMALIZATION = LayerType(
 )
 _LAYER_NORMALIZATION = _GROUP_NORMALIZATION._replace(inputs=normalization.layer_normalized)
 
-#: Type of layer, exactly -> `LayerType`.
-LAYER_TYPES = {
+#: Exact type of a layer -> `LayerType`.
+LAYER_TYPES: dict[type, LayerType] = {
     layers.Dense: _DENSE,
     **dict.fromkeys([layers.Conv1D, layers.Conv2D, layers.Conv3D], _CONV),
     layers.Embedding: _EMBEDDING,

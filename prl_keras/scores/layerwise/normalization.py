@@ -1,21 +1,24 @@
 """Per-example gradients of group and layer normalization: see `layers`.
 
-z = gamma * h + beta,      h the inputs without their means, divided by their standard deviations
+z = gamma * h + beta,      h = (inputs - means) / standard deviations
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras.scores.layerwise.contribution import direct, vector
+from prl_keras.scores.layerwise.contribution import Contribution, direct, vector
 
 
-def group_normalized(layer, inputs, found):
-    """What the layer gives without gamma and beta.
+def group_normalized(layer: Any, inputs: tf.Tensor, found: Callable[[], list[Contribution]]) -> tf.Tensor:
+    """The layer's result without gamma and beta.
 
-    Means are taken over the positions first, then over the channels of a group, as TensorFlow is slow to
-    reduce axes that are no neighbours. On the way back, d of gamma * h + beta, the contributions are the
-    sums over the positions of h d and d: times gamma they are those that the means need.
+    Means are taken over the positions first, then over the channels of a group, because TensorFlow is slow to
+    reduce axes that are not adjacent. In the backward pass, with d the gradient of gamma * h + beta, the
+    contributions are the sums over the positions of h d and d. Times gamma they are the sums for the means.
     """
     groups = layer._reshape_into_groups(tf.cast(inputs, layer.compute_dtype))
     rank = len(groups.shape)
@@ -37,7 +40,8 @@ def group_normalized(layer, inputs, found):
     return tf.reshape(_normalized(groups, mean, means_back, layer.epsilon), tf.shape(inputs))
 
 
-def layer_normalized(layer, inputs, found):
+def layer_normalized(layer: Any, inputs: tf.Tensor, found: Callable[[], list[Contribution]]) -> tf.Tensor:
+    """The layer's result without gamma and beta."""
     del found
 
     def mean(t):
@@ -50,16 +54,16 @@ def layer_normalized(layer, inputs, found):
 
 
 def _normalized(x, mean_of, means_back, epsilon):
-    """`(x - mean) / sqrt(variance + epsilon)`; its gradient comes from the result, so that x is not held.
+    """`(x - mean) / sqrt(variance + epsilon)`; its gradient is computed from the result: x is not held.
 
     Args:
         x: The inputs.
-        mean_of: Function that gives the means of what is normalized together, with as many axes.
+        mean_of: Function that returns the means over each normalized group, with the same number of axes.
         means_back: Function of the result h and the gradient d with respect to it: the means of h d and d.
         epsilon: As above.
 
     Returns:
-        A tensor as x.
+        A tensor with the shape and dtype of x.
     """
     precision = keras.backend.result_type(x.dtype, "float32")
 
@@ -73,7 +77,7 @@ def _normalized(x, mean_of, means_back, epsilon):
         def backward(upstream):
             h, d = tf.cast(result, precision), tf.cast(upstream, precision)
             mean_of_both, mean_of_d = means_back(h, d)
-            rest = d - (h * mean_of_both + mean_of_d)  # so TensorFlow fills one new tensor, not two
+            rest = d - (h * mean_of_both + mean_of_d)  # one new tensor, not two
             return tf.cast(factor * rest, x.dtype)
 
         return result, backward
@@ -81,7 +85,8 @@ def _normalized(x, mean_of, means_back, epsilon):
     return normalize(x)
 
 
-def weights(layer):
+def weights(layer: Any) -> list[Any]:
+    """Gamma and beta, as far as the layer has them."""
     return [weight for weight in (layer.gamma, layer.beta) if weight is not None]
 
 
@@ -89,7 +94,8 @@ def _normalized_axes(layer, rank):
     return sorted(axis % rank for axis in keras.tree.flatten(layer.axis))
 
 
-def linear(layer, h, *gamma_and_beta):
+def linear(layer: Any, h: tf.Tensor, *gamma_and_beta: tf.Tensor) -> tf.Tensor:
+    """z, as the layer computes it."""
     shape = np.ones(len(h.shape), int)
     for axis in _normalized_axes(layer, len(h.shape)):
         shape[axis] = h.shape[axis]
@@ -98,7 +104,8 @@ def linear(layer, h, *gamma_and_beta):
     return z if layer.beta is None else z + next(left)
 
 
-def contributions(layer, h, d):
+def contributions(layer: Any, h: tf.Tensor, d: tf.Tensor) -> list[Contribution]:
+    """The `Contribution` of each example to gamma and beta, as far as the layer has them."""
     kept = _normalized_axes(layer, len(h.shape))
     summed = [axis for axis in range(1, len(h.shape)) if axis not in kept]
     products = [t for t, weight in ((h * d, layer.gamma), (d, layer.beta)) if weight is not None]
@@ -106,9 +113,10 @@ def contributions(layer, h, d):
     return [make(tf.reduce_sum(t, axis=summed)) for t in products]
 
 
-def accepts(node):
+def accepts(node: Any) -> bool:
+    """Whether the layer normalizes each example separately and its axes have known sizes."""
     layer, shape = node.operation, node.input_tensors[0].shape
     axes = _normalized_axes(layer, len(shape))
     if getattr(layer, "rms_scaling", False) or layer.axis in range(-len(shape), -1):
-        return False  # of a negative axis but the last Keras makes groups of another one
+        return False  # for a negative axis other than -1 Keras groups a different axis
     return 0 not in axes and all(shape[axis] is not None for axis in axes)

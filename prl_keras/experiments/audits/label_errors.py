@@ -1,0 +1,231 @@
+"""Measures how well wrong labels are found: by `audit` after one training, and by cleanlab after several.
+
+Each case is one training (or the trainings of all folds) in one setting. It writes a JSON file with the
+quality of each ranking, so an interrupted benchmark resumes. `pack` merges the files into cases.jsonl.
+"""
+
+import dataclasses
+import json
+import pathlib
+import types
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+from sklearn import metrics, model_selection
+
+import prl_keras as prl
+from prl_keras import files
+from prl_keras.auditing.predictions import predict_beside
+from prl_keras.experiments.data.load import load
+from prl_keras.experiments.paper.protocol import PROTOCOLS
+from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.training import Training
+
+_PACKED = "cases.jsonl"
+_TOP = 0.01  # the most suspect fraction of the data, whose precision is reported
+_TRUSTED = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How the examples are ranked: the trained method, the epsilon it is told, the number of folds.
+
+    Attributes:
+        method: A name in `prl_keras.METHODS`.
+        told_more: Error added to the true epsilon that the method is told. With None it is told nothing
+            (`prl_keras.EstimatedEpsilon`).
+        folds: 1 trains on all data and ranks them; k trains k times, each on k - 1 of the k parts, and ranks
+            the part left out.
+    """
+
+    method: str
+    told_more: float | None = 0.0
+    folds: int = 1
+
+    @property
+    def trainings(self) -> int:
+        """The cost, in trainings of one network on all data."""
+        networks = 2 if prl.METHODS[self.method].exchange else 1
+        return networks * (1 if self.folds == 1 else self.folds - 1)
+
+
+CASES = types.MappingProxyType(
+    {
+        "prl_l": Case("prl_l"),
+        "prl_l_told_more": Case("prl_l", 0.1),
+        "co_prl_l": Case("co_prl_l"),
+        "co_prl_l_told_more": Case("co_prl_l", 0.1),
+        "prl_l_5_folds": Case("prl_l", folds=5),
+        "co_prl_l_auto": Case("co_prl_l", None),
+        "standard": Case("standard"),
+        "standard_2_folds": Case("standard", folds=2),
+        "standard_5_folds": Case("standard", folds=5),
+    }
+)
+
+
+def measure(
+    name: str,
+    dataset: str,
+    corruption: str,
+    epsilon: float,
+    seed: int,
+    output_dir: pathlib.Path | str,
+    data_options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Runs one case in one setting, or reads its result if there is one.
+
+    Args:
+        name: A key of `CASES`.
+        dataset: A data set of `PROTOCOLS` at the scale "cpu".
+        corruption, epsilon, seed: As in `RunConfig`; the seed is also that of the noise.
+        output_dir: The folder of the JSON file.
+        data_options: For `load`.
+
+    Returns:
+        dict: the setting; `rankings` {name: {"average_precision", "roc_auc", "precision_top"}}; if the case
+        trains on all data, also the `estimate` of epsilon and the one with 100 `trusted` labels.
+    """
+    stem = f"{dataset}-{corruption}-{epsilon:g}-{name}-seed{seed}"
+    path = pathlib.Path(output_dir) / f"{stem}.json"
+    if stem in (done := results(output_dir)):
+        return done[stem]
+    case = CASES[name]
+    config, data = _config(case, dataset, corruption, epsilon, seed, data_options)
+    scores, model, noise = (_in_sample if case.folds == 1 else _out_of_fold)(case, config, data)
+    result = {
+        "dataset": dataset, "corruption": corruption, "epsilon": epsilon, "seed": seed, "case": name,
+        "trainings": case.trainings, "achieved_epsilon": float(np.mean(noise.is_corrupted)),
+        "rankings": {key: _quality(noise.is_corrupted, score) for key, score in scores.items()},
+    }  # fmt: skip
+    if model is not None:
+        result |= _estimates(model, data, noise, stem)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, result)
+    return result
+
+
+def results(directory: pathlib.Path | str) -> dict[str, dict[str, Any]]:
+    """{name of a case and setting: its result} of all results in a folder, packed or not.
+
+    Raises:
+        ValueError: naming a damaged file.
+    """
+    directory = pathlib.Path(directory)
+    found = {path.stem: files.read_json(path) for path in sorted(directory.glob("*.json"))}
+    packed = directory / _PACKED
+    for line in packed.read_text().splitlines() if packed.exists() else ():
+        try:
+            found |= json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{packed} is damaged: {error}.") from error
+    return dict(sorted(found.items()))
+
+
+def pack(directory: pathlib.Path | str) -> None:
+    """Writes all results of a folder into cases.jsonl, one per line, and removes their own files."""
+    directory = pathlib.Path(directory)
+    lines = [json.dumps({name: result}) for name, result in results(directory).items()]
+    with files.replacing(directory / _PACKED) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    for path in directory.glob("*.json"):
+        path.unlink()
+
+
+def _config(case, dataset, corruption, epsilon, seed, data_options):
+    protocol = PROTOCOLS[dataset, "cpu"]
+    data = load(dataset, **(data_options or {})).subset(protocol.train_size, protocol.test_size)
+    settings = {
+        name: getattr(protocol, name) for name in ("epochs", "batch_size", "learning_rate", "network")
+    }
+    settings["ramp_epochs"] = protocol.ramp_epochs(corruption)
+    told = "auto" if case.told_more is None else round(epsilon + case.told_more, 6)
+    config = RunConfig(
+        dataset, case.method, corruption if epsilon else "none", epsilon,
+        assumed_epsilon=told, seed=seed, noise_seed=seed, **settings,
+    )  # fmt: skip
+    return config, data
+
+
+def _in_sample(case, config, data):
+    keras.backend.clear_session()
+    training = Training(config, data)
+    model, given = training.model, (data.train_x, training.targets)
+    record = prl.SelectionRecord(given) if prl.METHODS[case.method].score else None
+    _fit(model, *given, config, [record] if record else [])
+    found = predict_beside(model, given)
+    scores = _rankings(found.probabilities, given[1], found.losses)
+    scores["score_examples"] = prl.score_examples(model, given)
+    if record is not None:
+        dropped = record.dropped.mean(axis=1)
+        late = -max(1, round(len(dropped) / 3))
+        if found.probabilities is not None:
+            likely = record.given_probabilities.astype("float32")
+            scores["recorded probabilities, all epochs"] = 1 - likely.mean(axis=0)
+        scores |= {
+            "audit": prl.audit(model, given, record)["score"].to_numpy(),
+            "recorded scores, last third": record.scores[late:].mean(axis=0),
+            "recorded scores, all epochs": record.scores.mean(axis=0),
+            "times dropped": dropped.mean(axis=0),
+            "times dropped, last third": dropped[late:].mean(axis=0),
+        }
+    return scores, model, training
+
+
+def _out_of_fold(case, config, data):
+    training = Training(config, data)
+    splits = model_selection.KFold if data.task == "regression" else model_selection.StratifiedKFold
+    splitter = splits(case.folds, shuffle=True, random_state=config.seed)
+    strata = None if data.task == "regression" else training.targets
+    clean = dataclasses.replace(config, corruption="none", epsilon=0)  # the targets are corrupted already
+    found = []
+    for rest, left_out in splitter.split(data.train_x, strata):
+        part = dataclasses.replace(data, train_x=data.train_x[rest], train_y=training.targets[rest])
+        keras.backend.clear_session()  # frees the last training's memory
+        model = Training(clean, part).model
+        _fit(model, part.train_x, part.train_y, config, [])
+        of_part = predict_beside(model, (data.train_x[left_out], training.targets[left_out]))
+        found.append((left_out, of_part.probabilities, of_part.losses))
+    order = np.argsort(np.concatenate([rows for rows, _, _ in found]))
+    probabilities = None if found[0][1] is None else np.concatenate([part for _, part, _ in found])[order]
+    losses = np.concatenate([part for _, _, part in found])[order]
+    return _rankings(probabilities, training.targets, losses), None, training
+
+
+def _fit(model, x, y, config, callbacks):
+    keras.utils.set_random_seed(config.seed)  # fixes the order of the batches
+    model.fit(x, y, batch_size=config.batch_size, epochs=config.epochs, callbacks=callbacks, verbose=0)
+
+
+def _rankings(probabilities, given, losses):
+    """Scores from the final predictions, higher = more suspect; for classes with cleanlab's names."""
+    if probabilities is None:
+        return {"loss": losses}
+    from cleanlab import rank
+
+    return {
+        method: 1 - rank.get_label_quality_scores(given, probabilities.astype(float), method=method)
+        for method in ("self_confidence", "normalized_margin")
+    }
+
+
+def _quality(is_wrong, score):
+    top = np.argsort(-score, kind="stable")[: max(1, round(_TOP * len(score)))]
+    if not is_wrong.any():
+        return {"average_precision": None, "roc_auc": None, "precision_top": 0.0}
+    return {
+        "average_precision": float(metrics.average_precision_score(is_wrong, score)),
+        "roc_auc": float(metrics.roc_auc_score(is_wrong, score)),
+        "precision_top": float(is_wrong[top].mean()),
+    }
+
+
+def _estimates(model, data, noise, setting):
+    given = data.train_x, noise.targets
+    rng = np.random.default_rng(zlib.crc32(setting.encode()))  # different examples in each setting
+    examples = rng.choice(len(noise.targets), _TRUSTED, replace=False)
+    alone = prl.estimate_epsilon(model, given)
+    trusted = prl.estimate_epsilon(model, given, trusted=(examples, data.train_y[examples]))
+    return {"estimate": alone._asdict(), "trusted": trusted._asdict()}

@@ -1,0 +1,88 @@
+"""The results of a benchmark as pictures."""
+
+import pathlib
+import textwrap
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import matplotlib.ticker
+
+from prl_keras.experiments.paper.figures import COLORS
+
+_PEER_COLOR = "#777777"
+
+
+def plot_ratios(cases: Any, title: str, about: str, path: pathlib.Path | str) -> None:
+    """Draws a line per case as a PNG: its ratio to plain training with quartiles; further left is better.
+
+    Args:
+        cases: From `report.case_table`.
+        title: The picture's title.
+        about: A line that says where the numbers come from.
+        path: The file to write.
+    """
+    shown = cases[cases["ratio"].notna()].iloc[::-1]
+    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.26 * len(shown)), dpi=90, layout="constrained")
+    heights, colors = range(len(shown)), [_color(line) for line in shown.to_dict("records")]
+    axis.hlines(heights, shown["ratio_low"], shown["ratio_high"], colors=colors, linewidth=2)
+    axis.scatter(shown["ratio"], heights, s=30, c=colors)
+    labels = [f"{line['title']}  |  {line['setting']}" for line in shown.to_dict("records")]
+    axis.set_yticks(heights, labels, fontsize=8)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set(xlim=(0, None), ylim=(-0.7, len(shown) - 0.3))
+    axis.grid(alpha=0.3, linewidth=0.5, axis="x")
+    axis.set_title(title, fontsize=10)
+    _finish(figure, "seconds a step, as a ratio to plain training (grey: PyTorch's)", about, path)
+
+
+def plot_growth(
+    cases: Any, title: str, about: str, path: pathlib.Path | str, column: str, label: str
+) -> None:
+    """Draws seconds per step and their ratio to plain training over the varied quantity, as a PNG.
+
+    Args:
+        cases, title, about, path: As in `plot_ratios`.
+        column: The column of `cases` with the varied quantity.
+        label: The label of the x axis.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), dpi=90, layout="constrained")
+    keys = [f"{line['title']}, {line['case'].norm} norm" for line in cases.to_dict("records")]
+    if len({case.norm for case in cases["case"]}) == 1:
+        keys = list(cases["title"])
+    for key, lines in cases.groupby(keys, sort=False):
+        first = lines.iloc[0]
+        style = {"color": _color(first), "linestyle": "--" if first["case"].recompute else "-", "marker": "o"}
+        style["fillstyle"] = "none" if first["case"].norm == "group" else "full"
+        axes[0].plot(lines[column], lines["seconds"], label=key, **style)
+        axes[1].plot(lines[column], lines["ratio"], **style)
+        axes[1].fill_between(
+            lines[column], lines["ratio_low"], lines["ratio_high"], color=_color(first), alpha=0.13
+        )
+    axes[0].set(xscale="log", yscale="log", xlabel=label, ylabel="seconds a step")
+    axes[1].set(xscale="log", xlabel=label, ylabel="ratio to plain training")
+    axes[1].set_ylim(bottom=0)
+    for axis in axes:
+        values = sorted(set(cases[column].dropna()))
+        axis.set_xticks(values, [f"{value:,.0f}" for value in values], fontsize=7)
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.grid(alpha=0.3, linewidth=0.5)
+    axes[0].yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes[0].yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=10)
+    _finish(figure, "", about, path)
+
+
+def _color(line):
+    case = line["case"]
+    return COLORS[case.method] if case.implementation == "prl_keras" else _PEER_COLOR
+
+
+def _finish(figure, label, about, path):
+    figure.supxlabel("\n\n".join(filter(None, [label, textwrap.fill(about, 130)])), fontsize=8)
+    figure.savefig(path, format="png", metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,84 @@
+"""The work of a benchmark case in any implementation, and its peak memory."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import pathlib
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from prl_keras.experiments.benchmark import steps
+
+KILLED = "killed"
+_STEPS = 3
+
+
+def make_work(case: Any, authors_dir: pathlib.Path | str | None = None) -> steps.Work:
+    """The `steps.Work` of a case, not warmed up yet.
+
+    Args:
+        case: A `Case`.
+        authors_dir: For the implementation "authors": a checkout of github.com/illidanlab/PRL.
+
+    Raises:
+        ImportError: for a peer without PyTorch and Opacus.
+        OSError: if `authors_dir` is not a checkout of it.
+    """
+    return _module(case).make_work(case, authors_dir)
+
+
+def peak_memory(case: Any, authors_dir: pathlib.Path | str | None = None) -> dict[str, int] | str:
+    """The peak memory of a few training steps in a fresh process.
+
+    Returns:
+        `{"peak": bytes, "before": bytes}`, the peak memory of the process (on a GPU: of its allocator) and
+        the part of it that was used before the network was built; or "killed".
+    """
+    return in_child(_peak_memory, case, authors_dir)
+
+
+def in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` in a fresh process; "killed" if that is killed or runs out of memory.
+
+    Other errors are raised here. The function and its arguments must be picklable.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except (concurrent.futures.process.BrokenProcessPool, MemoryError, tf.errors.ResourceExhaustedError):
+            return KILLED
+
+
+def _peak_memory(case, authors_dir):
+    with contextlib.suppress(OSError):  # if memory runs out, Linux kills this process first
+        pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
+    module = _module(case)
+    before = _process_peak()
+    work = module.make_work(case, authors_dir)
+    work.run(1 if case.through_fit else _STEPS)
+    gpu = module.gpu_peak()
+    return {"peak": _process_peak(), "before": before} if gpu is None else {"peak": gpu, "before": 0}
+
+
+def _module(case):
+    """The module that makes the work of the case's implementation."""
+    if case.implementation == "prl_keras":
+        return steps
+    from prl_keras.experiments.benchmark import peers  # needs PyTorch
+
+    return peers
+
+
+def _process_peak():
+    # On Linux a child inherits ru_maxrss from its parent through exec; VmHWM is its own.
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

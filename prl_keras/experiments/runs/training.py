@@ -1,0 +1,204 @@
+"""The training of one run: corrupt the targets, build the model, fit it, measure on clean test data."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import prl_keras as prl
+from prl_keras.experiments.data.batches import batches, shuffled_batches
+from prl_keras.experiments.runs import checkpoints, history, strategies
+from prl_keras.experiments.runs.metrics import METRICS
+from prl_keras.experiments.runs.networks import make_network
+from prl_keras.keras_gaps.fresh_start import start_as
+
+CHECKPOINTS = "checkpoints"  # the folder in a run's folder for those of `Training.fit`
+LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
+_PROBE_SIZE = 1000  # examples that measure how clean the kept set is
+_TEST_BATCH = 1024
+_KEPT_MODELS = 4
+_STEPS_IN_ONE_CALL = 16  # TensorFlow runs an epoch of at most this many steps in one call
+
+
+class Training:
+    """A run that is ready to start: all checks are made here.
+
+    If it is made in the scope of a `tf.distribute` strategy, it trains on that strategy.
+
+    Attributes:
+        config: The `RunConfig`.
+        dataset: The `Dataset`, cut to the config's sizes.
+        targets: The training targets, corrupted.
+        is_corrupted: Which of the targets are corrupted.
+        model: The compiled model with its initial weights.
+
+    Args:
+        config: As above.
+        dataset: The `Dataset` from `load(config.dataset)`.
+        models: A dict that keeps models from run to run. Building and tracing take as long as training a
+            small run, so runs that differ only in corruption and seeds share one model, which is reset to
+            the state of a fresh one. None builds a fresh one.
+
+    Raises:
+        ValueError: for a method, corruption or size that does not suit the data.
+    """
+
+    def __init__(self, config: Any, dataset: Any, models: dict[Any, keras.Model] | None = None) -> None:
+        config.check_task(dataset.task)
+        self.config = config
+        self.dataset = dataset.subset(config.train_size, config.test_size)
+        self.targets, self.is_corrupted = corrupt(config, self.dataset)
+        self.model = _model(config, self.dataset, models)
+
+    @property
+    def corruption_rate(self) -> float:
+        """The actual share of corrupted targets."""
+        return float(np.mean(self.is_corrupted))
+
+    def fit(
+        self,
+        directory: pathlib.Path | str,
+        checkpoint_seconds: float = 0,
+        verbose: int | str = 0,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        selection: pathlib.Path | str | None = None,
+    ) -> Any:
+        """Trains, from the last checkpoint in `directory` if there is one.
+
+        Args:
+            directory: The folder for history.csv and checkpoints; made if missing.
+            checkpoint_seconds: The least time between two checkpoints, and between two writes of history.csv.
+            verbose: As in `keras.Model.fit`.
+            callbacks: Further Keras callbacks.
+            selection: The file of the `SelectionRecord`, for methods that have one; None records nothing.
+
+        Returns:
+            The history, a DataFrame with a row per epoch.
+
+        Raises:
+            ValueError: if there are checkpoints or a history and they are damaged.
+        """
+        directory, config, data = pathlib.Path(directory), self.config, self.dataset
+        directory.mkdir(parents=True, exist_ok=True)
+        strategy = self.model.distribute_strategy
+        with strategy.scope():
+            finished = checkpoints.restore(self.model, directory / CHECKPOINTS)
+        strategies.check_same(strategy, finished, "how many epochs are finished")
+        record = history.WriteHistory(directory / "history.csv", finished, not checkpoint_seconds)
+        saver = checkpoints.SaveCheckpoints(directory / CHECKPOINTS, checkpoint_seconds, record.write)
+        train, steps = shuffled_batches(
+            data.train_x, self.targets, config.batch_size, config.seed, first_epoch=finished
+        )
+        callbacks = [record, saver, *callbacks]
+        if selection is not None and hasattr(self.model, "record_selection"):
+            # Before the checkpoint of the same epoch, so that the record never lags behind it.
+            callbacks.insert(0, prl.SelectionRecord((data.train_x, self.targets), selection))
+        method = prl.METHODS[config.method]
+        if method.score or method.exchange:
+            probe = slice(0, _PROBE_SIZE)
+            callbacks.insert(0, prl.SelectionQuality(
+                data.train_x[probe], self.targets[probe], self.is_corrupted[probe], config.batch_size
+            ))  # fmt: skip
+        self.model.fit(
+            strategies.sharded_by_data(train),
+            epochs=config.epochs,
+            initial_epoch=finished,
+            steps_per_epoch=steps,
+            validation_data=strategies.sharded_by_data(batches(data.test_x, data.test_y, _TEST_BATCH)),
+            callbacks=callbacks,
+            shuffle=False,  # shuffled_batches does it
+            verbose=verbose,
+        )
+        return record.table
+
+
+def summarize(table: Any, task: str) -> dict[str, Any]:
+    """The summary of a run, computed from its history; `run.run` returns it."""
+    metric = METRICS[task].name
+    last = table.tail(LAST_EPOCHS)
+    test = last[f"test_{metric}"]
+    selection = {
+        name: float(last[name].mean()) if name in last else None
+        for name in ("kept_clean", "drop_precision", "drop_recall")
+    }
+    return {
+        "test_metric": metric,
+        "test_mean": float(test.mean()),
+        "test_std": float(test.std(ddof=0)),
+        "test_final": float(test.iloc[-1]),
+        **selection,
+        "seconds_per_epoch": float(table["seconds"].median()),
+        "epochs": len(table),
+    }
+
+
+def corrupt(config: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The training targets, corrupted as `config` says, and which of them are corrupted."""
+    if config.corruption == "none":
+        return dataset.train_y, np.zeros(len(dataset.train_y), bool)
+    num_classes = dataset.num_outputs if dataset.task == "classification" else None
+    return prl.corrupt(
+        config.corruption,
+        dataset.train_y,
+        config.epsilon,
+        np.random.default_rng(config.noise_seed),
+        features=dataset.train_x,
+        num_classes=num_classes,
+    )
+
+
+def task_loss(task: str) -> keras.losses.Loss:
+    """The `keras.losses.Loss` of a task, "classification" (from logits) or "regression"."""
+    if task == "classification":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return keras.losses.MeanSquaredError()
+
+
+def trace_key(config: Any) -> Any:
+    """The config without corruption and seeds: runs with the same key can share a traced model."""
+    return dataclasses.replace(
+        config, corruption="none", epsilon=0, assumed_epsilon=config.told_epsilon, seed=0, noise_seed=0
+    )
+
+
+def _model(config, dataset, models):
+    fresh = _build(config, dataset)
+    if models is None:
+        return fresh
+    key = trace_key(config)
+    kept = models.pop(key, fresh)
+    models[key] = kept  # the newest last
+    for old in list(models)[:-_KEPT_MODELS]:
+        del models[old]
+    if kept is not fresh:
+        start_as(kept, fresh)
+    return kept
+
+
+def _build(config, dataset):
+    keras.utils.set_random_seed(config.seed)
+    input_shape = dataset.train_x.shape[1:]
+    network, norm = config.network_and_norm(input_shape)
+    seeds = itertools.count(2 * config.seed)  # a pair needs two
+
+    is_classification = dataset.task == "classification"
+    metric = keras.metrics.SparseCategoricalAccuracy if is_classification else keras.metrics.R2Score
+    steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
+    on_one_device = not tf.distribute.has_strategy()
+    return prl.build(
+        config.method,
+        lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
+        epsilon=config.told_epsilon,
+        ramp_steps=config.ramp_epochs * steps_per_epoch,
+        loss=task_loss(dataset.task),
+        optimizer=keras.optimizers.Adam(config.learning_rate),
+        metrics=[metric(name=METRICS[dataset.task].name)],
+        steps_per_execution=steps_per_epoch if steps_per_epoch <= _STEPS_IN_ONE_CALL and on_one_device else 1,
+        # On a CPU, XLA is no faster here and compiles twice as long; Keras has no XLA across replicas.
+        jit_compile=bool(tf.config.list_physical_devices("GPU")) and on_one_device,
+    )

@@ -1,0 +1,113 @@
+"""Checks before a search's first trial: the objective, the data, and a folder that holds another search."""
+
+import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from prl_keras import files
+from prl_keras.validate import differences
+
+
+def check_settings(
+    path: pathlib.Path,
+    settings: Mapping[str, Any],
+    what: str = "search",
+    ways_out: str = "overwrite=True (--overwrite) to replace it, or take another folder",
+) -> None:
+    """Raises a ValueError if the file `path` exists and has other values for these settings."""
+    if not path.exists():
+        return
+    saved = files.read_json(path)
+    different = differences(saved, settings)
+    if different:
+        raise ValueError(
+            f"The {what} in {path.parent} is another: {different}. Give the same values to go on "
+            f"with it, {ways_out}."
+        )
+
+
+def describe(model: Any) -> str:
+    """A short description of a built model's network, to recognise it later.
+
+    It depends on each layer's class, activation and weight shapes, and on no other layer argument.
+    """
+    network = getattr(model, "networks", [model])[0]
+    layers = [(type(layer).__name__, _activation(layer), _shapes(layer)) for layer in _layers(network)]
+    checksum = zlib.crc32(repr(layers).encode())
+    return f"{len(layers)} layers, {network.count_params()} weights, checksum {checksum:08x}"
+
+
+def _layers(network):
+    for layer in network.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from _layers(layer)
+
+
+def _activation(layer):
+    activation = getattr(layer, "activation", None)
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _shapes(layer):
+    return [tuple(weight.shape) for weight in layer.weights]
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder and its parents.
+
+    Raises:
+        OSError: naming the folder. (keras-tuner would raise TensorFlow's error.)
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be made: {error}. Take another output_dir.") from error
+
+
+def fingerprint(data: Mapping[str, Any]) -> str:
+    """One line that identifies the data of a search: sizes, validation data and a checksum."""
+    arrays = [data["x"], data["y"], *(data["validation_data"] or ())]
+    held_out = (
+        f"{data['validation_split']:g} of them" if data["validation_data"] is None else "data of their own"
+    )
+    return f"{len(data['x'])} examples, validated on {held_out}, checksum {checksum(*arrays)}"
+
+
+def checksum(*arrays: np.ndarray) -> str:
+    """A checksum of the arrays' values, eight hexadecimal digits."""
+    value = 0
+    for array in arrays:
+        contiguous: Any = np.ascontiguousarray(array)  # NumPy's types declare no buffer for Python 3.11
+        value = zlib.crc32(contiguous, value)
+    return f"{value:08x}"
+
+
+@overload
+def check_pair(name: str, pair: None) -> None: ...
+
+
+@overload
+def check_pair(name: str, pair: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def check_pair(name: str, pair: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """`(x, y)` as NumPy arrays, or None for None.
+
+    Raises:
+        ValueError: if they are not two arrays of the same length >= 2.
+    """
+    if pair is None:
+        return None
+    x, y = pair
+    if isinstance(x, (dict, list, tuple)) or not hasattr(x, "shape") or not hasattr(y, "shape"):
+        raise ValueError(f"{name} must be two arrays; they are {type(x).__name__} and {type(y).__name__}.")
+    x, y = np.asarray(x), np.asarray(y)
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(
+            f"{name} must be two arrays of the same length >= 2; they have {len(x)} and {len(y)}."
+        )
+    return x, y

@@ -1,0 +1,99 @@
+"""One training of a setting: its record, and whether its weights are kept."""
+
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import keras_tuner
+
+from prl_keras import files
+from prl_keras.tuning import objectives
+
+FAILED = "failure"
+
+
+def execute(
+    fields: Mapping[str, Any],
+    hypermodel: keras_tuner.HyperModel,
+    hp: keras_tuner.HyperParameters,
+    make_model: Callable[[], keras.Model],
+    train: tuple[Any, Any],
+    judged: tuple[Any, Any],
+    objective: str,
+    *,
+    prefix: str = "val_",
+    test_data: Sequence[Any] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    keep: Callable[[keras.Model, dict[str, float]], None],
+) -> dict[str, Any]:
+    """Trains and measures a model, and returns its record.
+
+    Args:
+        fields: The record's first fields; the training uses their `seed` and `epochs`.
+        hypermodel, hp: A `RobustHyperModel` and its hyperparameters.
+        make_model: Function without arguments that returns the untrained model; called after seeding.
+        train: `(x, y)` to train on.
+        judged: `(x, y)` whose metrics get `prefix`.
+        objective: Name of the metric that must be finite.
+        test_data: Clean `(x, y)`; reported as `test_...`.
+        callbacks: Callbacks for `fit`.
+        keep: Function called with the trained model and its metrics.
+
+    Returns:
+        A dict: fields, the searched values, metrics, seconds, and `failure`, the message if the training
+        raised or the objective is non-finite.
+
+    Raises:
+        OSError, ValueError: from `keep`.
+    """
+    start, record = time.monotonic(), dict(fields)
+    try:
+        record |= hypermodel.values(hp)
+        keras.utils.set_random_seed(fields["seed"])
+        model = make_model()
+        callbacks = [*callbacks, keras.callbacks.TerminateOnNaN()]
+        hypermodel.fit(hp, model, *train, epochs=fields["epochs"], verbose=0, callbacks=callbacks)
+        metrics = objectives.noisy_metrics(model, hypermodel.loss, *judged, prefix=prefix)
+        if test_data is not None:
+            logs = model.evaluate(*test_data, batch_size=1024, verbose=0, return_dict=True)
+            metrics |= {f"test_{name}": float(value) for name, value in logs.items()}
+        record |= {"metrics": metrics}
+        if not math.isfinite(metrics[objective]):
+            raise keras_tuner.errors.FailedTrialError(f"{objective} is {metrics[objective]}.")
+    except keras_tuner.errors.FatalError:
+        raise
+    except Exception as error:
+        record |= {FAILED: f"{type(error).__name__}: {error}"}
+    else:
+        keep(model, metrics)  # its errors are those of the disk, not of the training
+    return {**record, "seconds": time.monotonic() - start}
+
+
+def keep_if_best(
+    model: keras.Model,
+    path: pathlib.Path | str,
+    metrics: Mapping[str, float],
+    objective: keras_tuner.Objective,
+    others: Iterable[pathlib.Path | str],
+) -> None:
+    """Writes the weights to `path` if no other record is as good or better.
+
+    Args:
+        model: The trained model.
+        path: The weights file.
+        metrics: The model's metrics.
+        objective: A `keras_tuner.Objective`.
+        others: Paths of the existing records; failed ones do not count.
+
+    Raises:
+        OSError: if the weights cannot be written.
+        ValueError: naming the file, if a record is damaged.
+    """
+    records = [files.read_json(other) for other in others]
+    values = [record["metrics"][objective.name] for record in records if FAILED not in record]
+    if all(objective.better_than(metrics[objective.name], value) for value in values):
+        with files.replacing(path) as temporary:
+            model.save_weights(temporary)

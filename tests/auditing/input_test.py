@@ -1,0 +1,242 @@
+"""What audit and estimate_epsilon make of odd data and losses, and what they refuse."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import prl_keras as prl
+
+N = 60
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(N, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 3, N)
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def network(outputs=3, middle=()):
+    return keras.Sequential([keras.Input((4,)), *middle, keras.layers.Dense(outputs)])
+
+
+def compiled(loss=LOGITS, **options):
+    model = prl.RobustModel(network(**options), rule=prl.Trim(0.3))
+    model.compile("sgd", loss)
+    return model
+
+
+@pytest.mark.parametrize("is_one_hot", [False, True])
+def test_bootstrap_is_a_loss_of_classes(is_one_hot):
+    y = np.eye(3, dtype="float32")[LABELS] if is_one_hot else LABELS
+    model = compiled(prl.Bootstrap(from_logits=True))
+    record = prl.SelectionRecord((X, y))
+    model.fit(X, y, verbose=0, callbacks=[record])
+    table = prl.audit(model, (X, y), record)
+    np.testing.assert_array_equal(table["given"], LABELS)
+    likely = keras.ops.softmax(model.network(X)).numpy()
+    np.testing.assert_allclose(table.filter(like="probability_"), likely, rtol=1e-4)
+    assert np.isfinite(record.given_probabilities).all()
+
+
+def test_bootstrap_of_one_output_is_of_two_classes():
+    y = (LABELS > 0).astype("int32")[:, None]
+    model = compiled(prl.Bootstrap(from_logits=True), outputs=1)
+    model.fit(X, y, verbose=0)
+    table = prl.audit(model, (X, y))
+    np.testing.assert_array_equal(table["given"], y[:, 0])
+    likely = keras.ops.sigmoid(model.network(X)).numpy()[:, 0]
+    np.testing.assert_allclose(table["probability_1"], likely, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss", ["hinge", "kl_divergence", lambda y, p: tf.reduce_sum((y - p) ** 2, axis=-1)]
+)
+@pytest.mark.parametrize("look", [prl.audit, prl.estimate_epsilon])
+def test_a_loss_that_may_be_of_classes_or_targets_is_refused(loss, look):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match=r"is not known\. Compile the model with one of Keras's"):
+        look(model, (X, np.eye(3, dtype="float32")[LABELS]))
+
+
+class TestIgnoredLabels:
+    @pytest.fixture(params=[-1, 2, 255])
+    def trained(self, request):
+        ignored = request.param
+        y = np.where(np.arange(N) < 20, ignored, LABELS % 2)
+        model = compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored))
+        record = prl.SelectionRecord((X, y))
+        model.fit(X, y, epochs=3, verbose=0, callbacks=[record])
+        return model, y, record
+
+    @pytest.mark.parametrize("is_recorded", [False, True])
+    def test_rank_last(self, trained, is_recorded):
+        model, y, record = trained
+        table = prl.audit(model, (X, y), record if is_recorded else None, epsilon=0.5)
+        assert table["score"][:20].isna().all() and np.isfinite(table["score"][20:]).all()
+        assert (table["rank"][:20] > 40).all() and not table["is_flagged"][:20].any()
+        assert table["is_flagged"].sum() == 20  # half of the 40
+
+    def test_count_for_nothing_in_the_estimate(self, trained):
+        model, y, _ = trained
+        assert prl.estimate_epsilon(model, (X, y)) == prl.estimate_epsilon(model, (X[20:], y[20:]))
+        examples = np.arange(10, 40)
+        with_ignored = prl.estimate_epsilon(model, (X, y), (examples, LABELS[examples]))
+        without = prl.estimate_epsilon(model, (X[20:], y[20:]), (np.arange(20), LABELS[20:40]))
+        assert with_ignored == without
+
+    def test_of_all_examples(self, trained):
+        model, y, _ = trained
+        with pytest.raises(ValueError, match="No example has a label"):
+            prl.estimate_epsilon(model, (X, np.full(N, y[0])))
+        with pytest.raises(ValueError, match="Fewer than 2 of the trusted"):
+            prl.estimate_epsilon(model, (X, y), (np.arange(20), LABELS[:20]))
+
+    def test_count_for_nothing_while_training(self, trained):
+        """The watch of fit sees what it sees of the same labels written as -1."""
+        _, y, _ = trained
+        ignored, estimates = y[0], []
+        for labels, ignored in ((y, y[0]), (np.where(y == y[0], -1, y), -1)):
+            keras.utils.set_random_seed(0)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=int(ignored))
+            pair = prl.build("co_prl_l", network, epsilon="auto", ramp_steps=2, loss=loss, optimizer="sgd")
+            pair.fit(X, labels, epochs=2, verbose=0)
+            estimates.append(pair.epsilon_estimate)
+        assert estimates[0] == estimates[1]
+
+
+@pytest.mark.parametrize(
+    "loss, y, place",
+    [
+        (
+            keras.losses.BinaryCrossentropy(from_logits=True),
+            np.where(np.arange(N) == 50, 2, 0)[:, None],
+            "50, 0",
+        ),
+        (keras.losses.CategoricalCrossentropy(from_logits=True), -np.eye(3)[LABELS], rf"0, {LABELS[0]}"),
+    ],
+)
+@pytest.mark.parametrize("look", [prl.audit, prl.estimate_epsilon])
+def test_shares_outside_0_to_1_are_refused_with_their_place(look, loss, y, place):
+    model = compiled(loss, outputs=y.shape[1])
+    with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; y\[{place}\] is"):
+        look(model, (X, y.astype("float32")), batch_size=16)
+
+
+@pytest.mark.parametrize("nested", [lambda loss: [loss], lambda loss: {"out": loss}])
+def test_a_loss_in_a_list_or_dict_is_that_of_the_one_output(nested):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
+    model.compile("sgd", nested(LOGITS))
+    found = prl.estimate_epsilon(model, (X, LABELS))
+    model.compile("sgd", LOGITS)
+    assert found == prl.estimate_epsilon(model, (X, LABELS))
+
+
+def test_several_outputs_of_one_loss_are_refused_as_such():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [keras.layers.Dense(3)(inputs), keras.layers.Dense(3)(inputs)])
+    model.compile("sgd", LOGITS)
+    with pytest.raises(ValueError, match="has several outputs"):
+        prl.audit(model, (X, (LABELS, LABELS)))
+
+
+def test_what_is_no_record_or_batch_size_is_refused():
+    with pytest.raises(ValueError, match="must be a SelectionRecord"):
+        prl.audit(compiled(), (X, LABELS), record="record.npz")
+    with pytest.raises(ValueError, match="batch_size=0 must be a whole number"):
+        prl.audit(compiled(), (X, LABELS), batch_size=0)
+
+
+class TestNotFinite:
+    """Also where the network makes a finite number of them, as ReLU does here."""
+
+    @pytest.fixture
+    def model(self):
+        return compiled(middle=[keras.layers.Dense(8, "relu")])
+
+    @pytest.mark.fault(6)
+    def test_is_the_most_suspect(self, model):
+        x = X.copy()
+        x[:15] = np.nan
+        table = prl.audit(model, (x, LABELS))
+        assert np.isinf(table["score"][:15]).all() and (table["rank"][:15] <= 15).all()
+        assert table["loss"][:15].isna().all()
+
+    def test_counts_as_wrong(self, model):
+        x = X.copy()
+        x[:15] = np.nan
+        estimate = prl.estimate_epsilon(model, (x, LABELS))
+        good = prl.estimate_epsilon(model, (X[15:], LABELS[15:]))
+        assert estimate == pytest.approx([0.25 + 0.75 * share for share in good])
+
+    def test_counts_as_wrong_among_the_trusted(self, model):
+        x = X.copy()
+        x[:15] = np.nan
+        assert prl.estimate_epsilon(model, (x, LABELS), (np.arange(N), LABELS)).estimate == 0.25
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        (np.where(np.arange(N) == 41, 3, LABELS), r"at most 2 for 3 outputs; y\[41\] is 3"),
+        (np.where(np.arange(N) == 41, -1, LABELS), r"y\[41\] is -1"),
+        (LABELS + 0.5, "must be integers; y has dtype float64"),
+        (LABELS.astype(str), "Write np.unique"),
+    ],
+)
+@pytest.mark.parametrize("look", [prl.audit, prl.estimate_epsilon])
+def test_labels_of_no_class_are_refused_with_their_place(look, y, message):
+    with pytest.raises(ValueError, match=message):
+        look(compiled(), (X, y), batch_size=16)
+
+
+@pytest.mark.parametrize("look", [prl.audit, prl.estimate_epsilon, prl.score_examples])
+def test_data_without_an_end_are_refused(look):
+    class Endless(keras.utils.PyDataset):
+        num_batches = None
+
+    repeated = tf.data.Dataset.from_tensor_slices((X, LABELS)).batch(8).repeat()
+    for data in (repeated, Endless()):
+        with pytest.raises(ValueError, match="no end"):
+            look(compiled(), data)
+        with pytest.raises(ValueError, match="no end"):
+            prl.SelectionRecord(data)
+
+
+def test_a_list_is_that_of_the_inputs():
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    both = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Concatenate()(inputs)))
+    model = prl.RobustModel(both, rule=prl.Trim(0.3))
+    model.compile("sgd", LOGITS)
+    record = prl.SelectionRecord(([X, 2 * X], LABELS))
+    model.fit([X, 2 * X], LABELS, verbose=0, callbacks=[record])
+    assert record.seen.all()
+    table = prl.audit(model, ([X, 2 * X], LABELS), record)
+    expected = keras.ops.softmax(both([X, 2 * X])).numpy()
+    np.testing.assert_allclose(table.filter(like="probability_"), expected, rtol=1e-4)
+    assert prl.score_examples(model, ([X, 2 * X], LABELS)).shape == (N,)
+
+
+def test_arguments_that_are_none():
+    with pytest.raises(ValueError, match="epsilon="):
+        prl.audit(compiled(), (X, LABELS), epsilon=prl.linear_ramp(0.3, 10))
+    with pytest.raises(ValueError, match=r"confidence='0\.9'"):
+        prl.estimate_epsilon(compiled(), (X, LABELS), confidence="0.9")
+
+
+def test_networks_that_err_alike_are_not_trusted_to_know_it():
+    """Two linear networks on a circle: they agree, and are wrong and unsure alike; all labels are right."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 2)).astype("float32")
+    y = (np.sum(x**2, axis=1) > 1.39).astype(int)
+    networks = [
+        keras.Sequential(
+            [keras.Input((2,)), keras.layers.Dense(2, kernel_initializer=keras.initializers.GlorotUniform(i))]
+        )
+        for i in range(2)
+    ]
+    pair = prl.CoTeachingModel(*networks, rule=prl.Trim(0.1))
+    pair.compile(keras.optimizers.Adam(0.01), LOGITS)
+    pair.fit(x, y, epochs=8, verbose=0)
+    estimate = prl.estimate_epsilon(pair, (x, y))
+    assert estimate.estimate > 0.2 and estimate.low == 0

@@ -1,0 +1,200 @@
+"""epsilon="auto": rises over the warm-up, falls to what training finds wrong, and is saved with the model."""
+
+import keras
+import numpy as np
+import pytest
+
+import prl_keras as prl
+from prl_keras.experiments.data.load import load
+from prl_keras.keras_gaps.fresh_start import start_as
+
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def network(seed=0):
+    random = keras.initializers.GlorotUniform(seed)
+    hidden = keras.layers.Dense(64, "relu", kernel_initializer=random)
+    return keras.Sequential([keras.Input((64,)), hidden, keras.layers.Dense(10, kernel_initializer=random)])
+
+
+def digits(kind, epsilon):
+    data = load("digits")
+    noisy, _ = prl.corrupt(kind, data.train_y, epsilon, np.random.default_rng(0))
+    return data.train_x.reshape(len(noisy), -1), noisy
+
+
+def build(method="co_prl_l", warmup_steps=180, **options):
+    seeds = iter(range(2))
+    if "min_keep_per_class" in prl.METHODS[method].options:
+        options["min_keep_per_class"] = 1
+    return prl.build(
+        method, lambda: network(next(seeds)), epsilon="auto", ramp_steps=warmup_steps, loss=LOGITS,
+        **{"optimizer": keras.optimizers.Adam(0.003), **options},
+    )  # fmt: skip
+
+
+def told(model):
+    return keras.ops.convert_to_numpy(model.rule.epsilon(model.optimizer.iterations)).item()
+
+
+def test_it_is_a_ramp_below_what_was_found_last():
+    epsilon = prl.EstimatedEpsilon(10, most=0.4)
+    np.testing.assert_allclose([epsilon(step) for step in (0, 5, 10, 99)], [0, 0.2, 0.4, 0.4], rtol=1e-6)
+    for high, expected in ((0.3, 0.3), (0.9, 0.4), (0.1, 0.1), (0.0, 0.0)):
+        epsilon.update(high)
+        assert float(epsilon(99)) == pytest.approx(expected)
+        assert float(epsilon(1)) == pytest.approx(min(0.04, expected))
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """A pair whose step is traced; `start_as` gives it a fresh start."""
+    model = build()
+    model.fit(*digits("symmetric", 0.2), batch_size=128, epochs=1, verbose=0)
+    return model
+
+
+def trained(model, kind, epsilon, epochs=30):
+    """-> the traced model, trained from a fresh start on noisy digits; its kept fractions."""
+    keras.utils.set_random_seed(0)
+    start_as(model, build())
+    return model, model.fit(*digits(kind, epsilon), batch_size=128, epochs=epochs, verbose=0).history[
+        "kept_fraction"
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind, epsilon",
+    [
+        ("symmetric", 0.0),
+        pytest.param("symmetric", 0.2, marks=pytest.mark.long),
+        ("symmetric", 0.4),
+        pytest.param("pairflip", 0.2, marks=pytest.mark.long),
+    ],
+)
+def test_of_digits_it_ends_a_little_above_the_truth(kind, epsilon, traced):
+    model, kept = trained(traced, kind, epsilon)
+    assert epsilon - 0.005 <= told(model) <= epsilon + 0.11
+    assert 1 - kept[-1] == pytest.approx(told(model), abs=0.02)
+    x, _ = digits(kind, epsilon)
+    assert np.mean(model.predict(x, verbose=0).argmax(axis=1) == load("digits").train_y) > 0.93
+
+
+BLOBS = np.random.default_rng(0).integers(0, 10, 300)  # labels of points around ten centers
+POINTS = np.random.default_rng(1).normal(size=(10, 64))[BLOBS]
+POINTS = (POINTS + 0.3 * np.random.default_rng(2).normal(size=POINTS.shape)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def in_graph():
+    return of_blobs()
+
+
+def of_blobs(**options):
+    """The epsilon that is found on the blobs, of which a fifth of the labels is wrong."""
+    noisy, _ = prl.corrupt("symmetric", BLOBS, 0.2, np.random.default_rng(0))
+    keras.utils.set_random_seed(0)
+    model = build(warmup_steps=6, optimizer=keras.optimizers.Adam(0.01), **options)
+    model.fit(POINTS, noisy, batch_size=100, epochs=8, shuffle=False, verbose=0)
+    return told(model)
+
+
+@pytest.mark.parametrize(
+    "options", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}]
+)
+def test_in_any_kind_of_step(options, in_graph):
+    assert of_blobs(**options) == pytest.approx(in_graph, abs=0.01) and 0.1 < in_graph < 0.45
+
+
+def test_one_network_falls_too():
+    keras.utils.set_random_seed(0)
+    x, noisy = digits("symmetric", 0.2)
+    model = build("prl_l")
+    model.fit(x, noisy, batch_size=128, epochs=30, verbose=0)
+    assert 0.2 <= told(model) < 0.36
+
+
+def test_it_is_saved_with_the_model(tmp_path, traced):
+    model, _ = trained(traced, "symmetric", 0.2)
+    assert 0 < told(model) < 0.5
+    model.save(tmp_path / "model.keras")
+    assert told(keras.saving.load_model(tmp_path / "model.keras")) == told(model)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = build(warmup_steps=10, run_eagerly=True)
+    x, noisy = digits("symmetric", 0.2)
+    other.fit(x[:128], noisy[:128], batch_size=128, verbose=0)
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert told(other) == told(model)
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
+    x, noisy = digits("symmetric", 0.2)
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 9:
+                raise InterruptedError
+
+    def fit(model, *callbacks):
+        model.fit(x, noisy, batch_size=256, epochs=12, shuffle=False, verbose=0, callbacks=list(callbacks))
+        return model
+
+    undisturbed = fit(build(warmup_steps=24))
+    epsilon, weights = told(undisturbed), undisturbed.get_weights()
+    start_as(undisturbed, build(warmup_steps=24))  # which saves a trace
+    with pytest.raises(InterruptedError):
+        fit(undisturbed, keras.callbacks.BackupAndRestore(tmp_path), Stop())
+    resumed = fit(build(warmup_steps=24), keras.callbacks.BackupAndRestore(tmp_path))
+    assert told(resumed) == epsilon < 0.5
+    for got, want in zip(resumed.get_weights(), weights):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_two_models_of_one_rule_have_their_own():
+    rule = prl.Trim(prl.EstimatedEpsilon(1, most=0.3), min_keep_per_class=1)
+    models = [prl.RobustModel(network(), rule=rule) for _ in range(2)]
+    models[0].rule.epsilon.update(0.1)
+    assert [float(m.rule.epsilon(9)) for m in models] == pytest.approx([0.1, 0.3])
+    assert models[0].rule.min_keep_per_class == 1
+
+
+def test_its_one_number_is_a_weight_that_does_not_train():
+    model = build("prl_l")
+    assert len(model.non_trainable_weights) == 1 and len(model.trainable_weights) == 4
+
+
+@pytest.mark.parametrize("kind", ["own_loss", "several_outputs"])
+def test_where_nothing_is_estimated_it_is_refused(kind):
+    x, y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")
+
+    def make_network():
+        inputs = keras.Input((4,))
+        outputs = [keras.layers.Dense(2, name=name)(inputs) for name in "ab"]
+        return keras.Model(inputs, outputs if kind == "several_outputs" else outputs[0])
+
+    loss = ["mse", "mse"] if kind == "several_outputs" else lambda y, p: keras.ops.sum((y - p) ** 2, axis=-1)
+    rule = prl.Trim(prl.EstimatedEpsilon(3))
+    model = prl.RobustModel(make_network(), rule=rule)
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="epsilon='auto' needs a model of one output"):
+        model.fit(x, [y, y] if kind == "several_outputs" else y, verbose=0)
+
+
+def test_faults():
+    with pytest.raises(ValueError, match="needs a warm-up"):
+        build(warmup_steps=0)
+    with pytest.raises(ValueError, match="epsilon='Auto' must be"):
+        prl.build("prl_l", network, epsilon="Auto", loss=LOGITS, optimizer="adam")
+    for steps in (0, 1.5, True):
+        with pytest.raises(ValueError, match="warmup_steps"):
+            prl.EstimatedEpsilon(steps)
+    for most in (1, -0.1, float("nan"), "0.5", 0):
+        with pytest.raises(ValueError, match="most"):
+            prl.EstimatedEpsilon(5, most)
+
+
+@pytest.mark.parametrize("method", [name for name in prl.METHODS if name != "huber"])
+def test_every_method_takes_it(method):
+    model = build(method, warmup_steps=2, run_eagerly=True)
+    x, noisy = digits("symmetric", 0.2)
+    model.fit(x[:128], noisy[:128], batch_size=128, epochs=2, verbose=0)

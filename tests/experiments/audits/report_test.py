@@ -1,0 +1,214 @@
+"""The report of a run: what is in it, that it stands alone, and that a browser shows it."""
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from prl_keras.experiments.audits.report import audit_run
+from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.run import run
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DIGITS = RunConfig("digits", "co_prl_l", "pairflip", 0.3, assumed_epsilon=0.4, epochs=8, ramp_epochs=2)
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the text, the tags and where pictures come from; refuses tags that are not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.open, self.tags, self.sources = "", [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("digits")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(DIGITS, directory, verbose=0)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def page(digits):
+    return Page(audit_run(digits).read_text())
+
+
+class TestOfClasses:
+    def test_stands_alone_and_says_what_it_should(self, page):
+        assert page.tags.count("img") == 52  # the scores, the classes, 50 examples
+        assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+        assert "script" not in page.tags and "link" not in page.tags
+        for words in ("Which labels of digits are wrong?", "90% interval", "Co-PRL(L)", "told to drop 40%"):
+            assert words in page.text
+        assert page.text.count("dropped ") == 50 and page.text.count("given ") >= 50
+
+    def test_the_table_has_all_examples_and_agrees(self, digits, page):
+        table = pd.read_csv(digits / "audit.csv", index_col="example")
+        assert len(table) == 1437 and table["times_seen"].max() == 8
+        flagged = int(re.search(r"([\d,]+) labels are flagged", page.text)[1].replace(",", ""))
+        assert table["is_flagged"].sum() == flagged
+        first = table.sort_values("rank").index[0]
+        assert page.text.index(f"#{first}") == page.text.index("#")
+        recorded = np.load(digits / "selection.npz")["probabilities"][-3:].astype("float32")
+        np.testing.assert_allclose(table["score"], 1 - recorded.mean(axis=0), rtol=1e-4, atol=1e-6)
+
+    def test_the_truth_is_reported_apart_and_true(self, page):
+        text = page.text
+        wrong, right, found = map(float, re.findall(r"([\d.]+)%", text[text.index("on purpose") :]))
+        assert wrong == pytest.approx(30, abs=0.1) and right > 60 and found > 60
+
+    def test_without_what_training_recorded(self, digits, tmp_path):
+        copy = tmp_path / "run"
+        shutil.copytree(digits, copy)
+        (copy / "selection.npz").unlink()
+        page = Page(audit_run(copy, tmp_path / "else.html").read_text())
+        assert "dropped" not in page.text and page.tags.count("img") == 52
+        assert (tmp_path / "else.csv").exists() and not (tmp_path / "else.html.csv").exists()
+
+    @pytest.mark.skipif(not BROWSER, reason="needs Chromium or Chrome on the PATH")
+    def test_a_browser_shows_it(self, digits, page, tmp_path):
+        path = digits / "audit.html"
+        headless = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+        check = tmp_path / "check.html"
+        script = """<script>onload = () => {
+            const broken = [...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).length
+            const wide = document.documentElement.scrollWidth > innerWidth
+            document.title = JSON.stringify({pictures: document.images.length, broken, wide})
+        }</script>"""
+        check.write_text(path.read_text().replace("</head>", script + "</head>"))
+        done = subprocess.run(
+            [*headless, "--window-size=1000,800", "--dump-dom", check.as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        found = json.loads(re.search("<title>(.*)</title>", done.stdout)[1])
+        assert found == {"pictures": 52, "broken": 0, "wide": False}
+        picture = tmp_path / "page.png"
+        subprocess.run([*headless, f"--screenshot={picture}", path.as_uri()], timeout=120, check=True)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_targets(tmp_path):
+    config = RunConfig("teacher", "prl_l", "uninoise", 0.2, epochs=6, batch_size=100)
+    run(config, tmp_path, verbose=0)
+    page = Page(audit_run(tmp_path).read_text())
+    assert "Which targets of teacher are wrong?" in page.text and page.tags.count("img") == 1
+    assert page.tags.count("tr") == 51 and "given_0" in page.text
+
+
+def test_of_a_method_that_drops_nothing_and_clean_labels(tmp_path):
+    run(RunConfig("digits", "standard", "none", 0, epochs=2), tmp_path, verbose=0)
+    page = Page(audit_run(tmp_path).read_text())
+    assert not (tmp_path / "selection.npz").exists() and "on purpose" not in page.text
+    assert "ranked by Standard, trained for 2 epochs." in page.text
+
+
+def test_of_bootstrap(tmp_path):
+    run(RunConfig("digits", "bootstrap", "symmetric", 0.2, epochs=2, train_size=200), tmp_path, verbose=0)
+    page = Page(audit_run(tmp_path).read_text())
+    assert "Which labels of digits are wrong?" in page.text and page.tags.count("img") == 52
+
+
+class TestFaults:
+    def test_a_folder_without_a_finished_run(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no config.json and no model.keras"):
+            audit_run(tmp_path)
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            audit_run(tmp_path / "nowhere")
+
+    def test_other_data_than_the_runs(self, digits, tmp_path):
+        copy = tmp_path / "run"
+        shutil.copytree(digits, copy)
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config, "source": "digits of someone else"}))
+        with pytest.raises(ValueError, match="digits of someone else"):
+            audit_run(copy)
+
+    def test_a_config_of_another_version_is_named(self, digits, tmp_path):
+        copy = tmp_path / "run"
+        shutil.copytree(digits, copy)
+        config = json.loads((copy / "config.json").read_text())
+        del config["assumed_epsilon"]
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="has no assumed_epsilon: it is damaged, or of another version"):
+            audit_run(copy)
+
+    def test_an_output_that_is_no_page(self, digits, tmp_path):
+        for output in (tmp_path / "table.csv", tmp_path):
+            with pytest.raises(ValueError, match="must be a file of HTML"):
+                audit_run(digits, output)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_record_that_is_cut(self, digits, tmp_path):
+        copy = tmp_path / "run"
+        shutil.copytree(digits, copy)
+        (copy / "audit.html").unlink(missing_ok=True)
+        record = copy / "selection.npz"
+        record.write_bytes(record.read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r"selection\.npz is damaged"):
+            audit_run(copy)
+        assert not (copy / "audit.html").exists()
+
+    @pytest.mark.parametrize("place", [100, 0.5, None])
+    def test_a_model_that_is_damaged(self, digits, tmp_path, place):
+        copy = tmp_path / "run"
+        shutil.copytree(digits, copy)
+        content = bytearray((copy / "model.keras").read_bytes())
+        if place is None:
+            content = content[:1000]
+        else:
+            middle = place if place == 100 else int(place * len(content))
+            content[middle : middle + 64] = bytes(64)
+        (copy / "model.keras").write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.keras is damaged: .*Train again"):
+            audit_run(copy)
+
+    def test_the_program_says_it_in_a_line(self, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-m", "binaries.audit", f"--run_dir={tmp_path}"],
+            capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )  # fmt: skip
+        assert done.returncode == 1 and "is no finished run" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_a_killed_run_has_the_record_of_an_undisturbed_one(digits, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 4:
+                raise KeyboardInterrupt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(KeyboardInterrupt):
+            run(DIGITS, tmp_path, verbose=0, callbacks=[Stop()])
+        run(DIGITS, tmp_path, resume=True, verbose=0)
+    one, other = (np.load(folder / "selection.npz") for folder in (digits, tmp_path))
+    for name in one.files:
+        np.testing.assert_array_equal(one[name], other[name])

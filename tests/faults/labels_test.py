@@ -1,0 +1,118 @@
+"""Labels that are no classes, in any kind of data: refused before they reach a step."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from small_classifier import BAD, DATA, SOURCES, Batches, X, Y, compiled
+
+import prl_keras as prl
+
+
+class TestLabels:
+    @pytest.mark.fault(8)
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_out_of_range_in_any_kind_of_data_never_reach_a_step(self, source, jit_compile):
+        model, steps = compiled(jit_compile=jit_compile), []
+        count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
+        with pytest.raises(ValueError, match="at most 2 for 3 outputs; there is a 7"):
+            model.fit(SOURCES[source](X, BAD), callbacks=[count], shuffle=False, verbose=0)
+        assert len(steps) <= 1  # the batch before
+        assert all(np.isfinite(w).all() for w in model.get_weights())
+
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_negative_ones_too_but_not_the_ignored(self, source):
+        negative = np.where(BAD == 7, -1, BAD)
+        with pytest.raises(ValueError, match="there is a -1"):
+            compiled().fit(SOURCES[source](X, negative), verbose=0)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+        compiled(loss=loss).fit(SOURCES[source](X, negative), verbose=0)
+
+    @pytest.mark.fault(8)
+    @pytest.mark.parametrize("kind", ["float32", str])
+    def test_of_a_dataset_must_be_integers(self, kind):
+        with pytest.raises(ValueError, match="Class labels must be integers"):
+            compiled().fit(DATA((X, Y.astype(kind))).batch(4), verbose=0)
+
+    @pytest.mark.fault(8)
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_of_a_single_batch(self, jit_compile):
+        model = compiled(jit_compile=jit_compile)
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=r"y\[5\] is 7"):
+            model.train_on_batch(X, BAD)
+        for a, b in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(a, b)
+
+    @pytest.mark.fault(8)
+    def test_of_validation_data(self):
+        model = compiled()
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=r"validation_data: .*y\[5\] is 7"):
+            model.fit(X, Y, validation_data=(X, BAD), verbose=0)
+        for a, b in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(a, b)
+
+    @pytest.mark.fault(8)
+    @pytest.mark.parametrize(
+        ("loss", "outputs", "good"),
+        [
+            (keras.losses.BinaryCrossentropy(from_logits=True), 1, (Y > 0)[:, None]),
+            (keras.losses.CategoricalCrossentropy(from_logits=True), 3, np.eye(3)[Y]),
+            (prl.Bootstrap(from_logits=True), 3, np.eye(3)[Y]),
+        ],
+    )
+    @pytest.mark.parametrize("value", [2, -1])
+    def test_that_are_shares_of_classes_lie_between_0_and_1(self, loss, outputs, good, value):
+        good = good.astype("float32")
+        bad = np.where(np.arange(12)[:, None] == 5, value, good).astype("float32")
+        model = compiled(keras.Sequential([keras.Input((4,)), layers.Dense(outputs)]), loss)
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; y\[5, 0\] is {value}"):
+            model.fit(X, bad, verbose=0)
+        for a, b in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(a, b)
+        for source in SOURCES.values():
+            with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; there is a {value}"):
+                model.fit(source(X, bad), verbose=0)
+            model.fit(source(X, np.where(bad == value, 0.5, good).astype("float32")), verbose=0)
+
+    @pytest.mark.fault(8)
+    def test_of_bootstrap_are_numbers_of_classes_too(self):
+        model = compiled(loss=prl.Bootstrap(from_logits=True), rule=prl.Trim(0.3, min_keep_per_class=1))
+        with pytest.raises(ValueError, match=r"at most 2 for 3 outputs; y\[5\] is 7"):
+            model.fit(X, BAD, verbose=0)
+        assert "kept_fraction_min_class" in model.fit(X, Y, verbose=0).history
+
+    def test_as_a_list_of_numbers_are_refused(self):
+        for y in (list(Y), Y.tolist()):
+            with pytest.raises(ValueError, match=r"y is a list; write np.asarray\(y\)"):
+                compiled().fit(X, y, verbose=0)
+
+    def test_of_validation_data_in_a_list(self):
+        with pytest.raises(ValueError, match=r"validation_data: .*y\[5\] is 7"):
+            compiled().fit(X, Y, validation_data=[X, BAD], verbose=0)
+
+    @pytest.mark.fault(9)
+    @pytest.mark.parametrize("source", ["py_dataset", "generator"])
+    def test_of_another_number_than_the_inputs_are_refused(self, source):
+        def cut(batches, parts):
+            return ((x, y[:parts]) for x, y in batches)
+
+        batches = [Batches(X, X[:, :3])[i] for i in range(3)]
+        model = compiled(loss="mse")
+        data = cut(batches, 1) if source == "generator" else Batches(X, X[:, :3][:5])
+        with pytest.raises(ValueError, match="as many of each; there are of x 4, y 1"):
+            model.fit(data, shuffle=False, verbose=0)
+
+    def test_good_ones_train_as_ever_from_any_kind_of_data(self):
+        weights = []
+        for source in (None, *SOURCES):
+            model = compiled()
+            arguments = (X, Y, 4) if source is None else (SOURCES[source](X, Y),)
+            model.fit(*arguments, shuffle=False, verbose=0)
+            weights.append(model.get_weights())
+        for other in weights[1:]:
+            for a, b in zip(weights[0], other):
+                np.testing.assert_allclose(a, b, rtol=1e-6)

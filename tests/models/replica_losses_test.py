@@ -1,0 +1,135 @@
+"""Losses of every kind, and moving statistics, on two logical CPUs: as on one, and the same on both."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.promises.replicas_test import SETUP, run
+
+REGULARIZED = """
+def make(method, loss, recompute=False, **options):
+    def regularized(seed):
+        # Keras cannot add a regularizer to losses of no reduction.
+        regularizer = keras.regularizers.L2(0.1) if loss.reduction else None
+        dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(seed),
+                                   kernel_regularizer=regularizer)
+        return keras.Sequential([keras.Input((5,)), dense])
+    seeds = iter(range(2))
+    return prl.build(method, lambda: regularized(next(seeds)), epsilon=0.4, loss=loss, recompute=recompute,
+                     optimizer=keras.optimizers.SGD(0.1), **options)
+
+for method in sys.argv[2:]:
+    for reduction in ["sum_over_batch_size", "sum"] + [None] * (method == "prl_l"):
+        for recompute in {False, method == "prl_l" and reduction == "sum_over_batch_size"}:
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
+            build = lambda: make(method, loss, recompute)
+            one, logs_one = train(build, tf.distribute.get_strategy())
+            several, logs = train(build, mirrored)
+            for a, b in zip(one, several, strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=f"{reduction} {recompute}")
+            names = ["loss", "loss_all", "kept_fraction", "score_threshold", "nonfinite"]
+            for name in set(names if reduction else names[2:]) & set(logs_one):
+                what = f"{method} {reduction} {recompute} {name}"
+                np.testing.assert_allclose(logs_one[name], logs[name], rtol=1e-4, err_msg=what)
+            if reduction == "sum_over_batch_size":
+                np.testing.assert_allclose(logs_one["val_loss"], logs["val_loss"], rtol=1e-4, err_msg=method)
+print("equal")
+"""
+MASKED = """
+steps = rng.integers(1, 7, 21)
+x = np.where(np.arange(7) < steps[:, None], rng.integers(1, 9, (21, 7)), 0)  # 0 is padding
+y = rng.integers(0, 3, (21, 7))
+
+def make(method):
+    seeds = iter(range(2))
+    def masked():
+        seed = next(seeds)
+        normal = keras.initializers.RandomNormal(seed=seed)
+        embedding = keras.layers.Embedding(9, 4, mask_zero=True, embeddings_initializer=normal)
+        dense = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(seed))
+        return keras.Sequential([keras.Input((7,)), embedding, dense])
+    return prl.build(method, masked, epsilon=0.4, loss=cross_entropy, optimizer=keras.optimizers.SGD(0.5))
+
+for method in ("standard", "prl_l", "co_prl_l"):
+    one, _ = train(lambda: make(method), tf.distribute.get_strategy(), y=y)
+    several, _ = train(lambda: make(method), mirrored, y=y)
+    for a, b in zip(one, several, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=method)
+print("equal")
+"""
+STATISTICS = """
+with mirrored.scope():
+    normalization = keras.layers.BatchNormalization(momentum=0.5)
+    network = keras.Sequential([keras.Input((5,)), normalization, keras.layers.Dense(3)])
+    model = prl.RobustModel(network, rule=prl.Trim(0.4))
+    model.compile(optimizer(), cross_entropy, metrics=["accuracy"])
+batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+logs = model.fit(batches, epochs=2, validation_data=batches, verbose=0).history
+for variable in network.layers[0].non_trainable_variables:
+    values = [value.numpy() for value in mirrored.experimental_local_results(variable.value)]
+    np.testing.assert_array_equal(*values)
+alone = keras.models.clone_model(network)
+alone.set_weights(network.get_weights())
+alone.compile(loss=cross_entropy)
+shipped = alone.evaluate(x, y, verbose=0)
+np.testing.assert_allclose(logs["val_loss"][-1], shipped, rtol=1e-4)  # what was seen is what is saved
+
+before = [w.copy() for w in network.get_weights()]
+one = tf.data.Dataset.from_tensor_slices((x[:1], y[:1])).batch(2)  # nothing for the second replica
+moved = network.layers[0].moving_mean
+model.fit(one, verbose=0)
+first_moved = 0.5 * before[2] + 0.5 * x[0]  # of the first; the second stays; their mean
+np.testing.assert_allclose(np.asarray(moved), (first_moved + before[2]) / 2, atol=1e-5)
+print("equal")
+"""
+REFUSED = """
+def error_of(fit):
+    try:
+        fit()
+    except ValueError as error:
+        return str(error)
+
+with mirrored.scope():
+    model = prl.RobustModel(network(0))
+    model.compile("sgd", keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"))
+assert "sum_over_batch_size" in error_of(lambda: model.fit(x, np.zeros((21, 3)), verbose=0))
+with mirrored.scope():
+    assert "several replicas" in error_of(lambda: model.compile("sgd", "mse", jit_compile=True))
+    clipped = keras.optimizers.SGD(1.0, clipnorm=1.0)
+from prl_keras.keras_gaps import replicas as distributed_fit
+class Both:
+    clipnorm = global_clipnorm = clipvalue = None
+    optimizers = [clipped]
+assert distributed_fit._looks_at_size(Both)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [["prl_l"], pytest.param(["prl_g", "co_prl_l", "standard", "decouple"], marks=pytest.mark.long)],
+)
+def test_regularizers_count_once_and_sums_are_sums(methods):
+    run(SETUP + REGULARIZED, "2", *methods)
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("more", ["", pytest.param(MASKED, marks=pytest.mark.long)], ids=["", "masks"])
+def test_moving_statistics_on_two_devices_and_what_is_refused_there(more):
+    run(SETUP + REFUSED + STATISTICS + more, "2")
+
+
+def test_microbatches_of_a_share_without_an_example():
+    program = """
+import keras, numpy as np, tensorflow as tf
+import prl_keras as prl
+class Own(keras.layers.Dense):
+    pass
+network = keras.Sequential([keras.Input((4,)), Own(3)])
+norms = prl.scores.gradient_norm(tf.zeros([0, 4]), tf.zeros([0, 3]), network, "mse", microbatch_size=2)
+assert norms.shape == (0,), norms.shape
+print("equal")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

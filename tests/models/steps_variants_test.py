@@ -1,0 +1,375 @@
+"""Which steps count, in every kind of step: embeddings, recurrent layers, pairs, two outputs, XLA.
+
+The truth is a plain Keras model, trained with the weights that NumPy makes of the networks' predictions.
+"""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import steps_oracle
+import tensorflow as tf
+from dial import Dial
+from keras import layers, losses
+
+import prl_keras as prl
+
+N, STEPS, TOKENS, CLASSES = 8, 4, 6, 3
+SPARSE = losses.SparseCategoricalCrossentropy(from_logits=True)
+EAGER, XLA = {"run_eagerly": True}, {"jit_compile": True}
+RECOMPUTE = {"recompute": True, **EAGER}
+FIT = {"batch_size": 5, "shuffle": False, "verbose": 0}
+LOSS_WEIGHTS = {"tags": 2.0, "class": 0.5}
+
+# name: (network, method, unit, options)
+VARIANTS = {
+    "embedding": ("embedding", "prl_l", "example", EAGER),
+    "embedding_by_loss": ("embedding", "spl", "example", EAGER),
+    "embedding_element": ("embedding", "prl_l", "element", EAGER),
+    "embedding_element_by_loss": ("embedding", "spl", "element", EAGER),
+    "embedding_gradient": ("embedding", "prl_g", "example", EAGER),
+    "unrolled": ("unrolled", "prl_l", "example", EAGER),
+    "unrolled_element": ("unrolled", "prl_l", "element", EAGER),
+    "unrolled_gradient": ("unrolled", "prl_g", "example", {"jit_compile": False}),
+    "looping": ("looping", "prl_l", "example", EAGER),
+    "looping_element": ("looping", "prl_l", "element", EAGER),
+    "looping_gradient": ("looping", "prl_g", "example", {"jit_compile": False}),
+    "pair": ("embedding", "co_prl_l", "example", EAGER),
+    "pair_element": ("unrolled", "co_prl_l", "element", EAGER),
+    "recompute": ("embedding", "prl_l", "example", RECOMPUTE),
+    "recompute_looping": ("looping", "spl", "example", RECOMPUTE),
+    "recompute_pair": ("embedding", "co_prl_l", "example", RECOMPUTE),
+    "recompute_gradient": ("embedding", "prl_g", "example", RECOMPUTE),
+    "xla": ("embedding", "prl_l", "example", XLA),
+    "xla_element": ("embedding", "prl_l", "element", XLA),
+    "xla_recompute": ("embedding", "prl_l", "example", {"recompute": True, **XLA}),
+    "two_outputs": ("two_outputs", "prl_l", "example", EAGER),
+    "two_outputs_by_loss": ("two_outputs", "spl", "example", EAGER),
+    "two_outputs_gradient": ("two_outputs", "prl_g", "example", EAGER),
+    "two_outputs_recompute": ("two_outputs", "prl_l", "example", RECOMPUTE),
+    "two_outputs_pair": ("two_outputs", "co_prl_l", "example", EAGER),
+    "two_outputs_xla": ("two_outputs", "prl_l", "example", XLA),
+}
+# What each of them combines is in the other variants, too.
+LONG = ("embedding_element_by_loss", "unrolled", "unrolled_gradient", "recompute_looping", "xla")
+LONG += ("two_outputs_by_loss", "two_outputs_recompute")
+
+
+def each(*cases):
+    """The cases, each beginning with its variant, for `parametrize`."""
+    return [pytest.param(*case, marks=[pytest.mark.long] * (case[0] in LONG)) for case in cases]
+
+
+each_variant = pytest.mark.parametrize("name", each(*[(name,) for name in VARIANTS]))
+# A graph takes seconds to trace, so those that need one have one kind of batch.
+IN_GRAPHS = [name for name, (*_, options) in VARIANTS.items() if not options.get("run_eagerly")]
+each_variant_and_case = pytest.mark.parametrize(
+    "name, case",
+    each(*[(n, c) for n in VARIANTS for c in ("masked", "both") if c == "both" or n not in IN_GRAPHS]),
+)
+each_selection = pytest.mark.parametrize(
+    "name", each(*[(name,) for name, (*_, options) in VARIANTS.items() if options is EAGER])
+)
+
+
+def make_network(kind, seed=0):
+    """A network of tokens, of which 0 is hidden; it gives logits for each step, `two_outputs` one more."""
+    inputs = keras.Input([STEPS], dtype="int32")
+    x = layers.Embedding(TOKENS, 4, mask_zero=True)(inputs)
+    if kind in ("unrolled", "looping"):
+        x = layers.LSTM(3, return_sequences=True, unroll=kind == "unrolled")(x)
+    else:
+        x = layers.Dense(4, "tanh")(x)
+    outputs = layers.Dense(CLASSES, name="tags")(x)
+    if kind == "two_outputs":
+        pooled = layers.GlobalAveragePooling1D()(x)
+        outputs = {"tags": outputs, "class": layers.Dense(CLASSES, name="class")(pooled)}
+    network = keras.Model(inputs, outputs)
+    network.set_weights(first_weights(kind, seed, tuple(tuple(w.shape) for w in network.weights)))
+    return network
+
+
+@functools.cache
+def first_weights(kind, seed, shapes):
+    rng = np.random.default_rng([seed, 5])
+    return [1.2 * rng.normal(size=shape).astype("float32") for shape in shapes]
+
+
+def make_batch(kind="embedding", case="both"):
+    """-> (x, y, sample_weight): sequences of every length; one hidden whole, one whose steps all weigh 0.
+
+    Of two outputs none is hidden whole: the mean of no step is not a number.
+    """
+    rng = np.random.default_rng(3)
+    x = rng.integers(1, TOKENS, (N, STEPS)).astype("int32")
+    for i, length in enumerate([4, 2, 3, 1, 4, 3, 4]):
+        x[i, length:] = 0
+    x[0, 1] = 0
+    y, s = rng.integers(CLASSES, size=(N, STEPS)), rng.uniform(0.2, 3, (N, STEPS)).astype("float32")
+    s[rng.random((N, STEPS)) < 0.25] = 0
+    s[4] = 0
+    if kind == "two_outputs":
+        y, s = (
+            {"tags": y, "class": rng.integers(CLASSES, size=N)},
+            {"tags": s, "class": np.ones(N, "float32")},
+        )
+        s["class"][4] = 0
+    else:
+        x[-1] = 0
+    return x, y, s if case == "both" else None
+
+
+def step_weights(s):
+    """The user's weights for the steps."""
+    s = s["tags"] if isinstance(s, dict) else s
+    return np.ones((N, STEPS)) if s is None else s
+
+
+def with_other_labels(batch):
+    """The batch with other labels wherever they do not count."""
+    x, y, s = batch
+    hidden = (x == 0) | (step_weights(s) == 0)
+    if not isinstance(y, dict):
+        return x, np.where(hidden, (y + 1) % CLASSES, y), s
+    classes = y["class"] if s is None else np.where(s["class"] == 0, (y["class"] + 1) % CLASSES, y["class"])
+    return x, {"tags": np.where(hidden, (y["tags"] + 1) % CLASSES, y["tags"]), "class": classes}, s
+
+
+def losses_of(kind):
+    """The arguments of `compile`."""
+    if kind == "two_outputs":
+        return {"loss": dict.fromkeys(LOSS_WEIGHTS, SPARSE), "loss_weights": LOSS_WEIGHTS}
+    return {"loss": SPARSE}
+
+
+def made(name, epsilon):
+    """-> (compiled model, its networks)."""
+    if name == "xla_recompute":  # which takes no schedule
+        return build(name, epsilon)
+    model = dialled(name)
+    model.rule.epsilon.epsilon.assign(epsilon)
+    return model, model.networks
+
+
+@functools.cache
+def dialled(name):
+    return build(name, Dial())[0]
+
+
+@functools.cache
+def build(name, epsilon):
+    kind, method, unit, options = VARIANTS[name]
+    seeds = iter(range(2))
+    model = prl.build(
+        method,
+        lambda: make_network(kind, next(seeds)),
+        epsilon=epsilon,
+        optimizer=keras.optimizers.SGD(1.0),
+        unit=unit,
+        **losses_of(kind),
+        **options,
+    )
+    return model, model.networks
+
+
+@functools.cache
+def plain(kind, seed):
+    """The same network as a Keras model that is no model of ours."""
+    network = make_network(kind, seed)
+    loss, weights = (
+        (SPARSE, None) if kind != "two_outputs" else (dict.fromkeys(LOSS_WEIGHTS, SPARSE), LOSS_WEIGHTS)
+    )
+    network.compile(keras.optimizers.SGD(1.0), loss, loss_weights=weights, run_eagerly=True)
+    return network
+
+
+def start(kind, networks):
+    for seed, network in enumerate(networks):
+        network.set_weights(first_weights(kind, seed, tuple(tuple(w.shape) for w in network.weights)))
+
+
+def after_step(kind, model, networks, batch):
+    """The weights after one step from the first ones: for each network a list of arrays."""
+    start(kind, networks)
+    model.train_on_batch(*batch)
+    return [network.get_weights() for network in networks]
+
+
+def plain_after_step(kind, batch, weights):
+    """The weights of plain networks after a step with the user's weights times the given `[n, steps]`."""
+    x, y, s = batch
+    after = []
+    for seed, w in enumerate(weights):
+        network = plain(kind, seed)
+        network.set_weights(first_weights(kind, seed, tuple(tuple(v.shape) for v in network.weights)))
+        sample_weight = w * step_weights(s)
+        if kind == "two_outputs":
+            of_class = w[:, 0] * (1 if s is None else s["class"])
+            sample_weight = {"tags": sample_weight, "class": of_class}
+        network.train_on_batch(x, y, sample_weight)
+        after.append(network.get_weights())
+    return after
+
+
+def assert_same(got, expected, atol=3e-5):
+    for own, others in zip(got, expected, strict=True):
+        for a, b in zip(own, others, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
+
+
+# What NumPy selects.
+
+
+def selection(method, networks, batch, unit, epsilon):
+    """The rule's weights `[n, steps]` for each network, from the networks' predictions alone."""
+    x, y, s = batch
+    counts = (x != 0) & (step_weights(s) != 0)
+    chosen = []
+    for network in networks:
+        predictions = network(x)
+        several = isinstance(predictions, dict)
+        tags = value_of(method, predictions["tags"] if several else predictions, y["tags"] if several else y)
+        if unit == "element":
+            chosen.append(trim(tags.ravel(), counts.ravel(), epsilon).reshape(N, STEPS))
+            continue
+        number = np.maximum(counts.sum(axis=1), 1)
+        power = 2 if method in ("prl_l", "co_prl_l") else 1  # root mean square of norms, or mean of losses
+        scores, is_ranked = ((tags**power * counts).sum(axis=1) / number) ** (1 / power), counts.any(axis=1)
+        if several:
+            classes = value_of(method, predictions["class"], y["class"])
+            parts = [LOSS_WEIGHTS["tags"] * scores, LOSS_WEIGHTS["class"] * classes]
+            scores = (parts[0] ** power + parts[1] ** power) ** (1 / power)
+            is_ranked = is_ranked | (np.ones(N, bool) if s is None else s["class"] != 0)
+        chosen.append(np.repeat(trim(scores, is_ranked, epsilon)[:, None], STEPS, axis=1))
+    return chosen[::-1]
+
+
+def value_of(method, logits, y):
+    """The loss of each step, or the norm of softmax minus the one-hot label."""
+    p = np.array(logits, "float64")
+    p = np.exp(p - p.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    one_hot = np.eye(CLASSES)[y]
+    if method == "spl":
+        return -np.log((p * one_hot).sum(axis=-1))
+    return np.linalg.norm(p - one_hot, axis=-1)
+
+
+def trim(scores, is_ranked, epsilon):
+    """Weights m / k for the k lowest of the m that are ranked."""
+    m, weights = is_ranked.sum(), np.zeros(len(scores))
+    k = max(1, int(np.floor((1 - epsilon) * m + 1e-6)))
+    lowest = np.argsort(np.where(is_ranked, scores.astype("float32"), np.inf), kind="stable")[:k]
+    weights[lowest] = m / k
+    return weights
+
+
+# The variants.
+
+
+@each_variant_and_case
+def test_a_step_is_kerass_with_the_weights_that_numpy_selects(name, case):
+    kind, method, unit, _ = VARIANTS[name]
+    if method == "prl_g" and kind == "two_outputs":
+        pytest.skip("the oracle has one output")
+    model, networks = made(name, 0.4)
+    batch = make_batch(kind, case)
+    start(kind, networks)
+    if method == "prl_g":
+        x, y, s = batch
+        options = {"loss": "sparse_softmax_cross_entropy", "epsilon": 0.4, "mask": x != 0}
+        weights = steps_oracle.step(method, networks, x, y, s, **options).weights
+        weights = [np.repeat(w[:, None], STEPS, axis=1) for w in weights]
+    else:
+        weights = selection(method, networks, batch, unit, 0.4)
+    assert all(0 < (w > 0).sum() < w.size for w in weights)
+    assert_same(after_step(kind, model, networks, batch), plain_after_step(kind, batch, weights))
+
+
+def train(model, name, x, y, s):
+    """An epoch; two steps where another size of the batch would mean another graph."""
+    if name in IN_GRAPHS:
+        for _ in range(2):
+            model.train_on_batch(x, y, s)
+    else:
+        model.fit(x, y, sample_weight=s, **FIT)
+
+
+@each_variant
+def test_with_epsilon_0_fit_is_that_of_keras(name):
+    kind = VARIANTS[name][0]
+    x, y, s = make_batch(kind)
+    model, networks = made(name, 0.0)
+    start(kind, networks)
+    train(model, name, x, y, s)
+    for seed, network in enumerate(networks):
+        other = plain(kind, seed)
+        other.set_weights(make_network(kind, seed).get_weights())
+        train(other, name, x, y, s)
+        assert_same([network.get_weights()], [other.get_weights()])
+
+
+@each_variant_and_case
+def test_labels_that_do_not_count_change_nothing(name, case):
+    kind = VARIANTS[name][0]
+    model, networks = made(name, 0.4)
+    batch = make_batch(kind, case)
+    other = with_other_labels(batch)
+    assert any((a != b).any() for a, b in zip(*map(keras.tree.flatten, (batch[1], other[1])), strict=True))
+    expected = after_step(kind, model, networks, batch)
+    assert_same(after_step(kind, model, networks, other), expected, atol=1e-6)
+
+
+@each_selection
+def test_how_large_step_weights_are_does_not_reach_the_selection(name):
+    kind = VARIANTS[name][0]
+    model, networks = made(name, 0.4)
+    x, y, s = make_batch(kind)
+    start(kind, networks)
+    larger = keras.tree.map_structure(lambda t: t * np.linspace(1, 9, N).reshape([N] + [1] * (t.ndim - 1)), s)
+    for a, b in zip(model.example_weights(x, y, s), model.example_weights(x, y, larger), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@each_selection
+def test_an_example_of_which_nothing_counts_weighs_nothing(name):
+    """Of `make_batch` the fifth, by its weights, and the last, by its mask."""
+    kind = VARIANTS[name][0]
+    model, networks = made(name, 0.4)
+    start(kind, networks)
+    batch = make_batch(kind)
+    for weights in model.example_weights(*batch):
+        rows = np.asarray(weights).reshape(N, -1)
+        assert rows.any() and not rows[4].any()
+        assert kind == "two_outputs" or not rows[-1].any()
+
+
+@pytest.mark.parametrize("unit", ["example", "element"])
+def test_the_mask_of_a_dataset_in_a_graph(unit):
+    """`fit` on a dataset of uneven batches, in a graph, is the step by step one."""
+    batch = make_batch()
+    weights = []
+    for options in (EAGER, {"jit_compile": False}):
+        model = prl.RobustModel(make_network("embedding"), rule=prl.Trim(0.4), unit=unit)
+        model.compile(keras.optimizers.SGD(0.5, momentum=0.9), SPARSE, **options)
+        model.fit(tf.data.Dataset.from_tensor_slices(batch).batch(5), epochs=2, verbose=0)
+        weights.append(model.get_weights())
+    assert_same([weights[0]], [weights[1]])
+
+
+@pytest.mark.parametrize("unit", ["example", "element"])
+@pytest.mark.parametrize("kind", ["embedding", "looping"])
+def test_half_precision_runs(kind, unit):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = prl.RobustModel(make_network(kind), rule=prl.Trim(0.4), unit=unit)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile(keras.optimizers.SGD(0.1), SPARSE, run_eagerly=True)
+    before = model.get_weights()
+    x, y, s = make_batch()
+    history = model.fit(x, y, sample_weight=s, **FIT).history
+    assert np.isfinite(history["loss"]).all() and history["nonfinite"] == [0]
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))

@@ -1,0 +1,173 @@
+"""BUILD: every Python file has its target, and each target's deps are the file's real imports."""
+
+import ast
+import functools
+import sys
+
+import pytest
+import starlark
+from project import ROOT
+
+FOLDERS = ("prl_keras", "binaries", "examples", "tests")
+# Import name -> the name under which the package is installed, where the two differ.
+DISTRIBUTIONS = {
+    "absl": "absl-py",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "keras_hub": "keras-hub",
+    "keras_tuner": "keras-tuner",
+    "grpc": "grpcio",
+    "starlark": "starlark-pyo3",
+}
+
+
+@functools.cache
+def python_files():
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+@functools.cache
+def targets():
+    """-> {name: (rule, attributes)}: what BUILD, run by a Starlark interpreter, tells Bazel."""
+    found = {}
+
+    def rule(kind):
+        def define(name, **attributes):
+            assert name not in found, f"two targets are called {name}"
+            found[name] = (kind, attributes)
+
+        return define
+
+    def loaded(path):
+        module = starlark.Module()
+        for kind in ("py_binary", "py_library", "py_test"):
+            module.add_callable(kind, rule(kind))
+        module.add_callable("requirement", "pip:{}".format)
+        return module.freeze()
+
+    module = starlark.Module()
+    module.add_callable("package", lambda **_: None)
+    module.add_callable("glob", list)
+    program = starlark.parse("BUILD", (ROOT / "BUILD").read_text())
+    starlark.eval(module, program, starlark.Globals.standard(), starlark.FileLoader(loaded))
+    return found
+
+
+def target_name(path):
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def module_file(parts):
+    """The file of the longest prefix of a dotted name that is a module of the project, or None."""
+    for end in range(len(parts), 0, -1):
+        base = ROOT.joinpath(*parts[:end])
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.exists():
+                return path
+    return None
+
+
+@functools.cache
+def real_imports(path):
+    """Labels of everything that a file imports, inside functions too, except the standard library."""
+    labels = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            local = module_file(parts) or module_file(["tests", "helpers", *parts])
+            if local is not None:
+                labels.add(":" + target_name(local))
+            elif parts[0] not in sys.stdlib_module_names:
+                labels.add("pip:" + DISTRIBUTIONS.get(parts[0], parts[0]))
+    return labels - {":" + target_name(path)}
+
+
+def test_every_file_has_its_target_and_every_target_its_file():
+    assert set(targets()) == {target_name(path) for path in python_files()}
+
+
+@pytest.mark.parametrize("path", python_files(), ids=target_name)
+def test_deps_are_the_real_imports(path):
+    rule, attributes = targets()[target_name(path)]
+    relative = path.relative_to(ROOT).as_posix()
+    assert attributes["srcs"][0] == relative
+    is_test = path.name.endswith("_test.py")
+    is_binary = path.parent.name in ("binaries", "examples") and "__main__" in path.read_text()
+    assert rule == ("py_test" if is_test else "py_binary" if is_binary else "py_library")
+    if is_test:  # a test file alone, run as a program, would test nothing and pass
+        assert attributes["main"] == "tests/helpers/run_pytest.py" and attributes["args"] == [relative]
+        assert attributes["srcs"][1:] == [attributes["main"]]
+    deps = attributes["deps"]
+    assert deps == sorted(set(deps)), "deps are sorted, each once"
+    assert set(deps) == real_imports(path)
+
+
+def test_every_third_party_dep_is_in_the_requirements():
+    files = [ROOT / f"requirements{kind}.txt" for kind in ("", "-peers", "-text")]
+    lines = [line for file in files for line in file.read_text().lower().splitlines()]
+    listed = {line.split(">")[0].split("<")[0].split("=")[0].strip() for line in lines if line[:1].isalpha()}
+    used = {
+        label.removeprefix("pip:")
+        for _, attributes in targets().values()
+        for label in attributes["deps"]
+        if label.startswith("pip:")
+    }
+    assert used <= listed, used - listed
+
+
+# Packages of the library, each above all that it may import.
+LIBRARY = [
+    {"tuning"},
+    {"__init__"},
+    {"auditing", "methods"},
+    {"models"},
+    {"epsilon"},
+    {"scores"},
+    {"inputs", "rules"},
+    {"keras_gaps", "losses"},
+    {"corruption"},
+    {"files", "validate", "version"},
+]
+EXPERIMENTS = [
+    {"programs", "hypermodel", "tuning"},
+    {"benchmark", "audits"},
+    {"paper"},
+    {"runs", "markdown"},
+    {"data"},
+]
+
+
+def package_and_height(name):
+    """The package of a file of prl_keras, and a number that is higher than that of all it may import."""
+    _, *parts = name.split("/")
+    tree, package = (EXPERIMENTS, parts[1]) if parts[0] == "experiments" else (LIBRARY, parts[0])
+    below = next(-i for i, packages in enumerate(tree) if package in packages)
+    return "/".join(parts[:2]) if tree is EXPERIMENTS else package, below + 100 * (tree is EXPERIMENTS)
+
+
+def test_arrows_point_one_way():
+    """binaries -> experiments -> tuning -> the library, and downwards in `EXPERIMENTS` and `LIBRARY`.
+
+    The library needs TensorFlow, Keras and NumPy alone. Only `audit` imports pandas, when it is called
+    (import_test). `tuning` is an extra, with keras-tuner, pandas and matplotlib.
+    """
+    extras = {"prl_keras/auditing/table": {"pip:pandas"}}
+    for path in python_files():
+        name = target_name(path)
+        if not name.startswith("prl_keras") or name.startswith("prl_keras/experiments/__init__"):
+            continue
+        package, height = package_and_height(name)
+        for label in real_imports(path):
+            if label.startswith("pip:"):
+                allowed = {"pip:tensorflow", "pip:keras", "pip:numpy"} | extras.get(name, set())
+                assert label in allowed or height > 0 or package == "tuning", (name, label)
+                continue
+            assert label.startswith(":prl_keras"), (name, label)
+            other, below = package_and_height(label[1:])
+            assert package == other or below < height, (name, label)

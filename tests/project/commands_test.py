@@ -1,0 +1,42 @@
+"""The commands of all documents: their flags are those of the programs."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from project import ROOT
+
+OF_OLDER_REVISIONS = ("--profile", "binaries.soak")  # the documents say of which
+PARSE = """
+import importlib, json, sys
+module = importlib.import_module(sys.argv[1])
+if sys.argv[1].startswith("binaries."):
+    from absl import flags
+    for arguments in json.loads(sys.argv[2]):
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS([sys.argv[1], *arguments])
+"""
+
+
+def commands():
+    """{module: lists of arguments} of all `python -m` commands in Markdown."""
+    found = {}
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]:
+        text = re.sub(r"\\\n\s*", "", path.read_text())
+        for command in re.findall(r"python -m ((?:binaries|examples)\.\w+[^`\n#;&|)]*)", text):
+            if not any(part in command for part in ("...", *OF_OLDER_REVISIONS)):
+                command = command.replace("$C", "symmetric").replace("$S", "0")
+                module, *arguments = shlex.split(command.replace("=N", "=1"))
+                found.setdefault(module, []).append([each for each in arguments if each.startswith("--")])
+    return found
+
+
+@pytest.mark.long  # a process for each program
+@pytest.mark.parametrize("module", commands())
+def test_every_command_has_known_flags(module):
+    given = [sys.executable, "-c", PARSE, module, json.dumps(commands()[module])]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]

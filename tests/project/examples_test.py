@@ -1,0 +1,134 @@
+"""Every example in its smallest setting: what its table says, not only that it ends."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from project import ROOT
+
+TEXT = {"classify_text", "finetune_language_model"}
+
+
+def run(*arguments):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def table_of(text):
+    """{method: {column: number}} of the Markdown table in `text`."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: {name: float(cell) for name, cell in zip(rows[0][1:], row[1:])} for row in rows[2:]}
+
+
+def table_by(name, *flags):
+    if name in TEXT:
+        pytest.importorskip("keras_hub", reason="needs requirements-text.txt")
+    done = run("-m", f"examples.{name}", "--smoke", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return table_of(done.stdout)
+
+
+# How much better than plain training, and what share of wrong labels random scores find.
+@pytest.mark.parametrize(
+    ("name", "selecting", "lead", "chance"),
+    [
+        ("label_rows", "PRL(L), unit=element", 0.02, 0.2),
+        pytest.param("tag_sequences", "PRL(L), unit=element", 0.03, 0.2, marks=pytest.mark.long),
+        pytest.param("segment_images", "PRL(L), unit=element", 0.03, 0.2, marks=pytest.mark.long),
+        pytest.param("classify_text", "PRL(L)", 0.03, 0.3, marks=pytest.mark.long),
+    ],
+)
+def test_dropping_ends_above_plain_training_and_finds_wrong_labels(name, selecting, lead, chance, tmp_path):
+    table = table_by(name, f"--output={tmp_path / 'table.md'}")
+    assert list(table) == ["plain", selecting]
+    plain, selected = table["plain"], table[selecting]
+    assert plain["clean test accuracy"] + lead < selected["clean test accuracy"] <= 1
+    assert 2 * chance < selected["average precision"] <= 1
+    text = (tmp_path / "table.md").read_text()
+    assert table_of(text) == table
+    assert f"    python -m examples.{name} --smoke" in text
+
+
+@pytest.mark.long
+def test_a_language_model_loses_less_on_clean_text_and_is_the_same_when_loaded():
+    table = table_by("finetune_language_model")
+    plain, selected = table["plain"], table["PRL(L), unit=element"]
+    assert 0 < selected["clean test loss"] < plain["clean test loss"] - 0.05
+    assert selected["noise among the most suspect"] > 0.7
+    assert max(row["change by saving and loading"] for row in table.values()) < 1e-3
+
+
+# All in one process: importing TensorFlow and KerasHub takes longer than a training of two epochs.
+SHORT = """
+import contextlib, functools, importlib, io, json, sys
+import keras
+from absl import app, flags
+
+fit = keras.Model.fit
+cut = lambda *args, epochs=1, **kwargs: fit(*args, epochs=min(epochs, 2), **kwargs)
+keras.Model.fit = functools.wraps(fit)(cut)
+folder, *names = sys.argv[1:]
+found = {}
+for name in names:
+    example = importlib.import_module(f"examples.{name}")
+    flags.FLAGS(["example", "--smoke"])
+    found[name] = {column: float(value) for column, value in example.run(example.METHODS[-1], 0).items()}
+    if hasattr(example, "PRESET"):
+        network, network.preprocessor = example.make_network()
+        network.save_to_preset(f"{folder}/{name}")
+        flags.FLAGS(["example", f"--preset={folder}/{name}"])
+        loaded, preprocessor = example.make_network()
+        assert loaded.preprocessor is None and type(loaded) is type(network)
+        x = preprocessor(["the fox steals soup", "rain"])
+        found[f"{name} of a preset"] = len(loaded(x[0] if isinstance(x, tuple) else x))
+        del flags.FLAGS.preset  # both examples of text define it
+said = io.StringIO()
+with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    try:
+        app.run(importlib.import_module("examples.label_rows").main, ["label_rows", "seeds=5"])
+    except SystemExit as end:
+        found["unknown argument"] = [end.code, said.getvalue()]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """Of each example what two epochs with its last method give, and of a text network loaded again."""
+    names = ["tag_sequences", "segment_images"]
+    try:
+        import keras_hub  # noqa: F401
+
+        names += sorted(TEXT)
+    except ImportError:
+        pass
+    done = run("-c", SHORT, str(tmp_path_factory.mktemp("presets")), *names)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["tag_sequences", "segment_images", *sorted(TEXT)])
+def test_two_epochs_already_give_every_column(name, short):
+    if name in TEXT:
+        pytest.importorskip("keras_hub", reason="needs requirements-text.txt")
+    found = short[name]
+    if name == "finetune_language_model":
+        assert 0 < found["clean test loss"] < 9 and 0 <= found["noise among the most suspect"] <= 1
+        assert found["change by saving and loading"] < 1e-3
+    else:
+        assert {"clean test accuracy", "average precision"} <= set(found)
+        assert all(0 < value <= 1 for value in found.values())
+
+
+@pytest.mark.parametrize("name", sorted(TEXT))
+def test_a_preset_takes_the_place_of_the_small_network(name, short):
+    pytest.importorskip("keras_hub", reason="needs requirements-text.txt")
+    assert short[f"{name} of a preset"] == 2
+
+
+def test_an_unknown_argument_is_named(short):
+    code, said = short["unknown argument"]
+    assert code != 0 and "Unknown arguments ['seeds=5']" in said

@@ -1,0 +1,32 @@
+"""What an import costs: the library is TensorFlow, Keras and NumPy, nothing else."""
+
+import subprocess
+import sys
+
+HEAVY = ("tensorflow_datasets", "keras_tuner", "sklearn", "matplotlib", "pandas", "scipy")
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()
+
+
+def test_importing_the_library_imports_no_heavy_package():
+    """Beyond what Keras brings: `import keras` takes scikit-learn and matplotlib along where installed."""
+    shows = f"print([name for name in {HEAVY} if name in sys.modules])"
+    without, with_library = run(f"import sys, tensorflow, keras; {shows}; import prl_keras; {shows}")[-2:]
+    assert with_library == without
+    assert "tensorflow_datasets" not in with_library and "keras_tuner" not in with_library
+
+
+def test_the_library_works_where_no_heavy_package_is_installed():
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import prl_keras as prl"
+    assert run(f"{blocked}; print(prl.Trim(0.5)([2.0, 1.0]).numpy().tolist())")[-1] == "[0.0, 2.0]"
+
+
+def test_every_public_name_is_there_and_documented():
+    import prl_keras as prl
+
+    for name in prl.__all__:
+        value = getattr(prl, name)
+        assert name == "METHODS" or value.__doc__, name

@@ -1,0 +1,172 @@
+"""Promise 4 on two and three logical CPUs: the selection is over the global batch.
+
+Each in a process of its own, because logical devices must be made before TensorFlow starts.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+import prl_keras as prl
+
+SETUP = """
+import sys
+import keras, numpy as np, tensorflow as tf
+devices = [f"CPU:{i}" for i in range(int(sys.argv[1]))]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * len(devices))
+import prl_keras as prl
+
+cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+rng = np.random.default_rng(0)
+one_is_eager = True  # what is traced here is several replicas
+sizes = [7, 8, 5, 1]  # of the batches: uneven shares, and fewer examples than replicas
+x, y = rng.normal(size=(21, 5)).astype("float32"), rng.integers(0, 3, 21)
+
+def network(seed, *middle):
+    initializer = keras.initializers.GlorotUniform(seed)
+    dense = keras.layers.Dense(3, kernel_initializer=initializer)
+    return keras.Sequential([keras.Input((5,)), *middle, dense])
+
+def optimizer():
+    return keras.optimizers.SGD(0.5, momentum=0.9)
+
+def train(make, strategy, y=y):
+    with strategy.scope():
+        model = make()
+    model.run_eagerly = one_is_eager and strategy.num_replicas_in_sync == 1
+    slices = lambda *places: keras.tree.map_structure(lambda t: t[slice(*places)], (x, y))
+    data, end = tf.data.Dataset.from_tensors(slices(0)).take(0), 0
+    for size in sizes:
+        end += size
+        batch = tf.data.Dataset.from_tensor_slices(slices(end - size, end))
+        data = data.concatenate(batch.batch(8))
+    logs = model.fit(data, epochs=2, validation_data=data, verbose=0).history
+    return model.get_weights(), logs
+
+def assert_equal(make, what, **data):
+    one, logs_one = train(make, tf.distribute.get_strategy(), **data)
+    several, logs = train(make, mirrored, **data)
+    for a, b in zip(one, several, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=what)
+    assert logs_one.keys() <= logs.keys()  # plain Keras models have fewer
+    for name in logs_one.keys() - {"val_a_loss", "val_b_loss"}:  # Keras's means over the replicas
+        np.testing.assert_allclose(logs_one[name], logs[name], rtol=1e-4, err_msg=what + name)
+
+mirrored = tf.distribute.MirroredStrategy(devices)
+"""
+EVERY_METHOD = """
+recompute = sys.argv[2] == "recompute"
+for method in sys.argv[3:]:
+    loss = "mse" if method == "huber" else cross_entropy
+    targets = rng.normal(size=(21, 3)).astype("float32") if method == "huber" else y
+    def make():
+        seeds = iter(range(2))
+        return prl.build(method, lambda: network(next(seeds)), epsilon=0.4, loss=loss,
+                         optimizer=optimizer(), recompute=recompute)
+    assert_equal(make, method, y=targets)
+print("equal")
+"""
+# The labels are the scores: of each batch replica 0 keeps all of its share, the last replica nothing.
+NOTHING_KEPT = """
+sizes = [8, 8, 2]
+halves = np.array([0, 0, 0, 0, 2, 2, 2, 2] * 2 + [0, 2, 0, 0, 0])
+
+def make(*middle):
+    score = lambda y, y_pred: tf.cast(y, tf.float32)
+    model = prl.RobustModel(network(0, *middle), score, prl.Trim(0.5), recompute=True)
+    model.compile(optimizer(), cross_entropy)
+    return model
+
+assert_equal(make, "nothing kept", y=halves)
+normalized = lambda: make(keras.layers.Dropout(0.2), keras.layers.BatchNormalization())
+weights, _ = train(normalized, mirrored, y=halves)
+assert all(np.isfinite(w).all() for w in weights)
+
+sizes, alone = [1, 8], lambda: make(keras.layers.BatchNormalization())  # first a share without an example
+weights, logs = train(alone, mirrored, y=halves)
+assert all(np.isfinite(w).all() for w in weights) and np.isfinite(logs["val_loss"]).all()
+print("equal")
+"""
+# Of the second batch the first replica's share holds nothing else, of the third all do.
+NOT_FINITE = """
+x[[2, *range(7, 11), *range(15, 20)], 1] = np.nan
+
+def make_with(method):
+    seeds = iter(range(2))
+    return prl.build(method, lambda: network(next(seeds), keras.layers.BatchNormalization()), epsilon=0.4,
+                     loss=cross_entropy, optimizer=optimizer())
+
+for method in ["prl_l", "decouple"]:
+    weights, logs = train(lambda: make_with(method), mirrored)
+    assert all(np.isfinite(w).all() for w in weights) and logs["nonfinite"] == [10, 10], logs
+    def make():
+        seeds = iter(range(2))
+        return prl.build(method, lambda: network(next(seeds)), epsilon=0.4, loss=cross_entropy,
+                         optimizer=optimizer())
+    assert_equal(make, method)
+print("equal")
+"""
+
+SEVERAL_OUTPUTS = """
+one_is_eager = False  # in a graph Keras's means of each output's loss are over batches, not over examples
+targets = {"a": y, "b": rng.normal(size=(21, 4, 1)).astype("float32")}
+def two_outputs(seed):
+    inputs = keras.Input((5,))
+    initializer = keras.initializers.GlorotUniform(seed)
+    dense = lambda units: keras.layers.Dense(units, kernel_initializer=initializer)(inputs)
+    return keras.Model(inputs, {"a": dense(3), "b": keras.layers.Reshape((4, 1))(dense(4))})
+for method in ("prl_l", "prl_g", "co_prl_l"):
+    def make():
+        seeds = iter(range(2))
+        return prl.build(method, lambda: two_outputs(next(seeds)), epsilon=0.4, optimizer=optimizer(),
+                         loss={"a": cross_entropy, "b": "mse"}, loss_weights={"a": 0.3, "b": 2.0})
+    assert_equal(make, method, y=targets)
+print("equal")
+"""
+
+
+def run(program, *arguments):
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "equal"
+
+
+SCORED = [name for name, row in prl.METHODS.items() if row.score]
+# In `make test` one method of each kind of step on two, and with `recompute` on three.
+KINDS = ["standard", "prl_l", "prl_g", "co_prl_l", "decouple"]
+LONG = pytest.mark.long
+two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", marks=LONG)])
+
+
+@pytest.mark.fault(5, 19)
+@pytest.mark.parametrize(
+    "replicas, mode, methods",
+    [
+        ("2", "masked", KINDS),
+        pytest.param("2", "masked", list(prl.METHODS), marks=LONG),
+        pytest.param("3", "masked", list(prl.METHODS), marks=LONG),
+        pytest.param("3", "recompute", SCORED, marks=LONG),
+    ],
+)
+def test_replicas_learn_what_one_device_learns(replicas, mode, methods):
+    run(SETUP + EVERY_METHOD, replicas, mode, *methods)
+
+
+@pytest.mark.fault(5)
+@two_and_three
+def test_a_replica_of_which_nothing_is_kept_adds_nothing(replicas):
+    run(SETUP + NOTHING_KEPT, replicas)
+
+
+@pytest.mark.fault(6)
+@two_and_three
+def test_examples_that_are_not_finite(replicas):
+    run(SETUP + NOT_FINITE, replicas)
+
+
+@LONG  # test_a_step_is_that_of_the_examples_with_the_lowest_weighted_sum has them on one device
+@pytest.mark.fault(23)
+def test_several_outputs():
+    run(SETUP + SEVERAL_OUTPUTS, "2")
