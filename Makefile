@@ -37,8 +37,9 @@ test-oldest: $(VENV)-oldest/.ready
 	@$(call parts,$(OLDEST),-m "not long")
 
 #: make test-oldest-core  those of them that lean most on the packages
-CORE := rules scores/scores_test.py promises inputs/nonfinite_test.py auditing tuning/final_test.py \
-	experiments/paper experiments/data/tfds_test.py
+CORE := rules scores/scores_test.py promises/oracle_test.py promises/promises_test.py promises/saving_test.py \
+	promises/resume_test.py inputs/nonfinite_test.py auditing/table_test.py auditing/record_test.py \
+	tuning/final_test.py experiments/paper/report_test.py experiments/data/tfds_test.py
 test-oldest-core: $(VENV)-oldest/.ready
 	$(OLDEST) -m pytest -m "not long" -n 2 --dist worksteal $(CORE:%=tests/%)
 
