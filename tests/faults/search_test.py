@@ -129,6 +129,7 @@ def test_a_search_killed_three_times_ends_as_an_undisturbed_one(searches):
     assert (killed.directory / "search" / "epsilon.png").stat().st_size > 5000
 
 
+@pytest.mark.long  # a minute
 def test_a_chief_and_two_workers_of_which_each_is_killed(searches):
     search = searches("several", free_port())
     for name in ("chief", "worker0", "worker1"):

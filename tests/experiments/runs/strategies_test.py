@@ -35,7 +35,8 @@ def python(*arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("method", ["prl_g", pytest.param("standard", marks=pytest.mark.long)])
+@pytest.mark.long  # a command of README.md trains on two
+@pytest.mark.parametrize("method", ["prl_g", "standard"])
 def test_training_on_three_devices_is_training_on_one(tmp_path, method):
     # Batches of 100 for three devices, and a last one of 47: shares of 34, 33 and 33, of 16, 16 and 15.
     flags = [
