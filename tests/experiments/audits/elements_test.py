@@ -1,14 +1,12 @@
 """The report of sequences, pixels and attributes: what is in it, and that it stands alone."""
 
-import base64
-import html.parser
-import io
 import json
 import re
 
 import keras
 import numpy as np
 import pytest
+from page import Page
 
 import prl_keras as prl
 from prl_keras.experiments.audits import report
@@ -21,40 +19,13 @@ SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 NAMES = ["noun", "verb", "<other>"]
 
 
-class Page(html.parser.HTMLParser):
-    """Collects the text, the tags, what pictures are and say; refuses tags that are not closed."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.text, self.open, self.tags, self.pictures = "", [], [], []
-        self.content = path.read_text()
-        self.feed(self.content)
-        assert not self.open and not {"script", "link"} & set(self.tags)
-        assert all(source.startswith("data:image/png;base64,") and alt for source, alt in self.pictures)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        values = dict(attributes)
-        if tag == "img":
-            self.pictures.append((values["src"], values["alt"]))
-        assert "href" not in values
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-    def picture(self, alt):
-        """uint8 `[height, width, 3]` of the one picture whose alternative text begins so."""
-        from matplotlib import image
-
-        (source,) = [source for source, text in self.pictures if text.startswith(alt)]
-        pixels = image.imread(io.BytesIO(base64.b64decode(source.split(",")[1])))
-        return np.round(255 * pixels[..., :3]).astype(np.uint8)
+def page_of(path):
+    """The page of a report, which needs nothing beside it."""
+    page = Page(path.read_text())
+    assert not {"script", "link"} & set(page.tags)
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert all(alt for _, alt in page.pictures)
+    return page
 
 
 def audited(x, y, outputs, loss, *weights, epsilon=0.2):
@@ -84,7 +55,7 @@ class TestSequences:
             title="Which tags are wrong?",
             about="Tagger",
         )
-        page = Page(path)
+        page = page_of(path)
         assert path == tmp_path / "report.html" and (tmp_path / "report.csv").exists()
         for text in (
             "Which tags are wrong?",
@@ -111,14 +82,14 @@ class TestSequences:
 
     def test_of_targets(self, tmp_path):
         table, estimate = audited(self.X, self.X[..., :1] * 2, 1, "mse")
-        page = Page(report_elements(table, tmp_path / "report.html", estimate))
+        page = page_of(report_elements(table, tmp_path / "report.html", estimate))
         assert len(page.pictures) == 1 and "targets are flagged" in page.text
         assert "Class by class" not in page.text and page.content.count("<ol ") == 50
 
     def test_long_ones_are_cut(self, tmp_path):
         x = RNG.normal(size=(2, 400, 4)).astype("float32")
         table, _ = audited(x, RNG.integers(0, 3, (2, 400)), 3, SPARSE)
-        page = Page(report_elements(table, tmp_path / "report.html"))
+        page = page_of(report_elements(table, tmp_path / "report.html"))
         assert page.text.count("The first 300 of 400 steps.") == 2
         assert (
             "trusted=" not in page.text
@@ -135,7 +106,7 @@ class TestPixels:
         y[:, 0] = 255
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255)
         table, estimate = audited(self.X, y, 3, loss)
-        page = Page(report_elements(table, tmp_path / "report.html", estimate, self.X, NAMES))
+        page = page_of(report_elements(table, tmp_path / "report.html", estimate, self.X, NAMES))
         assert len(page.pictures) == 2 + 4 * 20 and "The 20 most suspect examples" in page.text
         first = worst_of(table)
         np.testing.assert_allclose(page.picture(f"Picture of example {first}"), 255 * self.X[first], atol=1)
@@ -161,7 +132,7 @@ class TestPixels:
         y = self.X[..., :1].copy()
         y[3] = np.nan
         table, estimate = audited(self.X, y, 1, "mse")
-        page = Page(report_elements(table, tmp_path / "report.html", estimate))
+        page = page_of(report_elements(table, tmp_path / "report.html", estimate))
         assert len(page.pictures) == 1 + 3 * 20 and "(dark blue)" in page.text
         assert page.text.index("#3, score inf") < page.text.index("#", page.text.index("#3, score inf") + 1)
 
@@ -181,7 +152,7 @@ class TestAttributes:
         y = RNG.integers(0, 2, (60, 5))
         table, estimate = audited(self.X, y, 5, keras.losses.BinaryCrossentropy(from_logits=True))
         attributes = ["smiling", "young", "hat", "beard", "glasses"]
-        page = Page(
+        page = page_of(
             report_elements(
                 table,
                 tmp_path / "report.html",
@@ -201,7 +172,7 @@ class TestAttributes:
         x = RNG.uniform(size=(10, 3, 3, 3)).astype("float32")
         y = RNG.integers(0, 2, x.shape)
         table, _ = audited(x, y, 3, keras.losses.BinaryCrossentropy(from_logits=True))
-        page = Page(report_elements(table, tmp_path / "report.html", inputs=x))
+        page = page_of(report_elements(table, tmp_path / "report.html", inputs=x))
         assert len(page.pictures) == 2 + 10 and re.search(
             r"row \d, column \d, attribute \d: given", page.text
         )
@@ -217,7 +188,7 @@ def test_of_a_run(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((None, 4)), keras.layers.Dense(3)])
     model.compile("sgd", SPARSE)
     model.save(tmp_path / "model.keras")
-    page = Page(audit_run(tmp_path))
+    page = page_of(audit_run(tmp_path))
     assert "Which labels of digits are wrong?" in page.text and "360 labels of 60 examples" in page.text
     assert page.content.count("<ol ") == 50 and (tmp_path / "audit.csv").exists()
 

@@ -1,6 +1,5 @@
 """The report of a run: what is in it, that it stands alone, and that a browser shows it."""
 
-import html.parser
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from page import Page
 
 from prl_keras.experiments.audits.report import audit_run
 from prl_keras.experiments.runs.config import RunConfig
@@ -20,29 +20,6 @@ from prl_keras.experiments.runs.run import run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DIGITS = RunConfig("digits", "co_prl_l", "pairflip", 0.3, assumed_epsilon=0.4, epochs=8, ramp_epochs=2)
-
-
-class Page(html.parser.HTMLParser):
-    """Collects the text, the tags and where pictures come from; refuses tags that are not closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.text, self.open, self.tags, self.sources = "", [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.text += data
 
 
 @pytest.fixture(scope="module")
