@@ -28,7 +28,7 @@ def commands():
         text = re.sub(r"\\\n\s*", "", path.read_text())
         for command in re.findall(r"python -m ((?:binaries|examples)\.\w+[^`\n#;&|)]*)", text):
             if not any(part in command for part in ("...", *OF_OLDER_REVISIONS)):
-                command = command.replace("$C", "symmetric").replace("$S", "0")
+                command = command.replace("--help", "").replace("$C", "symmetric").replace("$S", "0")
                 module, *arguments = shlex.split(command.replace("=N", "=1"))
                 found.setdefault(module, []).append([each for each in arguments if each.startswith("--")])
     return found
