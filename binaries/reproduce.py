@@ -17,7 +17,7 @@ flags.DEFINE_multi_enum("table", [], ["1", "2", "3", "4", "5", "6"], "Table of t
 flags.DEFINE_multi_enum("figure", [], ["1", "2", "3"], "Figure of the paper; 2 goes with table 1, 3 with 2.")
 flags.DEFINE_enum("scale", "cpu", SCALES, "paper: the exact protocol; cpu: at a size for two cores.")
 flags.DEFINE_string(
-    "output_dir", "results", "Gets SCALE/runs with a file per run, SCALE/tableN.md, ..., table4.md."
+    "output_dir", "results", "Gets SCALE/runs with a folder per run, SCALE/tableN.md, ..., table4.md."
 )
 door.data_flags()
 flags.DEFINE_list("rows", None, "Labels of rows, such as CF10-pf-45 or linadv:40; all if left out.")

@@ -23,8 +23,7 @@ from prl_keras.experiments.runs.results import RUN_FILES
 from prl_keras.experiments.runs.training import CHECKPOINTS, Training, summarize
 from prl_keras.validate import differences
 
-_MODEL_FILES = ("model.keras", "curves.png")
-_FILES = (*RUN_FILES, *_MODEL_FILES)
+_FILES = (*RUN_FILES, "model.keras", "curves.png")
 SELECTION = "selection.npz"  # only for methods that drop examples
 
 
@@ -198,9 +197,9 @@ def versions() -> dict[str, Any]:
 
     def git(*arguments):
         try:
-            folder = pathlib.Path(__file__).parent
+            package = pathlib.Path(files.__file__).parent
             return subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+                ["git", *arguments], cwd=package, capture_output=True, text=True, check=True
             ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
@@ -211,5 +210,5 @@ def versions() -> dict[str, Any]:
         "keras": keras.__version__,
         "numpy": np.__version__,
         "git_revision": git("rev-parse", "HEAD"),
-        "git_is_clean": git("status", "--porcelain", "--", "..") == "",  # only the package
+        "git_is_clean": git("status", "--porcelain", "--", ".") == "",  # only the package
     }

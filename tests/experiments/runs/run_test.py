@@ -18,7 +18,7 @@ from prl_keras import files
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs import checkpoints
 from prl_keras.experiments.runs.config import RunConfig
-from prl_keras.experiments.runs.run import run
+from prl_keras.experiments.runs.run import run, versions
 
 TINY = RunConfig("teacher", "prl_l", "signflip", 0.2, epochs=2, batch_size=500)
 
@@ -83,6 +83,18 @@ class TestFiles:
         (tmp_path / "b.json").write_text('{"x": 1')
         with pytest.raises(ValueError, match=r"b\.json is damaged"):
             files.read_json(tmp_path / "b.json")
+
+
+def test_the_revision_is_clean_if_the_whole_package_is(monkeypatch):
+    looked_at = []
+
+    def git(command, cwd, **_):
+        looked_at.append((command[1], cwd / command[-1]))
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr(subprocess, "run", git)
+    assert versions.__wrapped__()["git_is_clean"]
+    assert ("status", ROOT / "prl_keras") in looked_at
 
 
 class TestAnExistingRun:
