@@ -5,6 +5,7 @@ of the paper are packed into one file, tableN.jsonl, one line each. Both hold th
 or altered runs, and those of another protocol, are recognised and never averaged in.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -91,20 +92,18 @@ def read_all(directory: pathlib.Path | str) -> tuple[list[dict[str, Any]], list[
     for path in sorted(pathlib.Path(directory).glob("*.jsonl")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             try:
-                content = json.loads(line)
-                if content["version"] != _VERSION:
-                    raise ValueError(f"version {content['version']!r} is not {_VERSION}")
-                content = _checked(content) | {"place": f"{path}, line {number}"}
+                content = _packed(line) | {"place": f"{path}, line {number}"}
                 found.setdefault(content["config"], content)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                problems.append(f"{path}, line {number}, is not the result of a run: {_in_words(error)}.")
+            except ValueError as error:
+                problems.append(f"{path}, line {number}, {error}")
     return list(found.values()), problems
 
 
 def pack(directory: pathlib.Path | str, number: int, contents: Iterable[dict[str, Any]]) -> None:
     """Moves runs from their folders into tableN.jsonl; other files in a folder stay.
 
-    A kill before the last folder is removed leaves equal copies of runs in both places.
+    A kill before the last folder is removed leaves equal copies of runs in both places. A run that was made
+    again replaces its line. When runs are packed, unreadable lines of the file are removed.
 
     Args:
         directory: The folder of the runs.
@@ -115,10 +114,12 @@ def pack(directory: pathlib.Path | str, number: int, contents: Iterable[dict[str
     in_folders = [content for content in contents if pathlib.Path(content["place"]).is_dir()]
     if not in_folders:
         return
-    lines = path.read_text().splitlines() if path.exists() else []
-    lines = sorted({*lines, *map(_line_of, in_folders)})
+    lines = {content["config"]: _line_of(content) for content in in_folders}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.setdefault(_packed(line)["config"], line)
     with files.replacing(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text("\n".join(sorted(lines.values())) + "\n")
     for folder in (pathlib.Path(content["place"]) for content in in_folders):
         for name in reversed(RUN_FILES):
             (folder / name).unlink()
@@ -132,6 +133,17 @@ def _line_of(content):
     about |= {"config": dataclasses.asdict(content["config"]), "history": _columns(content["history"])}
     # The config comes first, so that sorted lines are ordered by dataset, method, corruption.
     return json.dumps({"config": about.pop("config"), "version": _VERSION, **about}, allow_nan=False)
+
+
+def _packed(line):
+    """The run of a packed line, checked; a ValueError says what is wrong with the line."""
+    try:
+        content = json.loads(line)
+        if content["version"] != _VERSION:
+            raise ValueError(f"version {content['version']!r} is not {_VERSION}")
+        return _checked(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"is not the result of a run: {_in_words(error)}.") from error
 
 
 def _checked(content, config=None, scale=None):

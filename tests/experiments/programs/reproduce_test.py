@@ -144,6 +144,7 @@ def test_a_damaged_result_is_reported_left_out_and_made_anew(tmp_path, straight,
         assert not reproduce.reproduce(["1"], [], "cpu", tmp_path)
     printed = capsys.readouterr().out
     assert f"To be done again: {damaged}" in printed and "1 runs to do of 8" in printed
+    assert results.read_all(runs)[1] == []
     assert (tmp_path / "cpu" / "table1.csv").read_bytes() == (straight / "cpu" / "table1.csv").read_bytes()
 
 

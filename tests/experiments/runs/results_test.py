@@ -27,6 +27,10 @@ def packed(directory, *configs):
     """The file into which the runs go."""
     for config in configs or (CONFIG,):
         written(directory, config)
+    return packed_again(directory)
+
+
+def packed_again(directory):
     results.pack(directory, 1, results.read_all(directory)[0])
     return directory / "table1.jsonl"
 
@@ -130,6 +134,22 @@ class TestPack:
         assert len(results.read_all(tmp_path)[0]) == 1
         results.pack(tmp_path, 1, results.read_all(tmp_path)[0])
         assert path.read_bytes() == before and not results.path_of(tmp_path, CONFIG).exists()
+
+    def test_a_run_that_was_made_again_replaces_its_line(self, tmp_path):
+        before = packed(tmp_path).read_text()
+        written(tmp_path, history=HISTORY.assign(test_r2_score=0.25))
+        again = packed_again(tmp_path).read_text()
+        assert again != before and len(again.splitlines()) == 1
+        assert results.read_all(tmp_path)[0][0]["result"]["test_final"] == 0.25
+
+    def test_a_damaged_line_goes_when_its_run_was_made_again(self, tmp_path):
+        path = packed(tmp_path, CONFIG, OTHER)
+        whole = path.read_text()
+        first, second = whole.splitlines()
+        path.write_text(f"{first[:-40]}\n{second}\n")
+        written(tmp_path, results._packed(first)["config"])
+        assert packed_again(tmp_path).read_text() == whole
+        assert results.read_all(tmp_path)[1] == []
 
     def test_what_else_lies_in_a_folder_stays(self, tmp_path):
         (written(tmp_path) / "notes.txt").write_text("mine")
