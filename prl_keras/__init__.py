@@ -5,6 +5,8 @@ into weights, take the ordinary step on the weighted loss. It implements "Provab
 Deep Neural Networks under Agnostic Corrupted Supervision".
 """
 
+import keras
+
 from prl_keras.auditing.check import check
 from prl_keras.auditing.estimate import EpsilonEstimate, estimate_epsilon
 from prl_keras.auditing.quality import SelectionQuality
@@ -23,6 +25,13 @@ from prl_keras.rules.keep_lowest import KeepLowest
 from prl_keras.rules.trim import Trim
 from prl_keras.scores.batch_mixing import BatchMixingError
 from prl_keras.version import __version__
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        f"prl_keras needs Keras's TensorFlow backend; the backend is {keras.config.backend()!r}. Set the "
+        "environment variable KERAS_BACKEND=tensorflow before Keras is imported, or write "
+        '"backend": "tensorflow" in ~/.keras/keras.json.'
+    )
 
 __all__ = [
     "METHODS",

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -68,19 +68,31 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2)
         temporary.write_text(json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(
+    path: str | os.PathLike[str],
+    fields: Iterable[str] = (),
+    remedy: str = "Start anew with --overwrite.",
+) -> dict[str, Any]:
     """The fields of a JSON file.
 
+    Args:
+        path: The file.
+        fields: The names of fields that it must have.
+        remedy: The last sentence of the error.
+
     Raises:
-        ValueError: with the path, if the file is not JSON or has no fields.
+        ValueError: with the path, if the file is not JSON, has no fields or lacks one of `fields`.
     """
     try:
         value = json.loads(pathlib.Path(path).read_text())
         if not isinstance(value, dict) or not value:
             raise ValueError("it holds no fields")
+        lacks = [name for name in fields if name not in value]
+        if lacks:
+            raise ValueError(f"it lacks {', '.join(lacks)}")
         return value
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Start anew with --overwrite.") from error
+        raise ValueError(f"{path} is damaged: {error}. {remedy}") from error
 
 
 def _finite(value):

@@ -22,7 +22,7 @@ class Bootstrap(keras.losses.Loss):
 
     Call arguments:
         y_true: Labels `[batch]` or `[batch, 1]`, or one-hot `[batch, classes]`; for a single output per
-            example `[batch, 1]` with values in `[0, 1]`.
+            example `[batch]` or `[batch, 1]` with values in `[0, 1]`.
         y_pred: `[batch, classes]`, or `[batch, 1]` for two classes.
 
     Raises:
@@ -48,6 +48,8 @@ class Bootstrap(keras.losses.Loss):
             threshold = 0.0 if self.from_logits else 0.5
             predicted = ops.cast(y_pred > threshold, y_pred.dtype)
             cross_entropy = keras.losses.binary_crossentropy
+            if len(y_true.shape) < len(y_pred.shape):
+                y_true = ops.expand_dims(y_true, -1)
         else:
             if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
                 labels = ops.cast(y_true, "int32")

@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ import tensorflow as tf
 from prl_keras.epsilon.estimated import EstimatedEpsilon
 from prl_keras.inputs import loss_kinds
 from prl_keras.inputs.shapes import check_classification
+from prl_keras.keras_gaps.optimizers import own_optimizer, whole_copy
 from prl_keras.losses import Bootstrap
 from prl_keras.models.co_teaching import CoTeachingModel
 from prl_keras.models.exchanges import EXCHANGES
@@ -113,8 +114,16 @@ def _reduction(loss):
 def _clipped_optimizer(optimizer, *, max_norm=1.0):
     if not isinstance(max_norm, numbers.Real) or not 0 < max_norm < math.inf:
         raise ValueError(f"max_norm={max_norm!r} must be a positive finite number.")
-    config = {**optimizer.get_config(), "global_clipnorm": float(max_norm)}
-    return type(optimizer).from_config({**config, "clipnorm": None, "clipvalue": None})
+    if hasattr(optimizer, "optimizers"):
+        raise ValueError(
+            f"method='normclip' clips the norm of the whole gradient; {type(optimizer).__name__} gives its "
+            "optimizers a part each. Write a single optimizer."
+        )
+    optimizer = whole_copy(optimizer)
+    clipping = getattr(optimizer, "inner_optimizer", optimizer)  # a LossScaleOptimizer unscales, then clips
+    clipping.clipnorm = clipping.clipvalue = None
+    clipping.global_clipnorm = float(max_norm)
+    return optimizer
 
 
 METHODS: Mapping[str, Method] = types.MappingProxyType(
@@ -145,7 +154,7 @@ def build(
     epsilon: float | str | keras.optimizers.schedules.LearningRateSchedule,
     loss: Any,
     optimizer: Any,
-    metrics: Sequence[Any] | str = (),
+    metrics: Any = (),
     ramp_steps: int = 0,
     **options: Any,
 ) -> keras.Model:
@@ -158,8 +167,9 @@ def build(
         epsilon: Fraction to drop, in `[0, 1)`, a schedule of the optimizer step, or "auto" for
             `EstimatedEpsilon(ramp_steps)`. Methods that drop no fraction check it but do not use it.
         loss: The task's loss; "huber" and "bootstrap" replace it by their own.
-        optimizer: A Keras optimizer or its name. Each call makes its own copy.
-        metrics: Keras metrics.
+        optimizer: A Keras optimizer or its name. The first call that gets it trains with it; further calls
+            make their own copies of it, as it was before it trained.
+        metrics: Keras metrics in any form that `compile` takes, or one metric's name.
         ramp_steps: If positive, epsilon rises linearly from 0 over this number of optimizer steps
             (`linear_ramp`); for "auto" it is the warm-up.
         **options: The method's own options (`METHODS[method].options`), `recompute`, `microbatch_size` and
@@ -192,15 +202,12 @@ def build(
             "model each time, such as lambda: keras.Sequential([...])."
         )
     epsilon = _schedule(epsilon, ramp_steps)
-    loss, optimizer = keras.tree.map_structure(keras.losses.get, loss), keras.optimizers.get(optimizer)
-    optimizer = type(optimizer).from_config(optimizer.get_config())
+    loss = keras.tree.map_structure(keras.losses.get, loss)
     if row.exchange is not None and EXCHANGES[row.exchange].compares_predictions:
         keras.tree.map_structure(lambda part: check_classification(part, f"method={method!r}"), loss)
     if row.loss is not None:
         own = _chosen(row.loss, options)
         loss = keras.tree.map_structure(lambda part: None if part is None else row.loss(part, **own), loss)
-    if row.optimizer is not None:
-        optimizer = row.optimizer(optimizer, **_chosen(row.optimizer, options))
     rule = None if row.rule is None else row.rule(epsilon, **_chosen(row.rule, options))
 
     model_options = {name: options[name] for name in _MODEL_OPTIONS if name in options}
@@ -212,10 +219,13 @@ def build(
         model = RobustModel(make_network(), row.score, rule, **model_options)
     else:
         model = make_network()
+    optimizer = own_optimizer(optimizer)
+    if row.optimizer is not None:
+        optimizer = row.optimizer(optimizer, **_chosen(row.optimizer, options))
     compile_options = {name: options[name] for name in _COMPILE_OPTIONS if name in options}
-    model.compile(
-        optimizer, loss, metrics=[metrics] if isinstance(metrics, str) else list(metrics), **compile_options
-    )
+    if isinstance(metrics, (str, tuple)):
+        metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    model.compile(optimizer, loss, metrics=metrics, **compile_options)
     return model
 
 

@@ -75,13 +75,6 @@ def test_the_outer_methods_change_loss_or_optimizer_alone():
     assert build("bootstrap", loss="sparse_categorical_crossentropy").loss.from_logits is False
 
 
-def test_every_call_copies_the_optimizer():
-    optimizer = keras.optimizers.Adam(0.003, beta_1=0.8)
-    first, second = build("prl_l", optimizer=optimizer), build("prl_l", optimizer=optimizer)
-    assert first.optimizer is not second.optimizer is not optimizer
-    assert float(first.optimizer.learning_rate) == pytest.approx(0.003) and first.optimizer.beta_1 == 0.8
-
-
 def test_ramp_steps_make_epsilon_rise_from_zero():
     rule = build("prl_l", ramp_steps=10).rule
     assert [np.count_nonzero(rule(np.arange(100.0), step=s)) for s in (0, 5, 10)] == [100, 85, 70]
@@ -163,3 +156,38 @@ def test_replaced_losses_keep_the_reduction():
     built = prl.build("huber", make_network, epsilon=0.0, loss=loss, optimizer="sgd")
     assert built.loss.reduction == "sum"
     assert build("spl", metrics="accuracy").compiled
+
+
+def two_outputs():
+    x = keras.Input((4,))
+    return keras.Model(x, {"a": keras.layers.Dense(3, name="a")(x), "b": keras.layers.Dense(1, name="b")(x)})
+
+
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("method", ["standard", "prl_l", "co_prl_l"])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        None,
+        (),
+        {"a": "accuracy"},
+        {"a": ["accuracy"], "b": [keras.metrics.RootMeanSquaredError]},
+        [["accuracy"], ["mse", "mae"]],
+        (["accuracy"], ["mse"]),
+        [None, "mse"],
+    ],
+    ids=repr,
+)
+def test_metrics_are_those_of_plain_keras(method, metrics):
+    def made():
+        return keras.tree.map_structure(lambda m: m() if isinstance(m, type) else m, metrics)
+
+    x, y = np.ones((8, 4), np.float32), {"a": np.arange(8) % 3, "b": np.ones((8, 1), np.float32)}
+    losses = {"a": CROSS_ENTROPY, "b": "mse"}
+    plain = two_outputs()
+    plain.compile("sgd", losses, metrics=made(), run_eagerly=True)
+    model = prl.build(
+        method, two_outputs, epsilon=0.3, loss=losses, optimizer="sgd", metrics=made(), run_eagerly=True
+    )
+    expected = plain.evaluate(x, y, verbose=0, return_dict=True)
+    assert model.evaluate(x, y, verbose=0, return_dict=True).keys() == expected.keys()

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from prl_keras.auditing.score_examples import count_different
 from prl_keras.inputs import loss_kinds, outputs
-from prl_keras.inputs.arrays import check_data, check_targets_given, check_weights
+from prl_keras.inputs.arrays import check_batched, check_data, check_targets_given, check_weights
 from prl_keras.inputs.shapes import check_weight_shape
+from prl_keras.inputs.tensors import as_tensor, check_rows
 from prl_keras.inputs.valid_labels import labels_of
 from prl_keras.keras_gaps.internals import hidden_logits
 from prl_keras.models.configuration import check_compiled, check_scope
@@ -78,13 +79,14 @@ def check(model: keras.Model, batch: typing.Any) -> Report:
 
         print(prl_keras.check(model, (x[:128], y[:128])))
     """
-    batch = _first(batch)
+    batch = list(_first(batch))
     lines = []
     for topic, look in _TOPICS.items():
         try:
             if topic == "loss":
                 check_compiled(model)
                 model = _weighted(model)
+                batch[1:] = outputs.without_lists(model.networks[0], model.loss, *batch[1:])
             lines.append(Line(topic, *look(model, *batch)))
         except (ValueError, TypeError, tf.errors.OpError) as error:
             text = getattr(error, "message", None) or str(error)  # TensorFlow's, without the operation
@@ -102,9 +104,7 @@ def _first(batch):
             "batch must be (x, y) or (x, y, sample_weight), arrays or tensors, or a tf.data.Dataset of such "
             f"batches with at least one; it is {'empty' if batch is None else type(batch).__name__}."
         )
-    return keras.tree.map_structure(
-        lambda t: None if t is None else tf.convert_to_tensor(t), (*batch, None)[:3]
-    )
+    return keras.tree.map_structure(as_tensor, (*batch, None)[:3])
 
 
 def _weighted(model):
@@ -125,8 +125,9 @@ def _outputs(model, x, y):
 def _look_at_loss(model, x, y, sample_weight):
     del sample_weight
     check_targets_given(y)
-    # Two examples show whether the loss is reduced. Labels are checked later; here class 0 is always valid.
-    x, y = keras.tree.map_structure(lambda t: None if t is None else t[:2], (x, y))
+    check_batched(y)
+    check_rows(x, y, None)
+    # Labels are checked later; here class 0 is always valid.
     y = keras.tree.map_structure(
         lambda t: t if t is None or t.dtype.is_floating else tf.zeros(t.shape, tf.int64), y
     )
@@ -138,15 +139,14 @@ def _look_at_loss(model, x, y, sample_weight):
 
 
 def _look_at_targets(model, x, y, sample_weight):
-    x_y, weights = keras.tree.map_structure(
-        lambda t: None if t is None else np.asarray(t), ((x, y), sample_weight)
+    labels, weights = keras.tree.map_structure(
+        lambda t: None if t is None else np.asarray(t), (y, sample_weight)
     )
-    check_data(model, *x_y)
+    check_data(model, x, labels)
     check_weights(weights)
-    rows = {len(leaf) for leaf in keras.tree.flatten((x_y, weights)) if leaf is not None}
-    if len(rows) > 1:
-        shown = ", ".join(map(str, sorted(rows)))
-        raise ValueError(f"x, y and sample_weight have {shown} rows: give as many of each.")
+    check_rows(x, y, sample_weight)
+    for given in labels_of(model, labels, model.networks[0](x, training=False)):
+        given.check()
     parts = _outputs(model, x, y)
     if isinstance(weights, np.ndarray) and len(parts) == len(model.networks):
         shape = tuple(parts[0].y_pred.shape)
@@ -192,11 +192,11 @@ def _look_at_head(model, x, y, sample_weight):
 
 
 def _look_at_batch_norm(model, x, y, sample_weight):
-    del x, y, sample_weight
+    del y, sample_weight
     if model.score == "gradient":
         for network in model.networks:
-            check_no_batch_mixing(network)
-        return True, "none that trains, as PRL(G) needs it"
+            check_no_batch_mixing(network, x)
+        return True, "none that mixes examples, as PRL(G) needs it"
     return True, f"allowed with score={model.score!r}"
 
 

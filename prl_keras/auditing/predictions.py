@@ -7,14 +7,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras.inputs import class_labels, loss_kinds, nonfinite
+from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.inputs.batches import weighted_batches
 from prl_keras.inputs.shapes import check_shapes, show
+from prl_keras.inputs.tensors import number_of_examples
 from prl_keras.inputs.valid_labels import labels_for
 from prl_keras.keras_gaps.replicas import on_one_replica
 from prl_keras.losses import Bootstrap
 from prl_keras.models.configuration import check_compiled
 from prl_keras.models.elements import UNITS, elements_of, flat_predictions, label_shape, spread
+from prl_keras.models.in_inference import predictions_spec
 from prl_keras.models.weighted_model import WeightedModel
 from prl_keras.scores.loss import per_example_loss
 
@@ -49,7 +51,8 @@ class Predictions(typing.NamedTuple):
     and regression targets are `[n]`.
 
     Attributes:
-        given: int32 class numbers `[n]`, -1 where the loss ignores the label, or float32 targets `[n, q]`.
+        given: int32 class numbers `[n]`, or float32 targets `[n, q]`. The class is -1 if the loss
+            ignores the label, or a one-hot label names none.
         predicted: The model's predictions, in the same form.
         probabilities: float32 `[n, classes]`; None for regression and for elements.
         losses: float32 `[n]`, the loss of each row; NaN if inputs or targets are non-finite.
@@ -80,7 +83,7 @@ class Predictions(typing.NamedTuple):
 
     @property
     def is_labelled(self) -> np.ndarray:
-        """bool `[n]`: whether the given label is a valid class, not `ignore_class`; True for targets."""
+        """bool `[n]`: whether the given label is a class that the loss does not ignore; True for targets."""
         if self.probabilities is None:
             return np.ones(len(self.losses), bool)
         return (self.given >= 0) & (self.given < self.probabilities.shape[1])
@@ -146,20 +149,26 @@ def predict_beside(model: keras.Model, dataset: typing.Any, batch_size: int = 25
         predictions = [network(x, training=False) for network in networks]
         if any(map(keras.tree.is_nested, predictions)):
             raise ValueError(_SEVERAL)
+        predictions = [outputs.with_last_axes(loss, y_pred) for y_pred in predictions]
+        number = number_of_examples(y)
         # A layer may turn NaN into a number, like max(NaN, 0). A bad target affects only its own element.
         if _is_by_element(loss, tuple(predictions[0].shape), unit):
-            return _look_at_elements(predictions, y, loss, sample_weight, nonfinite.find(x))
-        return _look_at_examples(predictions, y, loss, nonfinite.find((x, y)))
+            return _look_at_elements(predictions, y, loss, sample_weight, nonfinite.find(x, x, number))
+        return _look_at_examples(predictions, y, loss, nonfinite.find((x, y), x, number))
 
     @functools.partial(tf.function, autograph=False, reduce_retracing=True)
     def look_on_one_replica(x, y, sample_weight):
         return on_one_replica(model.distribute_strategy, look, x, y, sample_weight)
 
-    parts, n = [], 0
+    parts, n, predicted = [], 0, None
     for x, y, sample_weight in weighted_batches(dataset, batch_size):
+        y, sample_weight = outputs.without_lists(networks[0], loss, y, sample_weight)
         if keras.tree.is_nested(y):
             raise ValueError(_SEVERAL)
-        _check_labels(loss, y, getattr(networks[0], "output_shape", None), n)
+        predicted = predictions_spec(networks[0], x) if predicted is None else predicted
+        if keras.tree.is_nested(predicted):
+            raise ValueError(_SEVERAL)
+        _check_labels(loss, y, tuple(predicted.shape), n)
         part = look_on_one_replica(x, y, _step_weights(sample_weight))
         part = {name: value.numpy() for name, value in part.items()}
         parts.append(_counted(part, y, n) if "counts" in part else part)
@@ -230,6 +239,7 @@ def _look_at_elements(predictions, y, loss, sample_weight, is_bad):
         values = _mean([tf.reshape(each, [-1]) for each in values])
         targets = tf.reshape(tf.cast(elements.y, tf.float32), [-1])
         return found | {"given": targets, "predicted": values, "losses": _mean_of_finite(losses, is_bad)}
+    found["counts"] &= labels >= 0  # a one-hot label may name no class
     likely = [class_labels.class_probabilities(each, loss) for each in values]
     mean = _mean(likely)
     is_bad = tf.logical_or(is_bad, ~tf.reduce_all(tf.math.is_finite(mean), axis=1))
@@ -283,9 +293,8 @@ def _step_weights(sample_weight):
 def _check_labels(loss, y, shape, start):
     """Rejects invalid class labels in a batch that begins at `start` in the data.
 
-    `shape` is the shape of the predictions, None if unknown.
+    `shape` is the shape of the predictions.
     """
-    shape = shape or (None,)
     if 2 < len(shape) == len(y.shape) + 1:
         y = y[..., None]  # class numbers, not shares of classes
     labels = labels_for(loss, y, shape[-1])

@@ -13,10 +13,14 @@ import tensorflow as tf
 from prl_keras.files import replacing
 from prl_keras.inputs import class_labels
 from prl_keras.inputs.batches import batches
-from prl_keras.inputs.fingerprints import fingerprints
+from prl_keras.inputs.fingerprints import fingerprints, strides_for
 
 _FEW = 64  # numbers of an example's inputs to hash, if they tell all the examples apart
 _OTHER = "{} is the record of other data or another kind of model; remove it, or take another path."
+
+
+class _Damaged(ValueError):
+    """A file that cannot be read."""
 
 
 class SelectionRecord(keras.callbacks.Callback):
@@ -40,8 +44,8 @@ class SelectionRecord(keras.callbacks.Callback):
         dataset: The training data, in the order of the record: a `tf.data.Dataset` or a
             `keras.utils.PyDataset` of batches, or a tuple of arrays `(x, y)`. It is read once.
         path: An `.npz` file, written atomically after each epoch, or None. Training that resumes at a later
-            epoch (`initial_epoch`, `BackupAndRestore`) continues the file; training from the first epoch
-            replaces it.
+            epoch (`initial_epoch`, `BackupAndRestore`) continues the file, and records later epochs anew
+            (you are warned if they are more than one). Training from the first epoch replaces the file.
         batch_size: The batch size for reading a tuple of arrays here.
 
     Attributes:
@@ -65,10 +69,14 @@ class SelectionRecord(keras.callbacks.Callback):
             raise ValueError(f"path={str(path)!r} must be a file, .npz, in a folder that exists.")
         if self.path is not None and _is_of_other_kind(self.path):
             raise ValueError(f"path={str(path)!r} is there and is no record; take another path.")
-        found = [(fingerprints(x, y, _FEW), fingerprints(x, y)) for x, y in batches(dataset, batch_size)]
+        strides: list[int] = []
+        found = []
+        for x, y in batches(dataset, batch_size):
+            strides = strides or strides_for(x, _FEW)
+            found.append((fingerprints(x, y, strides), fingerprints(x, y)))
         few, every = (np.concatenate(parts) for parts in zip(*found))
         is_enough = len(np.unique(few)) == len(np.unique(every))
-        self._positions = _FEW if is_enough else None
+        self._strides = strides if is_enough else []
         self._known, slots = np.unique(few if is_enough else every, return_inverse=True)
         self._slots = slots.astype(np.int32)
         self._scores: list[np.ndarray]
@@ -98,8 +106,7 @@ class SelectionRecord(keras.callbacks.Callback):
         is_attached = model is self._model and getattr(model, "selection_record", None) is self
         if self._epochs and self._model not in (None, model):
             raise ValueError("This is the record of another model; make a new SelectionRecord for this one.")
-        if self._epochs and len(self._epochs[0]) != 1 + len(getattr(model, "networks", [])):
-            raise ValueError(_OTHER.format(self.path or "This"))
+        self.check_kind(model)
         super().set_model(model)
         if not hasattr(model, "record_selection"):
             raise ValueError(
@@ -127,7 +134,7 @@ class SelectionRecord(keras.callbacks.Callback):
             batch, passes, selected: As for every observer (`models.step_metrics.StepMetrics`).
         """
         x, y = batch.given
-        found = fingerprints(x, y, self._positions)
+        found = fingerprints(x, y, self._strides)
         rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
         rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
         scores = [p.scores for p in passes if p.scores is not None]
@@ -135,7 +142,12 @@ class SelectionRecord(keras.callbacks.Callback):
         self._has_scores, self._has_probabilities = bool(scores), bool(likely)
         examples = batch.of_examples
         counted = tf.cast(examples.is_ranked, tf.float32)
-        means = [_mean_of_good([batch.by_example(p) for p in parts], examples) for parts in (scores, likely)]
+        if batch.examples is not None and likely:  # an element may have no class
+            of_class = batch._replace(is_ranked=batch.is_ranked & (batch.labels >= 0))
+            likely = [of_class.by_example(each) for each in likely]
+        else:
+            likely = [batch.by_example(each) for each in likely]
+        means = [_mean_of_good(parts, examples) for parts in ([batch.by_example(p) for p in scores], likely)]
         kept = [batch.by_example(tf.cast(weights != 0, tf.float32)) for weights in selected.weights]
         columns = [counted, *means, *(counted * tf.cast(each == 0, tf.float32) for each in kept)]
         columns = tf.stack(columns, axis=1)
@@ -152,12 +164,36 @@ class SelectionRecord(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, typing.Any] | None = None) -> None:
         if not self._has_begun:
-            if epoch and self.path is not None and self.path.exists():
-                self.load(epoch)
+            self._go_on_at(epoch)
             while len(self._epochs) < epoch:  # epochs without a record: nothing was seen
                 self._append(np.zeros(self._counts.shape))
         self._has_begun = True
         self._counts.assign(tf.zeros_like(self._counts))
+
+    def _go_on_at(self, epoch):
+        """Keeps the epochs before `epoch`, of the file if there is one: the others are trained again."""
+        if self.path is not None and self.path.exists() and not self._epochs:
+            self._check_file(is_needed=bool(epoch))
+        if epoch and self.path is not None and self.path.exists():
+            self.load()
+        if epoch and len(self._epochs) > epoch + 1:  # one more may be of a training that was killed
+            warnings.warn(
+                f"{self.path or 'SelectionRecord'} has {len(self._epochs)} epochs, and training goes on "
+                f"after {epoch}: epochs {epoch + 1} to {len(self._epochs)} are recorded anew. To keep them, "
+                "stop now and give fit a new SelectionRecord, with another path.",
+                stacklevel=3,
+            )
+        if epoch:
+            for part in (self._epochs, self._scores, self._probabilities):
+                del part[epoch:]
+
+    def _check_file(self, is_needed):
+        """Rejects the file of other data or another kind of model, which an epoch would replace."""
+        try:
+            self._read()
+        except _Damaged:
+            if is_needed:
+                raise
 
     def on_epoch_end(self, epoch: int, logs: dict[str, typing.Any] | None = None) -> None:
         counts = tf.convert_to_tensor(self._counts).numpy()
@@ -208,12 +244,27 @@ class SelectionRecord(keras.callbacks.Callback):
         Raises:
             ValueError: if the data differ; and as in `SelectionRecord`.
         """
-        found = np.concatenate([fingerprints(x, y, self._positions) for x, y in batches(dataset, batch_size)])
+        found = np.concatenate([fingerprints(x, y, self._strides) for x, y in batches(dataset, batch_size)])
         if not np.array_equal(found, self._known[self._slots]):
             raise ValueError(
                 f"The record is of {len(self._slots)} other examples, or in another order, than the "
                 f"{len(found)} of this data set. Give the data that SelectionRecord was made with; a data "
                 "set that shuffles has another order each time."
+            )
+
+    def check_kind(self, model: keras.Model) -> None:
+        """Rejects a model with another number of networks than that of this record.
+
+        Raises:
+            ValueError: with both numbers. A plain Keras model is accepted.
+        """
+        networks, recorded = getattr(model, "networks", None), self._epochs and len(self._epochs[0]) - 1
+        if recorded and networks is not None and recorded != len(networks):
+            kinds = {1: "a RobustModel", 2: "a CoTeachingModel"}
+            raise ValueError(
+                f"The record is of {kinds.get(recorded)} and the model is {kinds.get(len(networks))}: "
+                "another kind of model. Give the model that was trained with the record, or make a new "
+                "SelectionRecord."
             )
 
     def load(self, epochs: int | None = None) -> typing.Self:
@@ -228,6 +279,13 @@ class SelectionRecord(keras.callbacks.Callback):
             raise ValueError("This record has no file; write SelectionRecord(dataset, path).")
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist, so there is no record to load.")
+        bits, numbers = self._read()
+        self._epochs = list(bits[:epochs])
+        self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
+        return self
+
+    def _read(self):
+        """-> (bits `[epochs, 1 + networks, ...]`, [scores, probabilities]) of the file."""
         try:
             with zipfile.ZipFile(self.path) as archive, np.load(self.path) as saved:
                 if archive.testzip() is not None:
@@ -237,13 +295,11 @@ class SelectionRecord(keras.callbacks.Callback):
             if any(part.shape != (len(bits), *data[1].shape) for part in numbers) or bits.ndim != 3:
                 raise ValueError("its parts do not go together")
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
+            raise _Damaged(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
         if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 2):
             raise ValueError(_OTHER.format(self.path))
-        self._epochs = list(bits[:epochs])
-        self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
-        return self
+        return bits, numbers
 
 
 def _finite(values, is_there):

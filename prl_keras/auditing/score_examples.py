@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from prl_keras.inputs import outputs
 from prl_keras.inputs.batches import weighted_batches
+from prl_keras.inputs.valid_labels import labels_of
 from prl_keras.keras_gaps.replicas import on_one_replica
 from prl_keras.models import in_inference
 from prl_keras.models.configuration import check_compiled
@@ -40,7 +41,8 @@ def score_examples(
         over its elements. With `unit="element"` here, the scores have the shape of the labels, `[n, ...]`.
 
     Raises:
-        ValueError: for an empty data set, missing targets, or a model without a loss; for `unit="element"`
+        ValueError: for an empty data set, missing targets, single examples in place of batches, different
+            numbers of rows, class numbers out of range, or a model without a loss; for `unit="element"`
             with a model that ranks examples, or with label shapes that differ between batches.
     """
     check_compiled(model)
@@ -59,7 +61,15 @@ def score_examples(
     def mean_scores(x, y, sample_weight):
         return on_one_replica(model.distribute_strategy, mean_score, x, y, sample_weight)
 
-    parts = [mean_scores(*batch).numpy() for batch in weighted_batches(dataset, batch_size)]
+    parts: list[np.ndarray] = []
+    predicted = None
+    for x, y, sample_weight in weighted_batches(dataset, batch_size):
+        if predicted is None:
+            predicted = in_inference.predictions_spec(model.networks[0], x)
+        for labels in labels_of(model, y, predicted):
+            if not labels.is_shares and labels.y.dtype.is_integer:
+                labels.check(sum(map(len, parts)))
+        parts.append(mean_scores(x, y, sample_weight).numpy())
     shapes = sorted({str(part.shape[1:]) for part in parts})
     if len(shapes) > 1:
         raise ValueError(

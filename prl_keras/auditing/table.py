@@ -28,7 +28,7 @@ def audit(
     | `score` | how suspect, higher = more; see below |
     | `rank` | 1 for the most suspect; ties in data order |
     | `is_flagged` | whether it is among the `epsilon` most suspect |
-    | `given`, `predicted` | class numbers, -1 if ignored; up to 100 targets: `given_0`, `predicted_0`, ... |
+    | `given`, `predicted` | class numbers, -1 for none; up to 100 targets: `given_0`, `predicted_0`, ... |
     | `loss` | the model's loss on the example, in inference mode |
     | `given_probability` | the predicted probability of the given class (cleanlab's self-confidence) |
     | `probability_0`, ... | the predicted probability of each class |
@@ -39,7 +39,8 @@ def audit(
     `1 - given_probability`, or for targets the loss. With a record it is the mean of the recorded
     `1 - given_probability`, or for targets of the recorded scores, over the last third of the epochs.
     Examples that were not seen in these epochs, or whose label the loss ignores, have no score and rank last.
-    Non-finite examples have an infinite score. Sample weights are ignored.
+    So do examples whose one-hot label has no class or several. Non-finite examples have an infinite score.
+    Sample weights are ignored.
 
     **Several labels for each example.** If the loss takes several labels per example, the table has a row for
     each label that counts, in data order, and the index gives its position:
@@ -92,6 +93,7 @@ def audit(
             raise ValueError(
                 f"record={record!r} must be a SelectionRecord; SelectionRecord(data, path).load()."
             )
+        record.check_kind(model)
         record.check_same(dataset, batch_size)
     found = predict_beside(model, dataset, batch_size)
     return table_of(found, record, estimate_from(found).estimate if epsilon is None else epsilon)

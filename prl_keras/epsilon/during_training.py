@@ -10,6 +10,7 @@ import tensorflow as tf
 from prl_keras.epsilon import intervals
 from prl_keras.epsilon.estimated import EstimatedEpsilon, check_estimated
 from prl_keras.inputs import class_labels, loss_kinds
+from prl_keras.rules.epsilon import is_in_range
 from prl_keras.scores.loss import per_example_loss, unreduced_loss
 
 _CONFIDENCE = 0.9
@@ -44,10 +45,10 @@ class NoiseWatch(keras.callbacks.Callback):
         super().__init__()
         self.set_model(model)
         self.estimate: intervals.EpsilonEstimate | None = None
-        self._contradictions = 0
+        self._contradictions, self._told = 0, None
         self._has_warned = False
         self._is_of_classes = None
-        self._has_warned_of_ties = False
+        self._has_warned_of_ties = self._has_warned_of_range = False
         with model.distribute_strategy.scope():
             self._counts = tf.Variable(
                 tf.zeros([1 + _BINS + 2]),
@@ -97,6 +98,7 @@ class NoiseWatch(keras.callbacks.Callback):
         return None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._check_schedules()
         self._counts.assign(tf.zeros_like(self._counts))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -110,7 +112,26 @@ class NoiseWatch(keras.callbacks.Callback):
         elif not self._has_warned:
             self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))
 
+    def _check_schedules(self):
+        """Before the steps of an epoch, on the host: the compiled step has no kernel for it."""
+        optimizer, steps = self.model.optimizer, (self.params or {}).get("steps")
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        is_in_range("learning rate", getattr(optimizer, "_learning_rate", None), optimizer.iterations, steps)
+        epsilon = getattr(self.model.rule, "epsilon", None)
+        is_good = isinstance(epsilon, EstimatedEpsilon) or is_in_range(
+            "epsilon", epsilon, optimizer.iterations, steps
+        )
+        if not is_good and not self._has_warned_of_range:
+            self._has_warned_of_range = True
+            warnings.warn(
+                f"The schedule of epsilon, {type(epsilon).__name__}, leaves [0, 1) in this epoch: a "
+                "value below 0 drops nothing, and one of 1 or more keeps a single example of each batch.",
+                stacklevel=2,
+            )
+
     def _compare(self, told, is_settled):
+        if told != self._told:  # a callback may have set another rule
+            self._contradictions, self._told = 0, told
         is_less, is_more = told < self.estimate.low - _MARGIN, told > self.estimate.high + _WASTE
         self._contradictions = self._contradictions + 1 if is_settled and (is_less or is_more) else 0
         if self._contradictions == _PATIENCE:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras.inputs.tensors import is_batch
 from prl_keras.inputs.valid_labels import labels_of
 
 _DATA = "Give (x, y) as arrays, or a tf.data.Dataset, a keras.utils.PyDataset or a generator of batches."
@@ -27,6 +28,7 @@ def check_data(model: Any, x: Any, y: Any, may_be_empty: bool = False) -> None:
     arrays = keras.tree.flatten(x)
     if x is None or (isinstance(x, list) and not _is_one_for_each_input(model.networks[0], x)):
         raise ValueError(f"x is {'None' if x is None else 'a list; write np.asarray(x)'}. {_DATA}")
+    arrays = [array for array in arrays if array is not None]  # an optional input
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return  # a generator or a PyDataset: checked batch by batch
     check_targets_given(y)
@@ -41,14 +43,37 @@ def check_data(model: Any, x: Any, y: Any, may_be_empty: bool = False) -> None:
 
 
 def _is_one_for_each_input(network, x):
+    """Whether a list holds arrays, in any structure, and as many as the network has inputs."""
+    arrays = keras.tree.flatten(x)
     inputs = getattr(network, "inputs", None) if network.built else None  # a subclass has none
-    return all(hasattr(array, "shape") for array in x) and len(x) == len(inputs or x)
+    return all(array is None or hasattr(array, "shape") for array in arrays) and (
+        len(arrays) == len(inputs or arrays)
+    )
 
 
 def check_targets_given(y: Any) -> None:
-    """Rejects a batch without targets (ValueError)."""
+    """Rejects a batch without targets, or with ragged ones (ValueError)."""
     if y is None:
         raise ValueError("The data has no targets y; give (x, y) or (x, y, sample_weight).")
+    if any(isinstance(leaf, tf.RaggedTensor) for leaf in keras.tree.flatten(y)):
+        raise ValueError(
+            "y is a RaggedTensor, and losses of single examples need dense targets. Write y.to_tensor(), and "
+            "give the filled-up values a sample_weight of 0."
+        )
+
+
+def check_batched(y: Any) -> None:
+    """Rejects the targets of a single example in place of a batch (ValueError).
+
+    Args:
+        y: A structure of arrays, tensors or specifications.
+    """
+    for leaf in keras.tree.flatten(y):
+        if leaf is not None and not is_batch(leaf):
+            raise ValueError(
+                "The data set gives single examples (a y without an axis), not batches. Write "
+                "dataset.batch(32)."
+            )
 
 
 def check_weights(sample_weight: Any) -> None:
@@ -82,8 +107,13 @@ def check_class_weight(class_weight: Mapping[int, float] | None) -> None:
 
 
 def check_dense(x: Any) -> None:
-    """Rejects sparse and ragged inputs, from which no single example can be taken (ValueError)."""
+    """Rejects inputs from which no single example can be taken: sparse, ragged, None (ValueError)."""
     for tensor in keras.tree.flatten(x):
+        if tensor is None:
+            raise ValueError(
+                "score='gradient' takes each example by itself, and TensorFlow maps no input that is None. "
+                "Give the optional input, or take another score."
+            )
         if isinstance(tensor, (tf.SparseTensor, tf.RaggedTensor)):
             name = type(tensor).__name__
             to_dense = "tf.sparse.to_dense(x)" if name == "SparseTensor" else "x.to_tensor()"

@@ -28,7 +28,8 @@ def count_classes(shape: Any, loss: Any) -> int | None:
 def class_labels(y: tf.Tensor, y_pred: tf.Tensor, loss: Any) -> tf.Tensor | None:
     """The given class of each example, int32 `[batch]`, or None as in `count_classes`.
 
-    A label that the loss ignores (`ignore_class`) becomes -1, which is no valid class.
+    A label that the loss ignores (`ignore_class`) becomes -1, which is no valid class. So does a one-hot
+    label without a class or with several: the largest share gives the class, if it is a single one.
 
     Args:
         y: Class numbers `[batch]` or `[batch, 1]`, one-hot labels, or labels 0 and 1.
@@ -39,11 +40,18 @@ def class_labels(y: tf.Tensor, y_pred: tf.Tensor, loss: Any) -> tf.Tensor | None
         return None
     is_wide = isinstance(loss, Bootstrap) and len(y.shape) == 2 and y.shape[1] != 1
     if loss_kinds.is_one_hot(loss) or is_wide:
-        return tf.argmax(y, axis=-1, output_type=tf.int32)
+        return _of_largest_share(y)
     labels = tf.reshape(y, [-1])
     labels = tf.cast(tf.cast(labels, tf.float32) > 0.5 if _is_one_output(y_pred) else labels, tf.int32)
     ignored = getattr(loss, "ignore_class", None)
     return labels if ignored is None else tf.where(labels == ignored, -1, labels)
+
+
+def _of_largest_share(y):
+    """The class of the largest share, int32 `[batch]`; -1 if several are largest, as in a row of zeros."""
+    is_largest = tf.cast(y == tf.reduce_max(y, axis=-1, keepdims=True), tf.float32)
+    classes = tf.argmax(y, axis=-1, output_type=tf.int32)
+    return tf.where(tf.reduce_sum(is_largest, axis=-1) > 1, -1, classes)
 
 
 def class_probabilities(y_pred: tf.Tensor, loss: Any) -> tf.Tensor:

@@ -34,32 +34,61 @@ _REGRESSION_FUNCTIONS = (
     keras.losses.huber,
     keras.losses.log_cosh,
 )
+_MEAN_OF_ENTRIES_LOSSES = (
+    *_BINARY_LOSSES,
+    *_REGRESSION_LOSSES,
+    keras.losses.Hinge,
+    keras.losses.SquaredHinge,
+    keras.losses.Poisson,
+)
+_MEAN_OF_ENTRIES_FUNCTIONS = (
+    *_BINARY_FUNCTIONS,
+    *_REGRESSION_FUNCTIONS,
+    keras.losses.hinge,
+    keras.losses.squared_hinge,
+    keras.losses.poisson,
+)
 _STEEP_LOSSES = (keras.losses.MeanSquaredError, keras.losses.MeanSquaredLogarithmicError)
 _STEEP_FUNCTIONS = (keras.losses.mean_squared_error, keras.losses.mean_squared_logarithmic_error)
 _FLAT_LOSSES = (keras.losses.MeanAbsoluteError, keras.losses.MeanAbsolutePercentageError)
 _FLAT_FUNCTIONS = (keras.losses.mean_absolute_error, keras.losses.mean_absolute_percentage_error)
+_BATCH_LOSSES = (keras.losses.Circle, keras.losses.Dice, keras.losses.Tversky)
+_BATCH_FUNCTIONS = (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
 _ONE_HOT_LOSSES = (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
 _ONE_HOT_FUNCTIONS = (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy)
 
 
 def is_sparse(loss: Any) -> bool:
     """Whether the loss takes class labels as integers."""
-    return isinstance(loss, _SPARSE_LOSSES) or getattr(loss, "fn", loss) in _SPARSE_FUNCTIONS
+    return _is_any(loss, _SPARSE_LOSSES, _SPARSE_FUNCTIONS)
 
 
 def is_binary(loss: Any) -> bool:
     """Whether the loss takes labels 0 and 1 for each output."""
-    return isinstance(loss, _BINARY_LOSSES) or getattr(loss, "fn", loss) in _BINARY_FUNCTIONS
+    return _is_any(loss, _BINARY_LOSSES, _BINARY_FUNCTIONS)
 
 
 def is_one_hot(loss: Any) -> bool:
     """Whether the loss takes one-hot labels, or a probability for each class."""
-    return isinstance(loss, _ONE_HOT_LOSSES) or getattr(loss, "fn", loss) in _ONE_HOT_FUNCTIONS
+    return _is_any(loss, _ONE_HOT_LOSSES, _ONE_HOT_FUNCTIONS)
 
 
 def is_mean(loss: Any) -> bool:
     """Whether Keras takes the mean of the loss over the batch, rather than a sum or no reduction."""
     return getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
+def is_by_example(loss: Any) -> bool:
+    """Whether the loss of an example is known to depend on that example alone.
+
+    True for the losses of Keras and prl_keras that do. A user's own loss may look at the whole batch, for
+    example at how often each class occurs.
+
+    Args:
+        loss: A loss or its name, a structure of them, or `outputs.OutputLosses`.
+    """
+    parts = keras.tree.flatten(loss if isinstance(loss, keras.losses.Loss) else getattr(loss, "loss", loss))
+    return all(part is None or _is_by_example(keras.losses.get(part)) for part in parts)
 
 
 def is_of_classes(loss: Any) -> bool:
@@ -72,13 +101,12 @@ def may_be_flat(loss: Any) -> bool:
 
     True for unknown losses.
     """
-    grows = isinstance(loss, _STEEP_LOSSES) or getattr(loss, "fn", loss) in _STEEP_FUNCTIONS
-    return not (grows or is_of_classes(loss))
+    return not (_is_any(loss, _STEEP_LOSSES, _STEEP_FUNCTIONS) or is_of_classes(loss))
 
 
 def is_flat(loss: Any) -> bool:
     """Whether the loss's gradient depends only on the sign of the error."""
-    return isinstance(loss, _FLAT_LOSSES) or getattr(loss, "fn", loss) in _FLAT_FUNCTIONS
+    return _is_any(loss, _FLAT_LOSSES, _FLAT_FUNCTIONS)
 
 
 def is_softmax_cross_entropy(loss: Any, y_pred_has_logits: bool) -> bool:
@@ -116,7 +144,37 @@ def labels_kind(
 
 def is_regression(loss: Any) -> bool:
     """Whether the loss is one of Keras's losses for real-valued targets."""
-    return isinstance(loss, _REGRESSION_LOSSES) or getattr(loss, "fn", loss) in _REGRESSION_FUNCTIONS
+    return _is_any(loss, _REGRESSION_LOSSES, _REGRESSION_FUNCTIONS)
+
+
+def is_mean_of_entries(loss: Any) -> bool:
+    """Whether the loss of Keras is the mean of one value for each entry of the last axis."""
+    return _is_any(loss, _MEAN_OF_ENTRIES_LOSSES, _MEAN_OF_ENTRIES_FUNCTIONS)
+
+
+def is_over_axis(loss: Any) -> bool:
+    """Whether the loss of Keras has an `axis` to reduce, and reduces all of them by default."""
+    losses, functions = (keras.losses.Dice, keras.losses.Tversky), (keras.losses.dice, keras.losses.tversky)
+    return _is_any(loss, losses, functions)
+
+
+def is_of_pairs(loss: Any) -> bool:
+    """Whether the loss compares the examples of a batch with each other."""
+    return _is_any(loss, (keras.losses.Circle,), (keras.losses.circle,))
+
+
+def takes_other_shapes(loss: Any) -> bool:
+    """Whether the loss of Keras takes targets of another shape than the predictions, and no class of each."""
+    return is_of_pairs(loss) or is_ctc(loss)
+
+
+def is_ctc(loss: Any) -> bool:
+    """Whether the loss aligns sequences of predictions with shorter sequences of labels."""
+    return _is_any(loss, (keras.losses.CTC,), (keras.losses.ctc,))
+
+
+def _is_any(loss, losses, functions):
+    return isinstance(loss, losses) or getattr(loss, "fn", loss) in functions
 
 
 def expects_probabilities(loss: Any) -> bool:
@@ -134,3 +192,11 @@ def name_of(loss: Any) -> str:
     """The name of a loss in error messages."""
     name: Any = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
     return name
+
+
+def _is_by_example(loss):
+    if isinstance(loss, _BATCH_LOSSES) or getattr(loss, "fn", loss) in _BATCH_FUNCTIONS:
+        return False
+    parts = [getattr(loss, "fn", loss), *([type(loss)] if isinstance(loss, keras.losses.Loss) else [])]
+    modules = [getattr(part, "__module__", None) or "" for part in parts]
+    return all(module.startswith(("keras.", "prl_keras.")) for module in modules)

@@ -12,50 +12,73 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs.rows import nearest_before
+from prl_keras.inputs.tensors import all_by_row, map_values, rows
 
 _LARGE = 2**20  # entries of a gradient; above, one flag each would add to a step's memory
 
 
-def find(data: Any) -> tf.Tensor:
+def find(data: Any, inputs: Any = None, number: Any = None) -> tf.Tensor:
     """Which examples hold NaN or infinity.
 
     Args:
-        data: Tensors `[batch, ...]`, in any structure; None and tensors that are not dense are skipped.
+        data: Tensors `[batch, ...]` of any kind, in any structure; None is skipped.
+        inputs: The inputs among the data. Several may have numbers of rows of their own, such as the nodes
+            of a batch of graphs. Such inputs are skipped; an example shows by its loss.
+        number: The number of examples, an int or a scalar tensor; None for the rows of the first tensor.
 
     Returns:
         bool `[batch]`.
     """
-    tensors = [tensor for tensor in keras.tree.flatten(data) if tensor is not None]
-    is_bad = tf.zeros([_rows(tensors[0])], tf.bool)
+    tensors, may_differ = _flat(data), _several(inputs)
+    number = rows(tensors[0]) if number is None else number
+    is_bad = tf.zeros([number], tf.bool)
     for tensor in filter(_is_checked, tensors):
-        axes = range(1, len(tensor.shape))
-        is_bad = tf.logical_or(is_bad, ~tf.reduce_all(tf.math.is_finite(tensor), axis=axes))
+        found = ~all_by_row(tf.math.is_finite, tensor)
+        common = _common_rows(tensor, number) if id(tensor) in may_differ else None
+        found = found if common is None else tf.pad(found[:common], [[0, number - common]])
+        is_bad = tf.logical_or(is_bad, found)
     return is_bad
 
 
-def replace(data: Any, is_bad: tf.Tensor) -> Any:
+def replace(data: Any, is_bad: tf.Tensor, inputs: Any = None, keeps_nan: bool = False) -> Any:
     """The data with the nearest good example in place of each bad one.
 
     Args:
-        data: As in `find`. Non-finite values become 0 if no example is good.
+        data, inputs: As in `find`. Sparse and ragged tensors get 0 in place of non-finite values; so do all
+            tensors if no example is good. Inputs with another number of rows stay as they are.
         is_bad: bool `[batch]`.
+        keeps_nan: Whether NaN stays in the good examples, as in targets that a loss skips.
     """
-    rows = nearest_before(~is_bad)
-    return _map_dense(lambda tensor: tf.ensure_shape(tf.gather(tensor, rows), tensor.shape), with_zeros(data))
+    good, may_differ = nearest_before(~is_bad), _several(inputs)
+    is_any_good = tf.reduce_any(~is_bad) if keeps_nan else None
+
+    def replaced(tensor):
+        common = _common_rows(tensor, rows(is_bad)) if id(tensor) in may_differ else None
+        finite = with_zeros(tensor, None if common is None else common < rows(is_bad))
+        if not _is_dense(tensor):
+            return finite
+        source = tf.where(is_any_good, tensor, finite) if keeps_nan else finite
+        taken = good if common is None else tf.concat([good[:common], tf.range(common, rows(tensor))], 0)
+        return tf.ensure_shape(tf.gather(source, taken), tensor.shape)
+
+    return keras.tree.map_structure(replaced, data)
 
 
-def with_zeros(data: Any) -> Any:
-    """The data with 0 in place of NaN and infinity."""
+def with_zeros(data: Any, is_kept: Any = None) -> Any:
+    """The data with 0 in place of NaN and infinity; unchanged where `is_kept`, a bool scalar or None."""
 
-    def finite(tensor):
-        if not _is_checked(tensor):
-            return tensor
-        is_finite = tf.math.is_finite(tensor)
-        if tensor.dtype in (tf.float32, tf.float64):  # faster, and 0 for NaN too
-            return tf.math.multiply_no_nan(tensor, tf.cast(is_finite, tensor.dtype))
-        return tf.where(is_finite, tensor, tf.zeros_like(tensor))
+    def finite(values):
+        is_finite = tf.math.is_finite(values)
+        is_finite = is_finite if is_kept is None else tf.logical_or(is_finite, is_kept)
+        if values.dtype in (tf.float32, tf.float64):  # faster, and 0 for NaN too
+            return tf.math.multiply_no_nan(values, tf.cast(is_finite, values.dtype))
+        return tf.where(is_finite, values, tf.zeros_like(values))
 
-    return _map_dense(finite, data)
+    def of_any_kind(tensor):
+        tensor = tf.convert_to_tensor(tensor) if _is_dense(tensor) else tensor
+        return map_values(finite, tensor) if _is_checked(tensor) else tensor
+
+    return keras.tree.map_structure(of_any_kind, data)
 
 
 def are_finite(gradients: Sequence[Any]) -> tf.Tensor:
@@ -89,15 +112,25 @@ def _sums_of_rows(tensor):
     return tf.linalg.matvec(tf.reshape(tensor, [-1, width]), tf.ones([width]))
 
 
-def _map_dense(function, data):
-    """Applies `function` to each dense tensor; other values stay as they are."""
-    tensors = keras.tree.flatten(data)
-    tensors = [function(tf.convert_to_tensor(t)) if _is_dense(t) else t for t in tensors]
-    return keras.tree.pack_sequence_as(data, tensors)
+def _flat(data):
+    return [tensor for tensor in keras.tree.flatten(data) if tensor is not None]
 
 
-def _rows(tensor):
-    return tensor.shape[0] if isinstance(tensor, np.ndarray) else tf.shape(tensor)[0]
+def _several(inputs):
+    """The ids of the inputs if there are several."""
+    flat = _flat(inputs)
+    return {id(tensor) for tensor in flat} if len(flat) > 1 else set()
+
+
+def _common_rows(tensor, number):
+    """How many of the first rows of a tensor are examples: all or none; Python None if it is known to be all.
+
+    It takes no condition, for which a device would wait.
+    """
+    size = rows(tensor)
+    if isinstance(size, int) and isinstance(number, int):
+        return None if size == number else 0
+    return tf.where(tf.cast(size, tf.int32) == number, number, 0)
 
 
 def _is_dense(tensor):
@@ -106,4 +139,5 @@ def _is_dense(tensor):
 
 
 def _is_checked(tensor):
-    return _is_dense(tensor) and tf.as_dtype(tensor.dtype).is_floating
+    is_tensor = _is_dense(tensor) or isinstance(tensor, (tf.SparseTensor, tf.RaggedTensor))
+    return is_tensor and tf.as_dtype(tensor.dtype).is_floating

@@ -3,10 +3,18 @@
 Counts are float32, as in `rules.ranking`: TensorFlow has no GPU kernel for the cumulative sum of integers.
 """
 
+from typing import Any
+
+import keras
 import tensorflow as tf
 from keras import ops
 
 _LARGEST_TO_COMPARE = 128  # examples up to which comparing all pairs takes the fewest kernels
+
+
+def batch_size(x: Any) -> tf.Tensor:
+    """The number of rows of the first input that is given, an int32 scalar; optional inputs may be None."""
+    return tf.shape(next(t for t in keras.tree.flatten(x) if t is not None))[0]
 
 
 def first_positions(mask: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
@@ -40,7 +48,7 @@ def nearest_before(mask: tf.Tensor) -> tf.Tensor:
     if size is not None and 0 < size <= _LARGEST_TO_COMPARE:
         places = ops.arange(size, dtype="float32")
         # The largest True place up to the entry's own, else the largest of all.
-        rounds = ops.where(places[None, :] <= places[:, None], float(size), 0.0)
+        rounds = tf.where(places[None, :] <= places[:, None], float(size), 0.0)
         found = tf.reduce_max(tf.where(mask, places + rounds, -1.0), axis=1)
         return ops.cast(ops.mod(found, size), "int32")
     so_far = ops.cumsum(ops.cast(mask, "float32"))

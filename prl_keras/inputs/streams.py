@@ -15,7 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras.inputs.arrays import WEIGHTS
+from prl_keras.inputs.arrays import WEIGHTS, check_batched
+from prl_keras.inputs.tensors import NeedsRows, check_rows, message_of_rows, numbers_of_rows, rows_differ
 
 _MARK = "prl_keras found in a batch: "
 
@@ -29,25 +30,27 @@ def as_value_errors() -> Iterator[None]:
         found = re.search(_MARK + r"(.*?\.)(?: *[\]\n]|$)", error.message)
         if not found:
             raise
-        raise ValueError(found[1]) from None
+        raise ValueError(found[1].replace("\\'", "'")) from None  # TensorFlow escapes quotes
 
 
-def checked(x: Any, labels_of: Callable[[Any], list[Any]]) -> Any:
+def checked(x: Any, labels_of: Callable[[Any], list[Any]], needs: NeedsRows | None = None) -> Any:
     """The data `x` of `fit`; reading an invalid batch from them raises an error (see `as_value_errors`).
 
     Args:
         x: A `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches; anything else is
             returned unchanged.
         labels_of: Function of the targets that returns a list of `valid_labels.Labels`.
+        needs: What needs each row of every input to be an example, or None.
 
     Raises:
-        ValueError: if a Dataset's class numbers are not integers.
+        ValueError: if a Dataset gives single examples, or its class numbers are not integers.
     """
-    check = _Check(labels_of)
+    check = _Check(labels_of, needs)
     if isinstance(x, tf.data.Dataset):
         spec = x.element_spec
         if not isinstance(spec, tuple) or len(spec) not in (2, 3):
             return x  # Keras or the check of targets rejects it
+        check_batched(spec[1])
         for labels in labels_of(spec[1]):
             if isinstance(labels.y, tf.TensorSpec):
                 labels.check_dtype()
@@ -63,11 +66,15 @@ def checked(x: Any, labels_of: Callable[[Any], list[Any]]) -> Any:
 @dataclasses.dataclass(frozen=True)
 class _Check:
     labels_of: Callable[[Any], list[Any]]
+    needs: NeedsRows | None
 
     def in_graph(self, *batch):
-        """The batch, after the checks of its labels and weights; part of a `tf.data` pipeline."""
+        """The batch, after the checks of its rows, labels and weights; part of a `tf.data` pipeline."""
         x, y, weights = (*batch, None)[:3]
-        asserts = []
+        numbers = numbers_of_rows(x, y, weights)
+        text = _MARK + message_of_rows(numbers, self.needs)
+        shown = tf.strings.format(text, [n for found in numbers.values() for n in found])
+        asserts = [tf.debugging.Assert(tf.math.logical_not(rows_differ(numbers, self.needs)), [shown])]
         for labels in self.labels_of(y):
             if isinstance(labels.y, tf.Tensor) and (labels.y.dtype.is_floating or labels.y.dtype.is_integer):
                 values = tf.cast(labels.y, tf.float32 if labels.is_shares else tf.int64)
@@ -88,7 +95,10 @@ class _Check:
         """
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             return batch
-        _check_lengths(batch)
+        try:
+            check_rows(*(*batch, None)[:3], needs=self.needs)
+        except ValueError as error:
+            raise ValueError(f"{_MARK}{error}") from None
         for labels in self.labels_of(batch[1]):
             y = np.asarray(labels.y)
             if y.dtype != object:
@@ -103,22 +113,6 @@ class _Check:
                 if bad.size:
                     raise ValueError(_MARK + _weight_message(bad.flat[0]))
         return batch
-
-
-def _check_lengths(batch):
-    """Rejects a batch whose parts have different lengths, which Keras might broadcast."""
-    names = ("x", "y", "sample_weight")
-    lengths = {
-        name: sorted(
-            {len(leaf) for leaf in keras.tree.flatten(part) if isinstance(leaf, np.ndarray) and leaf.ndim}
-        )
-        for name, part in zip(names, batch)
-    }
-    if len({length for found in lengths.values() for length in found}) > 1:
-        shown = ", ".join(
-            f"{name} {' and '.join(map(str, found))}" for name, found in lengths.items() if found
-        )
-        raise ValueError(f"{_MARK}A batch must have as many of each; there are of {shown}.")
 
 
 def _weight_message(value):

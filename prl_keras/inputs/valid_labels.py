@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds, outputs
 
+_ROUNDING = 1e-3  # float16 numbers above 1 are 0.00098 apart; pixels, signs and class numbers are off by 1
 _SHARES = "The loss takes labels in [0, 1]"
 _RENUMBER = "Write 0 and 1, or one-hot labels; class numbers go with SparseCategoricalCrossentropy."
 
@@ -57,17 +58,20 @@ class Labels(typing.NamedTuple):
         return f"Class labels must be at least 0{largest_label(self.classes)}; there is a {value}."
 
 
-def labels_of(model: Any, y: Any) -> list[Labels]:
+def labels_of(model: Any, y: Any, y_pred: Any = None) -> list[Labels]:
     """The class labels in the targets: one `Labels` for each output whose loss takes class labels.
 
     Args:
         model: A compiled `WeightedModel`.
         y: A structure of arrays, tensors or specifications.
+        y_pred: Predictions or their specifications; None for those that a built network declares.
     """
-    y_pred = outputs.symbolic_outputs(model.networks[0])
+    y_pred = outputs.symbolic_outputs(model.networks[0]) if y_pred is None else y_pred
+    (y,) = outputs.without_lists(model.networks[0], model.loss, y)
     if y_pred is None and (keras.tree.is_nested(y) or keras.tree.is_nested(model.loss)):
         return []  # the first step shows which target goes with which loss
     parts = outputs.split(outputs.loss_of(model, y_pred), y, y_pred)
+    parts = [part for part in parts if not keras.tree.is_nested(part.y_pred)]
     found = [labels_for(part.loss, part.y_true, *_last_and_rank(part.y_pred)) for part in parts]
     return [labels for labels in found if labels is not None]
 
@@ -113,8 +117,11 @@ def check_shares(y: Any, start: int = 0) -> None:
 
 
 def is_bad_share(y: Any) -> Any:
-    """bool in the shape of `y`, an array or a tensor of real numbers: which are outside [0, 1]."""
-    return (y < 0) | (y > 1)
+    """bool in the shape of `y`, an array or a tensor of real numbers: which are outside [0, 1].
+
+    A mean of votes or a resized mask may be outside by rounding. Keras trains on these values, as they are.
+    """
+    return (y < -_ROUNDING) | (y > 1 + _ROUNDING)
 
 
 def check_labels(y: Any, classes: int | None, ignored: int | None = None, start: int = 0) -> None:

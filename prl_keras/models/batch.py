@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.inputs.arrays import check_dense, check_targets_given
-from prl_keras.models.configuration import check_compiled, check_trainable
+from prl_keras.inputs.tensors import check_rows, number_of_examples
+from prl_keras.models.configuration import check_compiled, check_trainable, needs_rows
 from prl_keras.models.elements import elements_of, label_shape, spread
 from prl_keras.scores.loss import unreduced_loss, values_of
 from prl_keras.scores.names import resolve
@@ -76,21 +77,47 @@ def read_batch(model: keras.Model, data: typing.Any) -> Batch:
     check_targets_given(y)
     model.build_for(x)
     check_trainable(model)
+    check_inputs(model, x, y)
+    y, sample_weight = outputs.without_lists(model.networks[0], model.loss, y, sample_weight)
+    return batch_of(model, x, y, sample_weight)
+
+
+def check_inputs(model: keras.Model, x: typing.Any, y: typing.Any) -> None:
+    """Rejects inputs from which no single example can be taken if the score or `recompute` takes them.
+
+    Raises:
+        ValueError: with the kind of tensor, or the numbers of rows.
+    """
+    needs = needs_rows(model)
+    if needs is not None:
+        check_rows(x, y, None, needs)
     if resolve(model.score).needs_network:
         check_dense(x)
-    return batch_of(x, y, sample_weight, model.unit)
 
 
-def batch_of(x: typing.Any, y: typing.Any, sample_weight: typing.Any, unit: str) -> Batch:
+def batch_of(model: keras.Model, x: typing.Any, y: typing.Any, sample_weight: typing.Any) -> Batch:
     """The `Batch` of `x`, `y` and `sample_weight`, before any prediction.
 
-    With `unit="element"` a non-finite target makes its own element bad, not the example.
+    With `unit="element"` a non-finite target makes its own element bad, not the example. If the loss may skip
+    targets that are NaN, a target is bad only if its loss is non-finite, see `ranked_batch`.
     """
-    if sample_weight is not None and not hasattr(keras.tree.flatten(sample_weight)[0], "shape"):
+    given = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]
+    if given and not hasattr(given[0], "shape"):
         sample_weight = tf.convert_to_tensor(sample_weight)  # one list of numbers
-    is_bad = nonfinite.find((x, y) if unit == "example" else x)
-    finite_x, finite_y = nonfinite.replace((x, y), is_bad)
+    keeps_nan = may_skip_targets(model)
+    decides = x if keeps_nan or model.unit == "element" else (x, y)
+    is_bad = nonfinite.find(decides, inputs=x, number=number_of_examples(y))
+    finite_x = nonfinite.replace(x, is_bad, inputs=x)
+    finite_y = nonfinite.replace(y, is_bad, keeps_nan=keeps_nan)
     return Batch(finite_x, finite_y, sample_weight, (x, y), is_bad, is_ranked_by(is_bad, sample_weight))
+
+
+def may_skip_targets(model: keras.Model) -> bool:
+    """Whether a loss of the model may have finite values for targets that are NaN: one that is not of Keras.
+
+    With PRL(G) it takes two passes: a target is known to be bad, and replaced, only after the prediction.
+    """
+    return not loss_kinds.is_by_example(model.loss)
 
 
 def ranked_batch(model: keras.Model, batch: Batch, passes: Sequence[typing.Any]) -> Batch:
@@ -126,7 +153,7 @@ def ranked_batch(model: keras.Model, batch: Batch, passes: Sequence[typing.Any])
         batch = batch._replace(is_ranked=batch.is_ranked & (is_counted | is_bad))
     # A class label's loss is finite if the predictions are, so y may stay: its loss is then computed once.
     is_of_classes = all(loss_kinds.is_of_classes(part.loss) for part in parts)
-    y = batch.y if is_of_classes else nonfinite.replace(batch.y, is_bad)
+    y = batch.y if is_of_classes else nonfinite.replace(batch.y, is_bad, keeps_nan=may_skip_targets(model))
     labels = _class_labels(model, batch.given[1], passes[0].y_pred)
     return batch._replace(y=y, is_bad=is_bad, labels=labels)
 
@@ -142,7 +169,8 @@ def _flat(model, batch, passes):
     y, counts, sample_weight = elements_of(batch.y, y_pred, losses[0], batch.sample_weight)
     shape, given = label_shape(batch.y, y_pred, losses[0]), tf.reshape(batch.given[1], tf.shape(y))
     values = [unreduced_loss(y, each.y_pred, loss) for each, loss in zip(passes, losses)]
-    is_bad = spread(batch.is_bad, shape) | nonfinite.find([given, *values])
+    targets = [] if may_skip_targets(model) else [given]
+    is_bad = spread(batch.is_bad, shape) | nonfinite.find([*targets, *values])
     if not loss_kinds.is_of_classes(losses[0]):
         y = tf.where(tf.reshape(is_bad, [-1] + [1] * (len(y.shape) - 1)), tf.zeros_like(y), y)
     is_ranked = spread(batch.is_ranked, shape)
@@ -180,8 +208,8 @@ def is_ranked_by(examples: tf.Tensor, sample_weight: typing.Any) -> tf.Tensor:
 
 
 def _class_labels(model, y, y_pred):
-    is_several = keras.tree.is_nested(y_pred) or keras.tree.is_nested(model.loss)
-    labels = None if is_several else class_labels.class_labels(y, y_pred, keras.losses.get(model.loss))
+    loss = outputs.loss_of(model, y_pred)
+    labels = class_labels.class_labels(y, y_pred, loss) if outputs.is_single(loss, y_pred) else None
     if labels is None and getattr(model.rule, "takes_labels", False):
         raise ValueError(
             f"rule={model.rule!r} needs one class label per example; the loss {model.loss!r} on outputs of "

@@ -10,6 +10,7 @@ from prl_keras.inputs import outputs
 from prl_keras.inputs.shapes import check_classification
 from prl_keras.models.configuration import check_pair, check_same_shapes
 from prl_keras.models.exchanges import EXCHANGES
+from prl_keras.models.settings import Setting
 from prl_keras.models.weighted_model import WeightedModel
 from prl_keras.rules.trim import Trim
 from prl_keras.scores.loss import values_of
@@ -46,7 +47,7 @@ class CoTeachingModel(WeightedModel):
 
     network_a: keras.Model
     network_b: keras.Model
-    exchange: str
+    exchange = Setting()
 
     def __init__(
         self,
@@ -60,14 +61,15 @@ class CoTeachingModel(WeightedModel):
         unit: str = "example",
         **kwargs: typing.Any,
     ) -> None:
-        if exchange not in EXCHANGES:
-            raise ValueError(
-                f"exchange={exchange!r} is not known; write {' or '.join(map(repr, EXCHANGES))}."
-            )
+        _check_exchange(exchange)
         check_pair(network_a, network_b)
         super().__init__([network_a, network_b], score, rule, recompute, microbatch_size, unit, **kwargs)
         self.network_a, self.network_b = network_a, network_b
         self.exchange = exchange
+
+    def settings_changed(self) -> None:
+        _check_exchange(self.exchange)
+        super().settings_changed()
 
     @property
     def networks(self) -> list[keras.Model]:
@@ -76,19 +78,6 @@ class CoTeachingModel(WeightedModel):
     def call(self, inputs: typing.Any, training: bool | None = None) -> typing.Any:
         a, b = (network(inputs, training=training) for network in self.networks)
         return keras.tree.map_structure(lambda a, b: (a + b) / 2, a, b)
-
-    def network_loss(
-        self,
-        network: keras.Model,
-        x: typing.Any,
-        y: typing.Any,
-        y_pred: typing.Any,
-        sample_weight: typing.Any,
-    ) -> tf.Tensor:
-        # compute_loss adds the regularizers of both networks, so those of the other one are subtracted.
-        other = self.network_b if network is self.network_a else self.network_a
-        loss = super().network_loss(network, x, y, y_pred, sample_weight)
-        return loss - sum((self._aggregate_additional_loss(extra) for extra in other.losses), start=0.0)
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -110,6 +99,11 @@ class CoTeachingModel(WeightedModel):
             for y_pred in predictions
         ]
         return tf.reduce_any([_differs(*of_output) for of_output in zip(*parts)], axis=0)
+
+
+def _check_exchange(exchange):
+    if exchange not in EXCHANGES:
+        raise ValueError(f"exchange={exchange!r} is not known; write {' or '.join(map(repr, EXCHANGES))}.")
 
 
 def _differs(a, b):

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs.shapes import show
+from prl_keras.inputs.tensors import NeedsRows
 from prl_keras.models.elements import UNITS
-from prl_keras.scores.batch_mixing import check_no_batch_mixing
+from prl_keras.scores.batch_mixing import check_no_batch_mixing, check_no_state_of_rows
 from prl_keras.scores.names import resolve
 from prl_keras.validate import is_number
 
@@ -59,8 +60,20 @@ def check_configuration(
         is_number(microbatch_size) and microbatch_size >= 1 and microbatch_size % 1 == 0
     ):
         raise ValueError(f"microbatch_size={microbatch_size!r} must be a whole number >= 1, or None.")
-    for network in networks if needs_network else ():
-        check_no_batch_mixing(network)
+    for network in networks:
+        if needs_network or recompute:
+            check_no_state_of_rows(network, "recompute=True" if recompute else "score='gradient'")
+        if needs_network:
+            check_no_batch_mixing(network)
+
+
+def needs_rows(model: keras.Model) -> NeedsRows | None:
+    """What of a `WeightedModel` needs each row of every input to be an example, or None."""
+    if resolve(model.score).needs_network:
+        return NeedsRows("score='gradient' takes each example by itself", "Take another score.")
+    if model.recompute:
+        return NeedsRows("recompute=True trains on the kept examples alone", "Leave recompute=False.")
+    return None
 
 
 def check_jit_compile(model: keras.Model) -> None:
@@ -70,7 +83,7 @@ def check_jit_compile(model: keras.Model) -> None:
             "jit_compile=True does not go with several replicas: their shares of a batch differ in size, "
             "and XLA needs static shapes. Leave jit_compile='auto'."
         )
-    if not model.supports_jit:
+    if not can_be_compiled_by_xla(model):
         raise ValueError(
             f"jit_compile=True does not go with recompute=True and rule={model.rule!r}: XLA needs static "
             "shapes, and the number of kept examples is known only in the step. Leave jit_compile='auto', "
@@ -79,9 +92,10 @@ def check_jit_compile(model: keras.Model) -> None:
         )
 
 
-def is_kept_count_static(score: typing.Any, rule: typing.Any) -> bool:
-    """Whether the batch size alone determines how many examples are kept at most."""
-    return score is not None and most_kept(rule, 2) is not None
+def can_be_compiled_by_xla(model: keras.Model) -> bool:
+    """Whether XLA can compile the step: it needs a fixed number of kept examples if `recompute` is set."""
+    is_static = model.score is not None and most_kept(model.rule, 2) is not None
+    return not model.recompute or is_static
 
 
 def most_kept(rule: typing.Any, count: int | tf.Tensor) -> tf.Tensor | None:

@@ -18,13 +18,14 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from prl_keras.inputs import loss_kinds
-from prl_keras.inputs.shapes import check_weight_shape
+from prl_keras.inputs import loss_kinds, outputs
+from prl_keras.inputs.shapes import check_weight_shape, show
 from prl_keras.keras_gaps.internals import hidden_logits, mask_of, set_hidden_logits, set_mask
 from prl_keras.losses import Bootstrap
 from prl_keras.scores.loss import in_rank, unreduced_loss
 
 UNITS = ("example", "element")
+_PERMUTE = "Put the classes last, keras.layers.Permute((2, 3, 1)), or write unit='example'."
 
 
 class Elements(typing.NamedTuple):
@@ -80,6 +81,8 @@ def elements_of(
     shape, width = label_shape(y, y_pred, loss), _width(y_pred, rank)
     is_wide = width == [1] or tuple(y.shape[rank:]) == tuple(y_pred.shape[rank:])
     flat_y = tf.reshape(y, [-1, *width] if is_wide else [-1])
+    if _is_any_other(loss):
+        _check_one_value_each(flat_y, tf.reshape(y_pred, [-1, *width]), loss)
     counts: typing.Any = [] if mask_of(y_pred) is None else [spread(mask_of(y_pred), shape)]
     ignored = getattr(loss, "ignore_class", None)
     if ignored is not None:
@@ -96,7 +99,8 @@ def label_shape(
     y: tf.Tensor, y_pred: tf.Tensor, loss: keras.losses.Loss | Callable[..., tf.Tensor]
 ) -> tf.Tensor:
     """The shape of the labels, int32 `[rank]`: `[batch, steps, ...]`; arguments as in `flat_predictions`."""
-    return tf.shape(y_pred)[: _rank(y, y_pred, loss)]
+    rank = _rank(y, y_pred, loss)
+    return tf.shape(y_pred)[: rank - (len(y.shape) == rank - 1)]  # labels without the last axis of size 1
 
 
 def spread(tensor: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
@@ -114,28 +118,45 @@ def ranked_shape(
     model: keras.Model, shape: typing.Any, loss: keras.losses.Loss | Callable[..., tf.Tensor]
 ) -> typing.Any:
     """The static shape of the ranked predictions, given the network's output `shape`."""
-    if model.unit == "example" or not isinstance(shape, tuple) or _is_any_other(loss):
+    if not isinstance(shape, tuple):
+        return shape
+    if loss_kinds.is_mean_of_entries(loss) and len(shape) == 1:
+        shape = (*shape, 1)
+    if model.unit == "example" or _is_any_other(loss):
         return shape
     return (None, 1 if _is_by_entry(loss, shape[-1]) else shape[-1])
 
 
-def check_one_output(model: keras.Model, y_pred: typing.Any) -> None:
-    """Rejects several outputs.
+def check_one_output(loss: typing.Any, y_pred: typing.Any) -> None:
+    """Rejects several outputs or losses.
 
     Raises:
         ValueError: with the fix.
     """
-    if keras.tree.is_nested(y_pred) or keras.tree.is_nested(model.loss):
+    if not outputs.is_single(loss, y_pred):
         raise ValueError(
-            "unit='element' ranks the labels of one output, and this model has several. Write "
+            "unit='element' ranks the labels of one output with one loss, and this model has several. Write "
             "unit='example', or train a model of the one output: keras.Model(inputs, output)."
         )
 
 
 def _rank(y, y_pred, loss):
     """How many leading axes of the predictions are label axes."""
+    is_by_class = not (_is_any_other(loss) or _is_by_entry(loss, y_pred.shape[-1]))
+    if is_by_class and getattr(loss, "axis", -1) not in (-1, len(y_pred.shape) - 1):
+        raise ValueError(
+            f"unit='element' takes the classes on the last axis, and the loss {loss_kinds.name_of(loss)} "
+            f"has axis={loss.axis}. {_PERMUTE}"
+        )
     if _is_any_other(loss):
-        rank = len(unreduced_loss(y, y_pred, loss).shape)
+        values = unreduced_loss(y, y_pred, loss)
+        rank = len(values.shape)
+        if any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(values.shape, y_pred.shape)):
+            raise ValueError(
+                f"unit='element' takes the classes on the last axis, and the loss {loss_kinds.name_of(loss)} "
+                f"gives values of shape {show(tuple(values.shape))} for predictions of shape "
+                f"{show(tuple(y_pred.shape))}. {_PERMUTE}"
+            )
         if rank == 1 and len(y_pred.shape) > 2:
             raise ValueError(
                 f"unit='element' needs a loss that gives a value for each element, and "
@@ -144,6 +165,18 @@ def _rank(y, y_pred, loss):
             )
         return rank
     return len(y_pred.shape) - (0 if _is_by_entry(loss, y_pred.shape[-1]) else 1)
+
+
+def _check_one_value_each(flat_y, flat_pred, loss):
+    """Rejects an own loss that broadcasts the elements against numbers for several of them."""
+    shape = unreduced_loss(flat_y, flat_pred, loss).shape
+    if None not in shape[1:] and math.prod(shape[1:]) != 1:
+        raise ValueError(
+            f"unit='element' calls the loss {loss_kinds.name_of(loss)} with one element in each row, "
+            f"predictions of shape {show((None, *flat_pred.shape[1:]))}, and it gave values of shape "
+            f"{show((None, *shape[1:]))}: it has numbers for several elements. Give them as sample_weight, "
+            "or write unit='example'."
+        )
 
 
 def _width(y_pred, rank):

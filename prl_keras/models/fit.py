@@ -4,9 +4,11 @@ import contextlib
 import functools
 import inspect
 import typing
+import warnings
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from prl_keras.epsilon.during_training import NoiseWatch
 from prl_keras.inputs import streams
@@ -16,7 +18,7 @@ from prl_keras.keras_gaps import backups
 from prl_keras.keras_gaps.internals import moving_variables
 from prl_keras.keras_gaps.replicas import share_statistics
 from prl_keras.keras_gaps.xla import without_xla_if_it_cannot
-from prl_keras.models.configuration import check_compiled, check_scope
+from prl_keras.models.configuration import check_compiled, check_scope, needs_rows
 
 
 def checked_fit(
@@ -57,7 +59,7 @@ def checked_fit(
     given["callbacks"] = _with_watch(model, given.get("callbacks"))
 
     def fit():
-        data = streams.checked(x, functools.partial(labels_of, model))
+        data = streams.checked(x, functools.partial(labels_of, model), needs_rows(model))
         with streams.as_value_errors():
             return keras_fit(data, y, **given)
 
@@ -89,6 +91,36 @@ def checked_train_on_batch(
     return without_xla_if_it_cannot(model, train)
 
 
+def logs_of_epoch(model: keras.Model, logs: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """The logs of an epoch; if every step of it was skipped, with a warning and NaN as `loss`."""
+    if not model.step_metrics.is_nothing_trained():
+        return logs
+    warnings.warn(
+        "Nothing was trained in a whole epoch: every step was skipped, as all the examples or the gradient "
+        "were non-finite. Look for NaN in the data, prl_keras.check(model, (x, y)); if the gradient is the "
+        "cause, scale the inputs, take a lower learning rate, or look at the loss function's gradient.",
+        stacklevel=2,
+    )
+    return {**logs, "loss": float("nan")}
+
+
+class _TellsOfNaN(keras.callbacks.Callback):
+    """Shows Keras's `TerminateOnNaN`, which looks at batches alone, an epoch in which nothing was trained."""
+
+    def __init__(self, callbacks):
+        super().__init__()
+        self._of_user, self._batch = callbacks, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batch = batch
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        for callback in self._of_user if np.isnan(loss) else []:
+            if isinstance(callback, keras.callbacks.TerminateOnNaN):
+                callback.on_batch_end(self._batch, {"loss": loss})
+
+
 def watch(model: keras.Model) -> NoiseWatch | None:
     """The model's `NoiseWatch`, created on first use; None if no rule with an epsilon trims by a score."""
     if model.noise_watch is None and model.score is not None and hasattr(model.rule, "epsilon"):
@@ -103,15 +135,17 @@ def average_statistics(model: keras.Model) -> None:
 
 
 def _with_watch(model, callbacks):
-    """The callbacks, with the `NoiseWatch` first: a file saved after an epoch then holds its estimate."""
-    watching = watch(model)
-    if watching is None:
-        return callbacks
-    if not isinstance(callbacks, keras.callbacks.CallbackList):
-        return [watching, *backups.listed(callbacks)]
-    if watching not in callbacks.callbacks:
-        watching.set_model(model)
-        callbacks.callbacks.insert(0, watching)
+    """The callbacks, with those of the model first: a file saved after an epoch then holds its estimate."""
+    is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+    given = callbacks.callbacks if is_list else backups.listed(callbacks)
+    watching = [each for each in [watch(model)] if each is not None and each not in given]
+    if any(isinstance(callback, keras.callbacks.TerminateOnNaN) for callback in given):
+        watching.append(_TellsOfNaN(list(given)))
+    if not is_list:
+        return [*watching, *given] if watching else callbacks
+    for each in watching:
+        each.set_model(model)
+    callbacks.callbacks[:0] = watching
     return callbacks
 
 

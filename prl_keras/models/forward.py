@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from prl_keras.keras_gaps.internals import moving_variables
+from prl_keras.keras_gaps.internals import changed_variables
 from prl_keras.keras_gaps.seeds import seed_states
 from prl_keras.scores.gradient import filled_up, first_rows
 
@@ -16,13 +16,13 @@ def forward(network: keras.Model, x: typing.Any, training: bool = True) -> typin
     """The network's predictions on `x`.
 
     Some layers reject an empty batch. So a replica without examples runs one row of ones, drops its
-    prediction and restores the moving statistics. (Zeros may be masked, and the mean over no step is NaN.)
+    prediction and restores the state. (Zeros may be masked, and the mean over no step is NaN.)
     """
     inputs = keras.tree.flatten(x)
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
         return network(x, training=training)
     rows = tf.shape(inputs[0])[0]
-    before = [(variable, tf.identity(variable.value)) for variable in moving_variables(network)]
+    before = [(variable, tf.identity(variable.value)) for variable in changed_variables(network)]
     y_pred = network(filled_up(x, 1, value=1), training=training)
     for variable, value in before:
         variable.assign(tf.where(rows > 0, variable.value, value))
@@ -31,7 +31,7 @@ def forward(network: keras.Model, x: typing.Any, training: bool = True) -> typin
 
 @contextlib.contextmanager
 def state_unchanged(network: keras.Model) -> Iterator[None]:
-    """Restores moving statistics and seeds on exit: only the training pass may change them.
+    """Restores moving statistics, metrics and seeds on exit: only the training pass may change them.
 
     `keras.StatelessScope` would lose the updates of a layer whose `call` is a `tf.function`: it is traced in
     the scope without them, and is not traced again outside.
@@ -43,7 +43,7 @@ def state_unchanged(network: keras.Model) -> Iterator[None]:
 
 def state_of(network: keras.Model) -> list[tuple[keras.Variable, tf.Tensor]]:
     """A list of `(variable, its value)` for all variables that a forward pass changes."""
-    variables = (*seed_states([network]), *moving_variables(network))
+    variables = (*seed_states([network]), *changed_variables(network))
     return [(variable, tf.identity(variable.value)) for variable in variables]
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from prl_keras.inputs import nonfinite
 from prl_keras.keras_gaps.guarded_updates import updates_only_if
-from prl_keras.keras_gaps.internals import moving_variables
+from prl_keras.keras_gaps.internals import assigned_weights, moving_variables
 from prl_keras.keras_gaps.replicas import everywhere, gradients_for_optimizer
 
 
@@ -20,12 +20,14 @@ class Guard:
     """Applies the gradients after the backward pass, or undoes the step. Create it before the forward pass.
 
     Args:
-        networks: The networks whose moving statistics the forward pass updates.
+        networks: The networks; their forward pass updates moving statistics, and may assign weights.
     """
 
     def __init__(self, networks: Sequence[keras.Model]) -> None:
         moving = [variable for network in networks for variable in moving_variables(network)]
-        self._before = [(variable, tf.identity(variable.value)) for variable in moving]
+        assigned = [variable for network in networks for variable in assigned_weights(network)]
+        self._moving = [(variable, tf.identity(variable.value)) for variable in moving]
+        self._assigned = [(variable, tf.identity(variable.value)) for variable in assigned]
 
     def apply(
         self,
@@ -62,6 +64,7 @@ class Guard:
         with updates_only_if(is_applied, [*weights, *optimizer.variables]):
             optimizer.apply_gradients(zip(gradients, weights))
         has_moved = tf.logical_and(is_applied, selected.is_any_good_here)
-        for variable, before in self._before:
-            variable.assign(tf.where(has_moved, variable.value, before))
+        for is_changed, variables in ((has_moved, self._moving), (is_applied, self._assigned)):
+            for variable, before in variables:
+                variable.assign(tf.where(is_changed, variable.value, before))
         return is_finite

@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs import nonfinite, outputs
+from prl_keras.inputs.tensors import number_of_examples
 from prl_keras.keras_gaps.internals import compile_config
 from prl_keras.keras_gaps.replicas import on_one_replica
 from prl_keras.models import passes
-from prl_keras.models.batch import batch_of, ranked_batch
+from prl_keras.models.batch import batch_of, check_inputs, may_skip_targets, ranked_batch
 from prl_keras.models.elements import label_shape
 from prl_keras.models.global_batch import examples_of, weigh_good
 
@@ -56,13 +57,23 @@ def mean_scores(
     )
     batch, started = _scored(model, x, y, step_weights)
     scores = tf.add_n([each.scores for each in started]) / len(started)
-    is_bad = batch.is_bad if model.unit == "element" else nonfinite.find((x, y))
+    is_decided = model.unit == "element" or may_skip_targets(model)
+    is_bad = batch.is_bad if is_decided else nonfinite.find((x, y), x, number_of_examples(y))
     if by_example and model.unit == "element":
         scores, batch = batch.by_example(scores), batch.of_examples
         is_bad = batch.is_bad
     scores = tf.where(is_bad, np.inf, scores)
     scores = tf.where(batch.is_ranked, scores, np.nan)
     return scores if by_example else _in_shape(scores, model, batch, started)
+
+
+def predictions_spec(network: keras.Model, x: typing.Any) -> typing.Any:
+    """The structure of a network's predictions on a batch, with their shapes; a subclass is traced for it."""
+    declared = outputs.symbolic_outputs(network)
+    if declared is not None:
+        return declared
+    traced = tf.function(lambda x: network(x, training=False), autograph=False)
+    return traced.get_concrete_function(x).structured_outputs
 
 
 def _check_ranks(model):
@@ -75,7 +86,9 @@ def _check_ranks(model):
 
 def _scored(model, x, y, sample_weight):
     """-> (the `Batch` that is ranked, passes with scores); scores of non-finite examples stay non-finite."""
-    batch = batch_of(x, y, sample_weight, model.unit)._replace(x=x, y=y)
+    y, sample_weight = outputs.without_lists(model.networks[0], model.loss, y, sample_weight)
+    check_inputs(model, x, y)
+    batch = batch_of(model, x, y, sample_weight)._replace(x=x, y=y)
     started = [passes.InferencePass(model, network, batch) for network in model.networks]
     ranked = ranked_batch(model, batch, started)
     as_given = ranked._replace(y=tf.reshape(y, tf.shape(ranked.y)) if ranked.examples else y)

@@ -102,7 +102,7 @@ class KeptByClass(_OfOneEpoch):
 
     def fractions(self) -> np.ndarray | None:
         """The kept fraction per class, float `[classes]`, NaN for unseen classes; None if none was seen."""
-        kept, seen = np.array(self.counts)
+        kept, seen = tf.convert_to_tensor(self.counts.value).numpy()
         return np.where(seen > 0, kept / np.maximum(seen, 1), np.nan) if seen.any() else None
 
     def warn_of_dropped(self) -> None:

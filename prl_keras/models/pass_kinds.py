@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.inputs.rows import first_positions
-from prl_keras.inputs.shapes import check_shapes, check_weight_shape
+from prl_keras.inputs.shapes import check_by_example, check_shapes
 from prl_keras.models.configuration import most_kept
 from prl_keras.models.forward import forward, state_unchanged
 from prl_keras.models.ranked import losses_of, ranked_predictions, score_of, share_of_one
+from prl_keras.models.weights_of_outputs import combine, weights_of_outputs, with_axes_of_predictions
 from prl_keras.scores import gradient
-from prl_keras.scores.loss import number_counted, unreduced_loss, values_of
+from prl_keras.scores.loss import number_counted, values_of
 
 
 class Pass:
@@ -74,19 +75,10 @@ class Pass:
             weights: The rule's weights `[n]`.
             factors: One factor on the weights per output that has a loss, `[outputs]`; None for 1.
         """
-        weights = self._weights_of_outputs(batch, weights, factors)
-        return self.model.network_loss(self.network, self.x, batch.y, self.y_pred, weights)
-
-    def _weights_of_outputs(self, batch, weights, factors):
-        """The rule's weights times the user's, in the structure of the predictions."""
-        combined = [None] * len(keras.tree.flatten(self.y_pred))
-        for i, part in enumerate(self._parts(batch)):
-            shape = unreduced_loss(*part[:3]).shape
-            if part.sample_weight is not None:
-                check_weight_shape(tuple(part.sample_weight.shape), tuple(shape))
-            product = _combine(weights, part.sample_weight, len(shape))
-            combined[part.index] = product if factors is None else product * factors[i]
-        return keras.tree.pack_sequence_as(self.y_pred, combined)
+        parts = self._parts(batch)
+        weights = weights_of_outputs(parts, self.y_pred, weights, factors)
+        y = with_axes_of_predictions(parts, batch.y)
+        return self.model.network_loss(self.network, self.x, y, self.y_pred, weights)
 
     def counted_losses(self, batch: typing.Any) -> tf.Tensor:
         """How many values Keras averages, per output that has a loss: float32 `[outputs]`.
@@ -146,6 +138,8 @@ class RecomputePass(Pass):
         self.norms = norms
         with state_unchanged(self.network):
             self.predict(batch, forward(self.network, self.x))
+        losses = outputs.losses_of(self.loss, self.y_pred)
+        check_by_example(losses, "recompute=True trains on the kept ones alone")
 
     def backward(
         self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None
@@ -204,7 +198,7 @@ class PerExamplePass(Pass):
     def backward(
         self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, list[typing.Any]]:
-        combined = tf.reshape(_combine(weights, batch.sample_weight, 1), [-1])
+        combined = tf.reshape(combine(weights, batch.sample_weight, 1), [-1])
         combined *= 1.0 if factors is None else factors[0]  # without masks all outputs have the same factor
         combined /= tf.distribute.get_strategy().num_replicas_in_sync
         if self._counts[0] is not None:
@@ -214,7 +208,8 @@ class PerExamplePass(Pass):
             combined *= tf.math.divide_no_nan(number, mean)
         data = self.weighted_sum(combined)
         with tf.GradientTape() as tape:
-            extra = sum((tf.reduce_sum(loss) for loss in self.network.losses), start=tf.zeros(()))
+            added = [tf.cast(tf.reduce_sum(loss), tf.float32) for loss in self.network.losses]
+            extra = sum(added, start=tf.zeros(()))
             extra /= tf.distribute.get_strategy().num_replicas_in_sync  # the replicas' gradients are summed
             extra = self.model.optimizer.scale_loss(extra)
         regularization = tape.gradient(extra, [weight.value for weight in self.network.trainable_weights])
@@ -241,22 +236,6 @@ def _once_known(values, weights):
 def _sum(gradient, regularization):
     """The sum of both gradients. An embedding's gradient stays sparse without regularization."""
     return gradient if regularization is None else tf.convert_to_tensor(gradient) + regularization
-
-
-def _combine(weights, sample_weight, rank):
-    """The rule's weights `[batch]` times the user's `[batch, ...]`, in the rank of the losses.
-
-    Keras would broadcast `[batch]` along the last axis of losses `[batch, steps]`.
-    """
-    given = [w for w in (weights, sample_weight) if w is not None]
-    if not given:
-        return None
-    given = [tf.cast(w, tf.float32) for w in given]
-    rank = max(rank, *(len(w.shape) for w in given))
-    product = 1.0
-    for w in given:
-        product *= tf.reshape(w, tf.concat([tf.shape(w), [1] * (rank - len(w.shape))], axis=0))
-    return product
 
 
 def _take(tensor, rows):

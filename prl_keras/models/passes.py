@@ -10,8 +10,9 @@ import typing
 
 import keras
 
-from prl_keras.inputs import outputs
-from prl_keras.keras_gaps.internals import moving_variables
+from prl_keras.inputs import loss_kinds, outputs
+from prl_keras.keras_gaps import own_methods
+from prl_keras.keras_gaps.internals import changed_variables
 from prl_keras.models.forward import put_back, state_of, state_unchanged
 from prl_keras.models.pass_kinds import PerExamplePass, RecomputePass, TapePass
 from prl_keras.models.ranked import losses_of, ranked_predictions, score_of, share_of_one
@@ -56,6 +57,7 @@ def forward_pass(
                 targets_of(batch.y, batch.sample_weight),
                 model.microbatch_size,
                 loss_scale=share_of_one(model, batch.x),
+                by_example=loss_kinds.is_by_example(model.loss),
             )
     return (RecomputePass if model.recompute else TapePass)(model, network, batch, norms)
 
@@ -87,7 +89,8 @@ class InferencePass:
         if resolve(self._model.score).needs_network:
             targets = targets_of(batch.y, batch.sample_weight)
             arguments = (losses_of(self._model), self._network, batch.x, targets, self._model.microbatch_size)
-            norms = gradient_norms(*arguments, training=False)
+            by_example = loss_kinds.is_by_example(self._model.loss)
+            norms = gradient_norms(*arguments, training=False, by_example=by_example)
         self.scores = score_of(self._model, batch, self.y_pred, norms)
         return self
 
@@ -95,19 +98,22 @@ class InferencePass:
 def _can_be_one_pass(model, network, batch):
     """Whether one pass can give both the norms and the step.
 
-    The loss must be a mean over the batch with one weight per example. If the network is vectorized, its
-    forward pass must not update statistics: `tf.vectorized_map` loses the update.
+    The loss must be a mean over the batch with one weight per example, of losses that depend on one example
+    each. If the network is vectorized, its forward pass must not update statistics or metrics:
+    `tf.vectorized_map` loses the update.
     """
     losses = [keras.losses.get(loss) for loss in keras.tree.flatten(model.loss) if loss is not None]
-    if keras.tree.is_nested(batch.sample_weight):
+    has_own_loss = any(own_methods.defines(each, "compute_loss") for each in (model, network))
+    if has_own_loss or keras.tree.is_nested(batch.sample_weight):
         return False
     shape = () if batch.sample_weight is None else batch.sample_weight.shape
     is_mean = (
         all(getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean") for loss in losses)
-        and (keras.tree.is_nested(model.loss) or not outputs.loss_weights_of(model))
+        and loss_kinds.is_by_example(model.loss)
+        and (keras.tree.is_nested(outputs.symbolic_outputs(network)) or not outputs.loss_weights_of(model))
         and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))
     )
     if not is_mean or graph.applies(network):
         return is_mean
-    is_moved = bool(moving_variables(network))
+    is_moved = bool(changed_variables(network))
     return not is_moved and can_be_vectorized(losses_of(model), network, batch.x, (batch.y,))

@@ -8,21 +8,25 @@ import keras
 import tensorflow as tf
 
 from prl_keras.inputs import outputs
+from prl_keras.inputs.rows import batch_size
 from prl_keras.models.elements import check_one_output, flat_predictions
 from prl_keras.scores.loss import loss_of_targets, root_of_counted
 from prl_keras.scores.names import resolve
 
 
 def ranked_predictions(model: keras.Model, y: typing.Any, predictions: typing.Any) -> typing.Any:
-    """The predictions that are ranked: flat with `unit="element"`, else the network's own.
+    """The predictions that are ranked: flat with `unit="element"`, else the network's own, as `[batch, 1]`
+    for `[batch]`.
 
     Raises:
         ValueError: for elements of several outputs.
     """
+    loss = outputs.loss_of(model, predictions)
+    predictions = outputs.with_last_axes(loss, predictions)
     if model.unit == "example":
         return predictions
-    check_one_output(model, predictions)
-    return flat_predictions(y, predictions, outputs.loss_of(model, predictions))
+    check_one_output(loss, predictions)
+    return flat_predictions(y, predictions, loss)
 
 
 def score_of(
@@ -49,5 +53,5 @@ def losses_of(model: keras.Model) -> Callable[[typing.Any, typing.Any], tf.Tenso
 
 def share_of_one(model: keras.Model, x: typing.Any) -> tf.Tensor:
     """The factor of one example's loss in the scaled batch mean, a float32 scalar."""
-    batch = tf.maximum(tf.shape(keras.tree.flatten(x)[0])[0], 1)
-    return model.optimizer.scale_loss(tf.ones(())) / tf.cast(batch, tf.float32)
+    rows = tf.maximum(batch_size(x), 1)
+    return model.optimizer.scale_loss(tf.ones(())) / tf.cast(rows, tf.float32)

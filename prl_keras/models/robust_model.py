@@ -54,7 +54,9 @@ class RobustModel(WeightedModel):
     `recompute=True` all `n` examples are scored in a forward pass, and only the `(1 - epsilon) n` kept ones
     go forward again and backward. A backward pass costs about two forward passes, so the step costs
     `(1 + 3 (1 - epsilon)) / 3` of a plain one: less from an epsilon of about 1/3 on, 0.63 at 0.7. With
-    `score="gradient"` this saving needs microbatches; otherwise the masked step has no second pass to save.
+    `score="gradient"` this saving needs microbatches, or a loss of your own. A masked step with a loss of
+    Keras or prl_keras has no second pass to save. (Your own loss may look at the whole batch, so Keras's call
+    of it makes the step: the norms come first, and a plain pass follows.)
     The two differ as follows:
 
     | | masked | `recompute=True` |
@@ -63,6 +65,7 @@ class RobustModel(WeightedModel):
     | batch norm: gradient, moving averages | of the whole batch, dropped ones included | of the kept ones |
     | dropout: seeds advance | once a step | once a step |
     | dropout: masks of score and gradient | the same | different |
+    | your own loss, which may look at the batch | sees the whole batch | sees the kept ones |
     | losses that layers add (`add_loss`) | over the whole batch | over the kept; `loss_all`: whole batch |
     | a dropped example that makes the gradient NaN | the step is skipped | no effect |
     | XLA | as compiled | as compiled if the kept number is fixed; else rejected, "auto" is off |

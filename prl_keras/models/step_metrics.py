@@ -5,6 +5,7 @@ import typing
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs import class_labels, nonfinite, outputs
@@ -33,17 +34,18 @@ class StepMetrics:
         model.selection_metrics = ratios(names)
         output = outputs.symbolic_outputs(network)
         has_one_output = model.score is not None and output is not None and not keras.tree.is_nested(output)
-        is_ranked_so = has_one_output and (model.unit == "element" or len(output.shape) == 2)
-        width = output.shape[-1] if is_ranked_so else None
+        is_ranked_so = has_one_output and (model.unit == "element" or len(output.shape) <= 2)
+        width = (*output.shape, 1)[1 if len(output.shape) == 1 else -2] if is_ranked_so else None
         model.class_metric = width and KeptByClass(max(2, width))
 
     def has_classes(self) -> bool:
         """Whether everything that is ranked has one class label."""
         model = self._model
         loss = getattr(model, "loss", None)
-        if model.class_metric is None or loss is None or keras.tree.is_nested(loss):
+        if model.class_metric is None or loss is None:
             return False
-        loss, shape = keras.losses.get(loss), model.networks[0].output_shape
+        output, shape = outputs.symbolic_outputs(model.networks[0]), model.networks[0].output_shape
+        loss = outputs.loss_of(model, output)
         return class_labels.count_classes(ranked_shape(model, shape, loss), loss) is not None
 
     def update(self, batch: typing.Any, passes: Sequence[typing.Any], selected: typing.Any) -> None:
@@ -90,6 +92,12 @@ class StepMetrics:
         """Logs the unweighted losses of the networks on a batch of `rows` examples."""
         self._log("loss", losses, rows)
 
+    def is_nothing_trained(self) -> bool:
+        """Whether every step of the epoch so far was skipped."""
+        _, _, _, ranked, lost, *_ = np.array(self._model.selection_metrics[0].sums)  # as in `finish`
+        times = len(self._model.networks) * self._model.distribute_strategy.num_replicas_in_sync
+        return bool(ranked > 0 and lost * times >= ranked - 0.5)
+
     def look_at_classes(self) -> typing.Any:
         """The kept fraction of each class in the epoch so far, a float array `[classes]`, or None.
 
@@ -118,11 +126,13 @@ class StepMetrics:
     @contextlib.contextmanager
     def _logs_of_outputs_unchanged(self):
         """Undoes what Keras logs: with several outputs it logs each loss whenever it computes their sum."""
-        metrics = metrics_of_outputs(self._model)
-        before = [(v, tf.identity(v.value)) for metric in metrics for v in metric.variables]
+        before = [(v, tf.identity(v.value)) for m in metrics_of_outputs(self._model) for v in m.variables]
         yield
         for variable, value in before:
             variable.assign(value)
+        if not before:  # Keras makes them when it first computes the loss
+            for metric in metrics_of_outputs(self._model):
+                metric.reset_state()
 
 
 def _lost(batch, is_finite):

@@ -7,22 +7,26 @@ import keras
 import tensorflow as tf
 
 from prl_keras.epsilon.estimated import own_epsilon
+from prl_keras.inputs import outputs
 from prl_keras.inputs.arrays import check_targets_given
-from prl_keras.keras_gaps import replicas, seeds
+from prl_keras.inputs.rows import batch_size
+from prl_keras.keras_gaps import internals, own_methods, replicas, seeds
 from prl_keras.keras_gaps.xla import without_xla_if_it_cannot
 from prl_keras.models import fit, in_inference
 from prl_keras.models.batch import ranked_batch, read_batch
 from prl_keras.models.configuration import (
+    can_be_compiled_by_xla,
     check_configuration,
     check_jit_compile,
     check_rule_gave_one_weight_each,
-    is_kept_count_static,
 )
 from prl_keras.models.forward import forward
 from prl_keras.models.global_batch import Weighed, select
 from prl_keras.models.guard import Guard
 from prl_keras.models.passes import forward_pass
+from prl_keras.models.settings import Setting, trace_again
 from prl_keras.models.step_metrics import StepMetrics
+from prl_keras.models.weights_of_outputs import weights_of_outputs, with_axes_of_predictions
 
 
 class WeightedModel(keras.Model):
@@ -31,18 +35,19 @@ class WeightedModel(keras.Model):
     A subclass defines `networks`, and may override `weigh`.
 
     Attributes:
-        score, rule, recompute, microbatch_size, unit: As given; see `RobustModel`.
+        score, rule, recompute, microbatch_size, unit: As given; see `RobustModel`. An assignment has effect
+            from the next step on (`models.settings`).
         kept_by_class: The kept fraction of each class in the last epoch, a float array `[classes]`; None
             without class labels.
         selection_record: The record that `record_selection` attached, or None.
         noise_watch: The `NoiseWatch` that estimates epsilon in `fit`, or None.
     """
 
-    score: str | keras.losses.Loss | Callable[..., tf.Tensor] | None
-    rule: typing.Any
-    recompute: bool
-    microbatch_size: int | None
-    unit: str
+    score = Setting()
+    rule = Setting()
+    recompute = Setting()
+    microbatch_size = Setting()
+    unit = Setting()
     kept_by_class: typing.Any
     selection_record: typing.Any
     noise_watch: typing.Any
@@ -58,16 +63,31 @@ class WeightedModel(keras.Model):
         **kwargs: typing.Any,
     ) -> None:
         check_configuration(networks, score, rule, recompute, microbatch_size, unit)
+        for network in networks:
+            own_methods.warn_of_unused(network)
         # compile() chooses loss scaling by this model's precision, so this model takes the network's.
         super().__init__(**{"dtype": networks[0].dtype_policy, **kwargs})
         self.score, self.rule = score, own_epsilon(rule)
         # As an attribute, so that Keras saves the variable of an estimated epsilon with the weights.
         self._epsilon = getattr(getattr(self.rule, "epsilon", None), "value", None)
         self.recompute, self.microbatch_size, self.unit = recompute, microbatch_size, unit
-        self.supports_jit = not recompute or is_kept_count_static(score, self.rule)
+        self.supports_jit = can_be_compiled_by_xla(self)
         self.kept_by_class = self.selection_record = self.noise_watch = None
         self.step_metrics = StepMetrics(self, networks[0])
         self.built = all(network.built for network in networks)
+
+    def settings_changed(self) -> None:
+        """Checks the settings after an assignment, and makes the next step use them.
+
+        Raises:
+            ValueError: as the constructor and `compile`.
+        """
+        options = (self.score, self.rule, self.recompute, self.microbatch_size, self.unit)
+        check_configuration(self.networks, *options)
+        if self.compiled and self.jit_compile:
+            check_jit_compile(self)
+        self.supports_jit = can_be_compiled_by_xla(self)
+        trace_again(self)
 
     @property
     def networks(self) -> list[keras.Model]:
@@ -135,27 +155,37 @@ class WeightedModel(keras.Model):
         y: typing.Any,
         y_pred: typing.Any,
         sample_weight: typing.Any,
+        training: bool = True,
     ) -> tf.Tensor:
-        """The reduced Keras loss of one network, including its regularizers."""
-        del network
-        return self.compute_loss(x, y, y_pred, sample_weight)
+        """The reduced Keras loss of one network, by its `compute_loss`: with what its layers add.
+
+        A subclass of this model that defines `compute_loss` is asked instead of the network.
+        """
+        owner = self if own_methods.defines(self, "compute_loss") else network
+        return own_methods.compute_loss(owner, self, x, y, y_pred, sample_weight, training=training)
 
     def test_step(self, data: typing.Any) -> dict[str, typing.Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_targets_given(y)
         self.build_for(x)
         predictions = [forward(network, x, training=False) for network in self.networks]
-        losses = [
-            self.network_loss(network, x, y, y_pred, sample_weight)
-            for network, y_pred in zip(self.networks, predictions)
-        ]
-        self.step_metrics.log_evaluation(losses, tf.shape(keras.tree.flatten(x)[0])[0])
+        losses = []
+        for network, y_pred in zip(self.networks, predictions):
+            parts = outputs.split(outputs.loss_of(self, y_pred), y, y_pred, sample_weight)
+            weights = sample_weight
+            if sample_weight is not None:  # Keras would broadcast `[batch]` along the steps
+                weights = weights_of_outputs(parts, y_pred, tf.ones([batch_size(y)]), None)
+            y_true = with_axes_of_predictions(parts, y)
+            losses.append(self.network_loss(network, x, y_true, y_pred, weights, training=False))
+        self.step_metrics.log_evaluation(losses, batch_size(x))
         logs = self._logs(x, y, predictions, sample_weight)
         return {name: value for name, value in logs.items() if name not in self.step_metrics.names}
 
     def _logs(self, x, y, predictions, sample_weight):
         for y_pred in predictions:
             logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        for network, y_pred in zip(self.networks[::-1], predictions[::-1]):
+            logs |= own_methods.compute_metrics(network, x, y, y_pred, sample_weight)
         return replicas.logs_for_fit(logs)
 
     # Observers.
@@ -175,12 +205,30 @@ class WeightedModel(keras.Model):
         """
         if record is not self.selection_record:
             self.selection_record = record
-            self.train_function = None  # the next fit traces the step again
+            trace_again(self)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The metrics of a Keras model; `kept_fraction_min_class` is left out without class labels."""
-        return [m for m in super().metrics if m is not self.class_metric or self.step_metrics.has_classes()]
+        """The metrics of a Keras model, and those that the networks hold.
+
+        Two metrics of the same name would be logged as one, so the first one counts: a pair logs those of its
+        first network. `kept_fraction_min_class` is left out without class labels.
+        """
+        found = [m for m in super().metrics if m is not self.class_metric or self.step_metrics.has_classes()]
+        names = {metric.name for metric in found}
+        for metric in self._metrics_of_networks():
+            if metric.name not in names:
+                found.append(metric)
+                names.add(metric.name)
+        return found
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> keras.layers.Layer:
+        """`keras.Model.get_layer`; by name also the layers of the networks, the first network's first."""
+        layers = [layer for network in self.networks for layer in network.layers if layer.name == name]
+        return layers[0] if layers and index is None else super().get_layer(name, index)
+
+    def _metrics_of_networks(self):
+        return [metric for network in self.networks for metric in own_methods.own_metrics(network)]
 
     @property
     def epsilon_estimate(self) -> typing.Any:
@@ -255,10 +303,32 @@ class WeightedModel(keras.Model):
         """`keras.Model.predict`; without XLA if XLA lacks an operation."""
         return without_xla_if_it_cannot(self, lambda: super(WeightedModel, self).predict(*args, **kwargs))
 
+    def predict_step(self, data: typing.Any) -> typing.Any:
+        """`keras.Model.predict_step`; the networks' own if they define it, averaged for a pair."""
+        if not any(own_methods.defines(network, "predict_step") for network in self.networks):
+            return super().predict_step(data)
+        predictions = [network.predict_step(data) for network in self.networks]
+        return keras.tree.map_structure(lambda *each: sum(each) / len(each), *predictions)
+
+    def export(
+        self,
+        filepath: typing.Any,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: typing.Any = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        """`keras.Model.export` of what `predict` gives: the network's outputs, of a pair their mean."""
+        if input_signature is None:  # Keras would look for this model's own inputs
+            input_signature = internals.input_signature(self.networks[0])
+        super().export(filepath, format, verbose, input_signature, **kwargs)
+
     def reset_metrics(self) -> None:
         """Updates `kept_by_class` and resets the metrics. Keras calls it before each epoch and evaluation."""
         self.look_at_classes()
         super().reset_metrics()
+        for metric in self._metrics_of_networks():
+            metric.reset_state()
 
     @property
     def jit_compile(self) -> bool | str:
@@ -296,7 +366,7 @@ class WeightedModel(keras.Model):
         super()._maybe_symbolic_build(data_batch=data_batch)
 
     def _get_metrics_result_or_logs(self, logs):
-        return replicas.results_or_logs(self, logs)
+        return fit.logs_of_epoch(self, replicas.results_or_logs(self, logs))
 
     def save_own_variables(self, store: typing.Any) -> None:
         """`keras.Model.save_own_variables`, and the states of random layers."""

@@ -1,11 +1,14 @@
 """Epsilon over the optimizer's steps: a number or a schedule."""
 
+import math
 import warnings
 from typing import Any
 
 import keras
 
 from prl_keras.validate import check_fraction, check_integer
+
+_LOOKS = 8  # how often an epoch's schedule is looked at
 
 
 def linear_ramp(epsilon: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -42,6 +45,33 @@ def check_epsilon(epsilon: Any) -> None:
     """
     if not is_schedule(epsilon):
         check_fraction("epsilon", epsilon)
+
+
+def is_in_range(name: str, schedule: Any, iterations: Any, steps: int | None) -> bool:
+    """Whether a schedule is in `[0, 1)` at steps of the coming epoch: the first, the last and some between.
+
+    Args:
+        name: Named in the error.
+        schedule: A `LearningRateSchedule`; for anything else the result is True.
+        iterations: The optimizer's counter.
+        steps: The number of steps of the epoch, or None if unknown.
+
+    Raises:
+        ValueError: with step and value, if the schedule is not finite at one of them.
+    """
+    if not is_schedule(schedule):
+        return True
+    first, last = int(iterations), max((steps or 1) - 1, 0)
+    values = []
+    for step in sorted({first + last * i // _LOOKS for i in range(_LOOKS + 1)}):
+        value = schedule(keras.ops.convert_to_tensor(step, iterations.dtype))
+        values.append(float(keras.ops.convert_to_numpy(value)))
+        if not math.isfinite(values[-1]):
+            raise ValueError(
+                f"The schedule of the {name}, {type(schedule).__name__}, gives {values[-1]} at step {step}; "
+                "it must give a finite number at every step. No step of this epoch was taken."
+            )
+    return all(0 <= value < 1 for value in values)
 
 
 def warn_of_half(epsilon: float, stacklevel: int) -> None:

@@ -19,17 +19,32 @@ import tensorflow as tf
 from prl_keras.keras_gaps.internals import (
     hidden_logits,
     mask_of,
+    operations_of,
     seed_generators,
     set_hidden_logits,
     set_mask,
 )
-from prl_keras.scores.batch_mixing import check_no_batch_mixing
+from prl_keras.scores.batch_mixing import check_no_batch_mixing, check_no_state_of_rows
 from prl_keras.scores.layerwise import graph
 
 _SAID: weakref.WeakSet[Any] = weakref.WeakSet()  # networks whose warning was given
 # network -> {training: `can_be_vectorized`}
 _VECTORIZED: weakref.WeakKeyDictionary[Any, dict[bool, bool]] = weakref.WeakKeyDictionary()
 _BRANCHES = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
+# Operations whose result has a size that depends on the values: it may differ from example to example.
+_SIZED_BY_VALUES = {
+    *(
+        "Where",
+        "Unique",
+        "UniqueV2",
+        "UniqueWithCounts",
+        "UniqueWithCountsV2",
+        "DynamicPartition",
+        "ListDiff",
+    ),
+    *("StringSplit", "StringSplitV2", "StringNGrams", "UnicodeDecode", "UnicodeDecodeWithOffsets"),
+    *("NonMaxSuppression", *(f"NonMaxSuppressionV{i}" for i in range(2, 6))),
+}
 
 
 class Gradients(typing.NamedTuple):
@@ -63,7 +78,7 @@ def gradients(
     """Norms and weighted sums of every example's gradient, in one forward and backward pass.
 
     Args:
-        losses_of: Function of `(y_true, y_pred)` that returns the losses `[batch]`.
+        losses_of: Function of `(y_true, y_pred)` that returns the losses `[batch]`, each of one example.
         network: A Keras model whose layers treat each example separately.
         x: Inputs `[batch, ...]`, or a structure of them.
         y: Targets `[batch, ...]`, or a structure of them.
@@ -101,14 +116,23 @@ def gradient_norms(
     microbatch_size: int | None = None,
     training: bool = True,
     loss_scale: float | tf.Tensor = 1.0,
+    by_example: bool = True,
 ) -> tf.Tensor:
     """Only the norms of `gradients`, float32 `[batch]`, for at most `microbatch_size` examples at a time.
 
     Where `layerwise` applies, memory grows with the activations and not with the gradients, so the whole
     batch is computed at once.
+
+    With `by_example=False` the losses may look at the whole batch. An example's gradient is then the part
+    of the gradient of all the losses that goes through the example's own prediction. The parts of a batch
+    add up to its gradient. (Dropout draws new masks for this prediction.)
     """
     if _applies_layer_wise(network):
         return gradients(losses_of, network, x, y, training, loss_scale).norms
+
+    if not by_example:
+        y = _upstream(losses_of, network, x, y, training, loss_scale)
+        losses_of = _linearized
 
     def one_example(example):
         return _one_gradient(losses_of, network, example, training, loss_scale)[2]
@@ -117,7 +141,8 @@ def gradient_norms(
     if not can_be_vectorized(losses_of, network, x, y, training):
         warnings.warn(
             f"{network.name!r} cannot be vectorized over the batch (recurrent layers can with unroll=True; "
-            "EinsumDense and attention can on a GPU): the gradient norms are taken one example after the "
+            "EinsumDense and attention can on a GPU; boolean_mask and text splitting can in the data's "
+            "pipeline): the gradient norms are taken one example after the "
             "other, which is slow.",
             stacklevel=2,
         )
@@ -143,7 +168,8 @@ def can_be_vectorized(
 ) -> bool:
     """Whether `tf.vectorized_map` can convert the network and returns correct numbers.
 
-    It cannot convert the loops of recurrent layers and the branches of `tf.cond`. For EinsumDense and
+    It cannot convert the loops of recurrent layers, the branches of `tf.cond`, nor operations such as
+    `tf.boolean_mask` and the splitting of strings (`_SIZED_BY_VALUES`). For EinsumDense and
     attention it turns the product of `[1, steps, p]` with a matrix into one of `[batch, 1, steps, p]`: on a
     CPU, TensorFlow 2.21 then returns wrong numbers or overwrites memory (tensorflow#117700).
     """
@@ -152,7 +178,7 @@ def can_be_vectorized(
         operations = _operations_of_one(losses_of, network, x, y, training)
         on_cpu = not tf.config.list_physical_devices("GPU")
         known[training] = not any(
-            operation.type in _BRANCHES or (on_cpu and _is_uneven_product(operation))
+            operation.type in _BRANCHES | _SIZED_BY_VALUES or (on_cpu and _is_uneven_product(operation))
             for operation in operations
         )
     return known[training]
@@ -167,7 +193,7 @@ def _operations_of_one(losses_of, network, x, y, training):
     def norm(x, y, seeds):
         return _one_gradient(losses_of, network, (x, y, seeds), training, 1.0)[2]
 
-    return norm.get_concrete_function(*examples, seeds).graph.get_operations()
+    return operations_of(norm.get_concrete_function(*examples, seeds).graph)
 
 
 def _is_uneven_product(operation):
@@ -226,35 +252,45 @@ def _gradients_layer_wise(losses_of, network, x, y, training, loss_scale):
 
 
 def _weighted_sum(per_example, weights):
-    return [tf.tensordot(tf.cast(weights, g.dtype), g, axes=1) for g in per_example]
+    """An example of weight 0 adds nothing, even if its gradient is infinite."""
+    shaped = [tf.reshape(tf.cast(weights, g.dtype), [-1] + [1] * (len(g.shape) - 1)) for g in per_example]
+    return [tf.reduce_sum(tf.math.multiply_no_nan(g, w), axis=0) for g, w in zip(per_example, shaped)]
 
 
 def _output_gradients(losses_of, y, loss_scale, y_pred):
-    """-> (predictions and the logits that Keras keeps of them, the losses' gradients with respect to them).
+    """-> (`_outputs` of the predictions, the gradients of the sum of the losses with respect to them).
 
-    It computes each example separately, as `vectorized_map` does, so that a loss over the whole batch sees
-    the same in both ways.
+    The losses see the whole batch, as in a plain step.
     """
-    logits = hidden_logits(y_pred)
-    outputs = [y_pred] if logits is None else [y_pred, logits]
-
-    def one_example(example):
-        outputs, y = keras.tree.map_structure(lambda t: tf.expand_dims(t, 0), example)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(outputs)
-            if len(outputs) == 2:
-                set_hidden_logits(*outputs)
-            loss = losses_of(y, outputs[0])[0] * loss_scale
-        found = tape.gradient(loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return [gradient[0] for gradient in found]
-
-    return outputs, _map(one_example, (outputs, y))
+    outputs = _outputs(y_pred)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(outputs)
+        losses = losses_of(y, y_pred) * loss_scale
+    return outputs, tape.gradient(losses, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
-def _gradient(tape, target, weights):
-    return tape.gradient(
-        target, [w.value for w in weights], unconnected_gradients=tf.UnconnectedGradients.ZERO
-    )
+def _outputs(y_pred):
+    """What the losses depend on: the predictions, and the logits that Keras keeps of them."""
+    tensors = keras.tree.flatten(y_pred)
+    logits = [hidden_logits(t) for t in tensors]
+    return [t for t in (*tensors, *logits) if t is not None and t.dtype.is_floating]
+
+
+def _upstream(losses_of, network, x, y, training, loss_scale):
+    """The gradients of a batch's losses with respect to its `_outputs`, as targets for `_linearized`."""
+    batch = _batch_size(x)
+    x, y = filled_up((x, y), 1)
+    with keras.StatelessScope():
+        y_pred = network(x, training=training)
+    gradients = _output_gradients(losses_of, y, loss_scale, y_pred)[1]
+    precise = [t if t.dtype == tf.float64 else tf.cast(t, tf.float32) for t in gradients]
+    return [(t / tf.cast(loss_scale, t.dtype))[:batch] for t in precise]
+
+
+def _linearized(upstream, y_pred):
+    """A loss `[batch]` whose gradient with respect to the `_outputs` is `upstream`."""
+    products = [tf.cast(t, d.dtype) * d for t, d in zip(_outputs(y_pred), upstream)]
+    return sum(tf.reduce_sum(t, axis=range(1, len(t.shape))) for t in products)
 
 
 def _one_gradient(losses_of, network, example, training, loss_scale):
@@ -269,7 +305,10 @@ def _one_gradient(losses_of, network, example, training, loss_scale):
         with scope:
             y_pred = network(x, training=training)
         loss = losses_of(y, y_pred)[0] * loss_scale
-    gradient = _gradient(tape, loss, network.trainable_weights)
+    # A layer that assigns a weight in its call computes with the new value.
+    new = [scope.get_current_value(weight) for weight in network.trainable_weights]
+    used = [w.value if value is None else value for w, value in zip(network.trainable_weights, new)]
+    gradient = tape.gradient(loss, used, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     sparse = [g for g in gradient if isinstance(g, tf.IndexedSlices)]
     gradient = [tf.convert_to_tensor(g) for g in gradient]
     squares = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32) / loss_scale)) for g in gradient]
@@ -289,9 +328,10 @@ def _map(one_example, examples):
 
 def _examples(network, x, y, training):
     """-> (x, y, seeds), the arguments of the map; seeds holds int32 `[batch, 2]` for each seed generator."""
+    check_no_state_of_rows(network, "score='gradient'")
     if not training:
         return x, y, []
-    check_no_batch_mixing(network)
+    check_no_batch_mixing(network, x)
     shape = [_batch_size(x), 2]
     return (
         x,

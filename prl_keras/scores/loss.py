@@ -6,15 +6,22 @@ over those that count. As in Keras, a value does not count if a mask hides it (o
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from prl_keras.inputs import outputs
-from prl_keras.inputs.shapes import check_one_value_per_example, check_shapes, check_weight_shape
-from prl_keras.keras_gaps.internals import mask_of
+from prl_keras.inputs.shapes import (
+    aligned,
+    check_by_example,
+    check_can_be_vectorized,
+    check_one_value_per_example,
+    check_shapes,
+    check_weight_shape,
+)
+from prl_keras.keras_gaps.internals import as_loss, mask_of
 
 
 def per_example_loss(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> Any:
@@ -35,9 +42,10 @@ def per_example_loss(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = N
     Raises:
         ValueError: if the loss returns a scalar, or the shapes would broadcast.
     """
-    loss = keras.losses.get(loss) if is_single(loss, y_pred) else loss
+    is_one = outputs.is_single(loss, y_pred)
+    loss = keras.losses.get(loss) if is_one else loss
     parts = outputs.split(loss, y_true, y_pred, sample_weight)
-    if is_single(loss, y_pred):
+    if is_one:
         return mean_of_counted(*values_of(parts[0]))
     return sum(part.weight * summed_values(part) * mean_of_counted(*values_of(part)) for part in parts)
 
@@ -47,14 +55,18 @@ def targets_of(y_true: Any, sample_weight: Any) -> tuple[Any, ...]:
     given = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]
     if not any(len(weight.shape) > 1 for weight in given):
         return (y_true,)
-    ones = ops.ones((ops.shape(given[0])[0], 1))  # the map takes no None
+    ones = ops.ones((ops.shape(given[0])[0], 1), "float32")  # the map takes no None
     return y_true, keras.tree.map_structure(lambda t: ones if t is None else t, sample_weight)
 
 
 def loss_of_targets(loss_of: Callable[[Any], Any], targets: tuple[Any, ...], y_pred: Any) -> Any:
     """`per_example_loss` of the result of `targets_of`; `loss_of(y_pred)` returns the loss."""
     y_true, *sample_weight = targets
-    return per_example_loss(y_true, y_pred, loss_of(y_pred), *sample_weight)
+    loss = loss_of(y_pred)
+    losses = outputs.losses_of(loss, y_pred)
+    check_by_example(losses, "an example has no gradient of its own")
+    check_can_be_vectorized(losses)
+    return per_example_loss(y_true, y_pred, loss, *sample_weight)
 
 
 def unreduced_loss(y_true: Any, y_pred: Any, loss: Callable[..., Any]) -> Any:
@@ -111,16 +123,14 @@ def root_of_counted(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = No
     Args:
         y_true, y_pred, loss, sample_weight: As in `per_example_loss`.
     """
-    counts = [values_of(part)[1] for part in outputs.split(loss, y_true, y_pred, sample_weight)]
+    return root_of_parts(outputs.split(loss, y_true, y_pred, sample_weight))
+
+
+def root_of_parts(parts: Sequence[outputs.Output]) -> Any:
+    """`root_of_counted` of the result of `outputs.split`."""
+    counts = [values_of(part)[1] for part in parts]
     roots = [ops.sqrt(number_counted(each)) for each in counts if each is not None]
     return functools.reduce(ops.maximum, roots) if roots else 1.0
-
-
-def is_single(loss: Any, y_pred: Any) -> bool:
-    """Whether there is one output with one loss."""
-    return not (
-        keras.tree.is_nested(y_pred) or keras.tree.is_nested(loss) or isinstance(loss, outputs.OutputLosses)
-    )
 
 
 def summed_values(part: outputs.Output) -> Any:
@@ -144,9 +154,11 @@ def in_rank(mask: Any, rank: int) -> Any:
 
 def _values_and_mask(y_true, y_pred, loss):
     check_shapes(y_true, y_pred, loss)
-    y_pred = ops.convert_to_tensor(y_pred, dtype="float32")
-    y_true = ops.convert_to_tensor(y_true, dtype="float32")
-    values = loss.call(y_true, y_pred) if isinstance(loss, keras.losses.Loss) else loss(y_true, y_pred)
+    y_true, y_pred = aligned(y_true, y_pred, loss)
+    y_true, y_pred = keras.tree.map_structure(
+        lambda t: ops.convert_to_tensor(t, dtype="float32"), (y_true, y_pred)
+    )
+    values = as_loss(loss).call(y_true, y_pred)
     mask = mask_of(values)  # of `ignore_class`
     values = ops.cast(values, "float32")
     check_one_value_per_example(values, y_pred, loss)

@@ -1,5 +1,6 @@
 """The loss-layer gradient norm, the score of PRL(L): algorithm 3 of the paper."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,14 +8,14 @@ import keras
 import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds, outputs
-from prl_keras.inputs.shapes import check_shapes
-from prl_keras.keras_gaps.internals import hidden_logits, mask_of, set_hidden_logits, set_mask
+from prl_keras.inputs.shapes import check_by_example, check_shapes
+from prl_keras.keras_gaps.internals import hidden_logits, mask_of, set_mask
+from prl_keras.scores.heads import head_of, head_of_values
 from prl_keras.scores.layerwise.contribution import row_norms
 from prl_keras.scores.loss import (
-    is_single,
     mean_of_counted,
     number_counted,
-    root_of_counted,
+    root_of_parts,
     summed_values,
     values_of,
 )
@@ -28,13 +29,7 @@ def loss_layer_score(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = N
 
     Arguments, result and errors are those of `loss_layer_gradient_norm`.
     """
-    return _norm(
-        y_true,
-        y_pred,
-        loss,
-        sample_weight,
-        lambda part: root_of_counted(part.y_true, part.y_pred, part.loss, part.sample_weight),
-    )
+    return _norm(y_true, y_pred, loss, sample_weight, lambda part: root_of_parts([part]))
 
 
 def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> tf.Tensor:
@@ -45,9 +40,10 @@ def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight:
 
     The loss layer is the *logits*. A softmax or sigmoid head hides them, and the gradient with respect to
     the probabilities would be `-1 / p`, which ranks as the loss does. So for an output of
-    `keras.activations.softmax` or `sigmoid` the gradient is taken through that activation, always in
-    float32. For a cross-entropy on other probabilities the logits are recovered from them (`log p`, or
-    `log p - log (1 - p)`).
+    `keras.activations.softmax` (over any axes) or `sigmoid` the gradient is taken through that activation,
+    always in float32. For a cross-entropy on other probabilities the logits are recovered from them (`log p`,
+    or `log p - log (1 - p)`), and so they are for your own loss on probabilities or log-probabilities that
+    sum to 1 over the last axis (`scores.heads`).
 
     Args:
         y_true, loss, sample_weight: As in `per_example_loss`.
@@ -64,33 +60,85 @@ def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight:
 
 
 def _norm(y_true, y_pred, loss, sample_weight, factor):
-    is_one = is_single(loss, y_pred)
+    is_one = outputs.is_single(loss, y_pred)
     parts = outputs.split(keras.losses.get(loss) if is_one else loss, y_true, y_pred, sample_weight)
+    check_by_example([part.loss for part in parts], "an example has no loss-layer gradient of its own")
     if is_one:
         return factor(parts[0]) * _norm_of_output(parts[0])
-    # Each output's loss depends on its own logits alone.
-    norms = [part.weight * summed_values(part) * factor(part) * _norm_of_output(part) for part in parts]
-    return row_norms(tf.stack(norms, axis=1))
+    scaled = [(part, part.weight * summed_values(part) * factor(part)) for part in parts]
+    return row_norms(tf.stack([_norm_of_sum(group) for group in _by_predictions(scaled)], axis=1))
+
+
+def _by_predictions(scaled):
+    """The losses in groups: only those of a group depend on the same predictions."""
+    groups = []
+    for part, scale in scaled:
+        joined = [group for group in groups if any(_overlap(part.path, other.path) for other, _ in group)]
+        others = [group for group in groups if not any(group is each for each in joined)]
+        groups = [*others, [*(each for group in joined for each in group), (part, scale)]]
+    return groups
+
+
+def _overlap(path, other):
+    return all(a == b for a, b in zip(path, other))
+
+
+def _norm_of_sum(group):
+    """The norm of the gradient of a sum of losses; `group` is a list of `(Output, factor)`."""
+    part, scale = group[0]
+    if len(group) == 1 and not keras.tree.is_nested(part.y_pred):
+        return scale * _norm_of_output(part)
+    found = [(y_pred, part.loss) for part, _ in group for y_pred in keras.tree.flatten(part.y_pred)]
+    found.sort(key=lambda pair: not loss_kinds.expects_probabilities(pair[1]))
+    first = {id(y_pred): (y_pred, loss) for y_pred, loss in reversed(found)}
+    return _norm_by_tape(
+        list(first.values()),
+        lambda given: sum(
+            scale * mean_of_counted(*values_of(part._replace(y_pred=_replaced(part.y_pred, given))))
+            for part, scale in group
+        ),
+    )
+
+
+def _replaced(y_pred, given):
+    return keras.tree.map_structure(lambda t: given[id(t)], y_pred)
 
 
 def _norm_of_output(part):
     if loss_kinds.is_softmax_cross_entropy(part.loss, hidden_logits(part.y_pred) is not None):
         return _norm_of_softmax(part)
-    logits, head = logits_of(part.y_pred, part.loss)
+    return _norm_by_tape(
+        [(part.y_pred, part.loss)],
+        lambda given: mean_of_counted(*values_of(part._replace(y_pred=given[id(part.y_pred)]))),
+    )
+
+
+def _norm_by_tape(predictions, losses_of):
+    """The norms of the gradients of `losses_of({id(y_pred): predictions})` with respect to all the logits.
+
+    Args:
+        predictions: A list of `(predictions of one output, a loss that takes them)`.
+        losses_of: Function that returns the losses `[batch]`.
+    """
+    logits, heads = zip(*(logits_of(y_pred, loss) for y_pred, loss in predictions))
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(logits)
-        y_pred = head(logits)
-        if y_pred is not part.y_pred and mask_of(part.y_pred) is not None:
-            set_mask(y_pred, mask_of(part.y_pred))
-        losses = mean_of_counted(*values_of(part._replace(y_pred=y_pred)))
-    gradient = tape.gradient(losses, logits)
-    if gradient is None:
+        given = {}
+        for (y_pred, _), z, head in zip(predictions, logits, heads):
+            given[id(y_pred)] = head(z)
+            if given[id(y_pred)] is not y_pred and mask_of(y_pred) is not None:
+                set_mask(given[id(y_pred)], mask_of(y_pred))
+        losses = losses_of(given)
+    gradients = [gradient for gradient in tape.gradient(losses, logits) if gradient is not None]
+    if not gradients:
+        names = ", ".join(repr(loss) for _, loss in predictions)
         raise ValueError(
-            f"The loss {part.loss!r} does not depend on the predictions in a way that can be "
+            f"The loss {names} does not depend on the predictions in a way that can be "
             "differentiated, so it has no loss-layer gradient. Use a differentiable loss, or "
             "score='loss'."
         )
-    gradient = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
+    rows = [tf.reshape(gradient, [tf.shape(gradient)[0], -1]) for gradient in gradients]
+    gradient = rows[0] if len(rows) == 1 else tf.concat(rows, axis=1)
     return tf.stop_gradient(tf.ensure_shape(row_norms(gradient), losses.shape))
 
 
@@ -128,7 +176,8 @@ def logits_of(y_pred: tf.Tensor, loss: Any) -> tuple[tf.Tensor, Callable[[tf.Ten
     """
     hidden = hidden_logits(y_pred)  # set by keras.activations.softmax and sigmoid
     if hidden is not None:
-        return tf.stop_gradient(tf.cast(hidden, tf.float32)), lambda logits: _head_again(logits, y_pred)
+        logits = tf.stop_gradient(tf.cast(hidden, tf.float32))
+        return logits, head_of(y_pred, logits, loss_kinds.is_binary(loss))
     if loss_kinds.expects_probabilities(loss):
         tiny = 1e-37
         probabilities = tf.clip_by_value(tf.cast(y_pred, tf.float32), tiny, 1.0)
@@ -136,17 +185,8 @@ def logits_of(y_pred: tf.Tensor, loss: Any) -> tuple[tf.Tensor, Callable[[tf.Ten
         if loss_kinds.is_binary(loss) or y_pred.shape[-1] == 1:
             logits -= tf.math.log(tf.maximum(1.0 - probabilities, tiny))
             return tf.stop_gradient(logits), keras.activations.sigmoid
-        return tf.stop_gradient(logits), keras.activations.softmax
+        softmax = functools.partial(keras.activations.softmax, axis=getattr(loss, "axis", -1))
+        return tf.stop_gradient(logits), softmax
+    if not loss_kinds.is_by_example(loss):  # one of the user's, which may take (log-)probabilities
+        return head_of_values(y_pred)
     return tf.stop_gradient(tf.cast(y_pred, tf.float32)), lambda logits: logits
-
-
-def _head_again(logits, y_pred):
-    """The softmax or sigmoid of `logits`, whichever produced `y_pred`, in the dtype of `logits`."""
-    y_pred = tf.cast(y_pred, logits.dtype)
-    softmax, sigmoid = tf.nn.softmax(logits), tf.sigmoid(logits)
-    is_softmax = tf.reduce_max(tf.abs(softmax - y_pred), axis=-1, keepdims=True) < tf.reduce_max(
-        tf.abs(sigmoid - y_pred), axis=-1, keepdims=True
-    )
-    probabilities = tf.where(is_softmax, softmax, sigmoid)
-    set_hidden_logits(probabilities, logits)  # so that Keras's cross-entropies stay stable
-    return probabilities

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from prl_keras.inputs import loss_kinds
 from prl_keras.inputs.shapes import check_one_value_per_example
 from prl_keras.scores.gradient import gradient_norms
 from prl_keras.scores.loss import loss_of_targets, per_example_loss, targets_of
@@ -61,7 +62,9 @@ def gradient_norm(
             are not detected.
     """
     losses_of = functools.partial(loss_of_targets, lambda y_pred: loss)
-    return gradient_norms(losses_of, network, x, targets_of(y_true, sample_weight), microbatch_size, training)
+    targets = targets_of(y_true, sample_weight)
+    by_example = loss_kinds.is_by_example(loss)
+    return gradient_norms(losses_of, network, x, targets, microbatch_size, training, by_example=by_example)
 
 
 def resolve(score: Any) -> Score:

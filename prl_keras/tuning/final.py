@@ -15,7 +15,7 @@ from prl_keras import files
 from prl_keras.keras_gaps.fresh_start import start_as
 from prl_keras.tuning import checks
 from prl_keras.tuning.objectives import TRIMMED_LOSS
-from prl_keras.tuning.trials import FAILED, execute, keep_if_best
+from prl_keras.tuning.trials import FAILED, execute, keep_if_best, load_weights, read_record
 from prl_keras.validate import check_integer
 
 _OBJECTIVE = keras_tuner.Objective(f"train_{TRIMMED_LOSS}", "min")
@@ -92,7 +92,7 @@ def train_on_all(
 
     for index in range(trainings):
         path = directory / f"training_{index}.json"
-        if path.exists() and FAILED not in files.read_json(path):
+        if path.exists() and FAILED not in read_record(path, _OBJECTIVE.name):
             continue
         record = execute(
             {"training": index, "seed": seed + index, "epochs": epochs},
@@ -109,7 +109,7 @@ def train_on_all(
         files.write_json(path, record)
         if verbose:
             print(_in_words(record), flush=True)
-    records = [files.read_json(path) for path in sorted(directory.glob("training_*.json"))]
+    records = [read_record(path, _OBJECTIVE.name) for path in sorted(directory.glob("training_*.json"))]
     good = [record for record in records if FAILED not in record]
     if not good:
         raise ValueError(f"All trainings on all the data failed, the first with {records[0][FAILED]}")
@@ -125,7 +125,7 @@ def train_on_all(
     for other in directory.glob("training_*.weights.h5"):
         if other != weights:
             other.unlink()
-    return _load(untrained, weights), best
+    return load_weights(untrained, weights, f"Remove the folder {directory}, to train anew."), best
 
 
 def _weights(directory, index):
@@ -135,17 +135,6 @@ def _weights(directory, index):
 def _keep(directory, index, model, metrics):
     """Saves the weights if this training is the best so far; its record is written afterwards."""
     keep_if_best(model, _weights(directory, index), metrics, _OBJECTIVE, directory.glob("training_*.json"))
-
-
-def _load(model, weights):
-    model.optimizer.build(model.trainable_variables)
-    try:
-        model.load_weights(weights)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{weights} is damaged or missing: {error}. Remove the folder {weights.parent}, to train anew."
-        ) from error
-    return model
 
 
 def _in_words(record):

@@ -60,7 +60,7 @@ class RobustHyperModel(keras_tuner.HyperModel):
             raise ValueError(
                 f"make_network={make_network!r} must be a function that gives a fresh Keras model."
             )
-        if any(isinstance(metric, keras.Metric) for metric in metrics):
+        if any(isinstance(metric, keras.Metric) for metric in keras.tree.flatten(metrics)):
             raise ValueError(
                 "metrics holds a Metric object, which trials would share; write its name or class."
             )

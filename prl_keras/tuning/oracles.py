@@ -105,11 +105,16 @@ class _Lasting:
         path = pathlib.Path(self._get_oracle_fname())
         if not path.exists():
             raise ValueError(f"{path} is missing, in which the search is. Start anew with --overwrite.")
-        files.read_json(path)  # its error names a damaged file
-        super().reload()  # puts all running trials into the queue, for the first worker that asks
+        state = files.read_json(path)  # its error names a damaged file
+        try:
+            super().reload()  # puts all running trials into the queue, for the first worker that asks
+        except Exception as error:  # keras-tuner takes the fields as they come
+            cause = error.__cause__ or error
+            fault = f"{type(cause).__name__}: {cause}"
+            raise ValueError(f"{path} is damaged: {fault}. Start anew with --overwrite.") from error
         if not distribution.is_chief_oracle():
             return
-        for tuner, name in files.read_json(self._get_oracle_fname())["ongoing_trials"].items():
+        for tuner, name in state["ongoing_trials"].items():
             if name in self._retry_queue and tuner in self.tuner_ids:
                 self._retry_queue.remove(name)
                 self.ongoing_trials[tuner] = self.trials[name]

@@ -13,6 +13,7 @@ import pandas as pd
 
 from prl_keras import files
 from prl_keras.tuning import objectives
+from prl_keras.tuning.trials import read_record
 
 SEARCHED = ("method", "epsilon", "ramp_epochs", "learning_rate", "batch_size", "epochs")
 
@@ -29,7 +30,7 @@ def executions(output_dir: pathlib.Path | str) -> pd.DataFrame:
     paths = sorted(pathlib.Path(output_dir).glob("trial_*/execution_*.json"))
     if not paths:
         raise ValueError(f"{output_dir} holds no execution that has ended.")
-    records = [files.read_json(path) for path in paths]
+    records = [read_record(path) for path in paths]
     return pd.DataFrame([{**record, **record.pop("metrics", {})} for record in records]).drop(
         columns="metrics", errors="ignore"
     )

@@ -10,7 +10,9 @@ import keras
 import keras_tuner
 
 from prl_keras import files
+from prl_keras.keras_gaps.weights_files import weights_in_memory
 from prl_keras.tuning import objectives
+from prl_keras.validate import is_number
 
 FAILED = "failure"
 
@@ -92,8 +94,44 @@ def keep_if_best(
         OSError: if the weights cannot be written.
         ValueError: naming the file, if a record is damaged.
     """
-    records = [files.read_json(other) for other in others]
+    records = [read_record(other, objective.name) for other in others]
     values = [record["metrics"][objective.name] for record in records if FAILED not in record]
     if all(objective.better_than(metrics[objective.name], value) for value in values):
         with files.replacing(path) as temporary:
-            model.save_weights(temporary)
+            temporary.write_bytes(weights_in_memory(model).getbuffer())
+
+
+def read_record(path: pathlib.Path | str, objective: str | None = None) -> dict[str, Any]:
+    """The record of a training that has ended, from its file.
+
+    Args:
+        path: The file.
+        objective: Name of a metric that the record of a successful training must have, or None.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    of_a_trial = ("trial", "execution") if pathlib.Path(path).name.startswith("execution") else ("training",)
+    remedy = f"Remove {path}: the training is repeated."
+    record = files.read_json(path, (*of_a_trial, "epochs", "seconds"), remedy)
+    metrics = record.get("metrics")
+    if FAILED in record or (
+        isinstance(metrics, dict) and (objective is None or is_number(metrics.get(objective)))
+    ):
+        return record
+    lacks = "metrics" if objective is None else f"the metric {objective}"
+    raise ValueError(f"{path} is damaged: it lacks {lacks}. {remedy}")
+
+
+def load_weights(model: keras.Model, path: pathlib.Path | str, remedy: str) -> keras.Model:
+    """The model, with weights and optimizer state from a file.
+
+    Raises:
+        ValueError: naming the file, if it is damaged or missing; it ends with `remedy`.
+    """
+    model.optimizer.build(model.trainable_variables)
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or missing: {error}. {remedy}") from error
+    return model

@@ -19,7 +19,7 @@ import numpy as np
 from prl_keras import files
 from prl_keras.keras_gaps.fresh_start import start_as
 from prl_keras.tuning import checks, folder, objectives, oracles
-from prl_keras.tuning.trials import FAILED, execute, keep_if_best
+from prl_keras.tuning.trials import FAILED, execute, keep_if_best, load_weights, read_record
 from prl_keras.validate import check_integer
 
 _IDLE_SECONDS = 1
@@ -121,15 +121,15 @@ class RobustTuner(keras_tuner.Tuner):
         records: list[dict[str, Any]] = []
         for index in range(self.executions_per_trial):
             path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / f"execution_{index}.json"
-            if not path.exists():  # otherwise it ended before the search was killed
-                try:
+            try:
+                if not path.exists():  # otherwise it ended before the search was killed
                     record = self._execution(trial, index, **data)
                     files.write_json(path, record)
-                except (OSError, ValueError) as error:  # keras-tuner would take it for a failed trial
-                    raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
-                if verbose:
-                    print(self._in_words(record), flush=True)
-            records.append(files.read_json(path))
+                    if verbose:
+                        print(self._in_words(record), flush=True)
+                records.append(read_record(path, self.oracle.objective.name))
+            except (OSError, ValueError) as error:  # keras-tuner would take it for a failed trial
+                raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
             if FAILED in records[-1]:
                 raise keras_tuner.errors.FailedTrialError(records[-1][FAILED])
         # A non-finite metric (never the objective) is null in the file.
@@ -142,18 +142,23 @@ class RobustTuner(keras_tuner.Tuner):
 
     def load_model(self, trial: keras_tuner.engine.trial.Trial) -> keras.Model:
         """The model of the trial's best execution."""
-        settings = files.read_json(pathlib.Path(self.project_dir) / folder.SETTINGS)
+        settings = files.read_json(pathlib.Path(self.project_dir) / folder.SETTINGS, ("shape", "dtype"))
         model = self._try_build(trial.hyperparameters)
         model(np.zeros([1, *settings["shape"]], settings["dtype"]))  # builds layers built on their first call
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(self._get_checkpoint_fname(trial.trial_id))
-        return model
+        weights = self._get_checkpoint_fname(trial.trial_id)
+        remedy = "Train anew with the trial's hyperparameters: get_best_hyperparameters() and train_on_all."
+        return load_weights(model, weights, remedy)
 
     def save(self) -> None:
         """Writes the search's state, atomically, unlike keras-tuner."""
         if not oracles.is_worker():
             self.oracle.save()
         files.write_json(self._get_tuner_fname(), self.get_state())
+
+    def reload(self) -> None:
+        """Reads the search's state. The tuner's own file holds nothing, so it may be damaged."""
+        if not oracles.is_worker():
+            self.oracle.reload()
 
     def pre_create_trial(self) -> None:
         """Waits before asking the oracle again; keras-tuner calls it."""

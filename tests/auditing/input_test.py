@@ -240,3 +240,96 @@ def test_networks_that_err_alike_are_not_trusted_to_know_it():
     pair.fit(x, y, epochs=8, verbose=0)
     estimate = prl.estimate_epsilon(pair, (x, y))
     assert estimate.estimate > 0.2 and estimate.low == 0
+
+
+class Subclass(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+LOOKS = [prl.audit, prl.estimate_epsilon, prl.score_examples]
+DATA = tf.data.Dataset.from_tensor_slices
+
+
+@pytest.mark.fault(8, 24)
+@pytest.mark.parametrize("is_robust", [False, True])
+@pytest.mark.parametrize("is_subclass", [False, True])
+@pytest.mark.parametrize("look", [*LOOKS, prl.check])
+def test_labels_out_of_range_are_refused_with_their_place_for_any_network(look, is_subclass, is_robust):
+    model = Subclass() if is_subclass else network()
+    model = prl.RobustModel(model) if is_robust else model
+    model.compile("sgd", LOGITS)
+    for value in (3, -1):
+        data = X, np.where(np.arange(N) == 41, value, LABELS)
+        with pytest.raises(ValueError, match=rf"Class labels must be.*y\[41\] is {value}"):
+            report = look(model, data) if look is prl.check else look(model, data, batch_size=16)
+            raise ValueError(str(report))  # of `check`
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("look", [*LOOKS, prl.check, lambda model, data: prl.SelectionRecord(data)])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DATA((X, LABELS)), r"single examples.*dataset\.batch"),
+        (DATA((X, np.eye(3)[LABELS])), r"x has 4, y has 3 rows"),
+        (DATA((X, LABELS, np.ones(N))), r"single examples.*dataset\.batch"),
+        ((X, LABELS[:5]), r"x has 60, y has 5 rows"),
+        ((X, LABELS, np.ones(5)), r"x has 60, y has 60, sample_weight has 5 rows"),
+        (DATA((X[None], LABELS[None, :50])), r"x has 60, y has 50 rows"),
+    ],
+)
+def test_single_examples_and_unequal_lengths_are_refused(look, data, message):
+    with pytest.raises(ValueError, match=message):
+        report = look(compiled(), data)
+        raise ValueError(str(report))  # of `check`
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("look", [*LOOKS, lambda model, data: prl.SelectionRecord(data)])
+def test_arrays_of_unequal_lengths_for_several_inputs_are_refused(look):
+    with pytest.raises(ValueError, match=r"cut into batches by their rows.*x has 60 and 4, y has 60 rows"):
+        look(compiled(), ([X, X[:4]], LABELS))
+
+
+ONE_HOT = keras.losses.CategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.fault(8)
+class TestLabelsOfNoClass:
+    """A one-hot row of zeros, of several ones, or of equal shares: no class, and not class 0."""
+
+    ODD = ((0, 0, 0), (1, 1, 0), (0, 0.5, 0.5), (1, 1, 1), (0.2, 0.3, 0.5))
+    Y = np.concatenate([ODD, np.eye(3)[LABELS[5:]]]).astype("float32")
+
+    def test_have_no_score_and_count_for_nothing(self):
+        model = compiled(ONE_HOT)
+        table = prl.audit(model, (X, self.Y), epsilon=0.5)
+        assert table["given"][:5].tolist() == [-1, -1, -1, -1, 2]
+        assert table["score"][:4].isna().all() and np.isfinite(table["score"][4:]).all()
+        assert (table["rank"][:4] > N - 4).all() and not table["is_flagged"][:4].any()
+        assert prl.estimate_epsilon(model, (X, self.Y)) == prl.estimate_epsilon(model, (X[4:], self.Y[4:]))
+
+    def test_train_as_in_keras_and_are_of_no_class_in_the_logs(self):
+        model, plain = compiled(ONE_HOT), network()
+        model.rule = prl.Trim(0.0)
+        plain.set_weights(model.get_weights())
+        for each in (model, plain):
+            each.compile(keras.optimizers.SGD(0.1), ONE_HOT, run_eagerly=True)
+            each.fit(X[:4], self.Y[:4], shuffle=False, verbose=0)
+        for a, b in zip(model.get_weights(), plain.get_weights()):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+        assert model.kept_by_class is None or np.isnan(model.kept_by_class).all()
+
+    def test_steps_without_a_class_have_no_row(self):
+        y = np.eye(3, dtype="float32")[np.arange(12).reshape(4, 3) % 3]
+        y[1, 2] = 0
+        model = prl.RobustModel(keras.Sequential([keras.Input((3, 4)), keras.layers.Dense(3)]))
+        model.compile("sgd", ONE_HOT)
+        table = prl.audit(model, (X[:12].reshape(4, 3, 4), y))
+        assert len(table) == 11 and (1, 2) not in table.index
+        assert table["given_probability"].between(0, 1).all()

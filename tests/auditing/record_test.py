@@ -308,6 +308,41 @@ class TestFile:
         with pytest.raises(ValueError, match="another kind of model"):
             model().fit(X, Y, verbose=0, callbacks=[record])
 
+    @pytest.mark.fault(28)
+    @pytest.mark.parametrize("of_pair", [False, True])
+    def test_a_pair_and_one_network_do_not_take_the_record_of_the_other(self, of_pair, tmp_path):
+        pair = prl.CoTeachingModel(network(), network(), rule=prl.Trim(0.2))
+        pair.compile("sgd", "mse", run_eagerly=True)
+        trained, other = (pair, model()) if of_pair else (model(), pair)
+        record = prl.SelectionRecord((X, Y), tmp_path / "record.npz")
+        trained.fit(X, Y, verbose=0, callbacks=[record])
+        before = record.path.read_bytes()
+        with pytest.raises(
+            ValueError, match=r"The record is of a (Co|Rob).* the model is a .*another kind of model"
+        ):
+            prl.audit(other, (X, Y), record)
+        assert len(prl.audit(trained, (X, Y), record)) == N
+        for data in ((X, Y), (X[::-1], Y[::-1])):  # from the first epoch, which replaces a file
+            with pytest.raises(ValueError, match="other data or another kind"):
+                (other if data[0] is X else trained).fit(
+                    *data, verbose=0, callbacks=[prl.SelectionRecord(data, record.path)]
+                )
+        assert record.path.read_bytes() == before
+
+    @pytest.mark.fault(22)
+    @pytest.mark.parametrize("has_file", [False, True])
+    def test_epochs_that_are_trained_again_are_recorded_again_and_said(self, has_file, tmp_path):
+        record = prl.SelectionRecord((X, Y), tmp_path / "record.npz" if has_file else None)
+        trained = model()
+        trained.fit(X, Y, epochs=5, verbose=0, callbacks=[record])
+        with pytest.warns(
+            UserWarning, match=r"has 5 epochs, and training goes on after 2: epochs 3 to 5 are"
+        ):
+            trained.fit(X, Y, epochs=4, initial_epoch=2, verbose=0, callbacks=[record])
+        assert record.seen.shape == (4, N) and record.scores.shape == (4, N) and record.seen.all()
+        if has_file:
+            assert len(prl.SelectionRecord((X, Y), record.path).load().seen) == 4
+
     def test_other_labels_are_other_data_however_many_classes_there_are(self):
         labels = RNG.integers(0, 66, N) * 3 + 1
         one_hot = np.eye(200, dtype="float32")
@@ -364,5 +399,3 @@ def test_fingerprints_tell_similar_examples_apart():
     near = np.nextafter(np.ones((1000, 3), np.float32), 2)
     near[:, 1] += np.arange(1000, dtype=np.float32) * np.float32(2**-23)
     assert len(np.unique(fingerprints(near, None))) == 1000
-    with pytest.raises(ValueError, match="ragged"):
-        fingerprints(tf.ragged.constant([[1], [1, 2]]), None)

@@ -31,7 +31,7 @@ class TestKindsOfData:
             ((DATA((X, Y, Y, Y)).batch(4),), r"\(x, y, sample_weight\)"),
             ((DATA((X,)).batch(4),), "no targets y"),
             ((generator(X),), "no targets y"),
-            ((DATA((X, Y)),), "Invalid input shape|incompatible shape"),  # not batched
+            ((DATA((X, Y)),), r"single examples.*dataset\.batch"),
             ((X.tolist(), Y), r"x is a list; write np\.asarray"),
             ((list(X), Y), r"x is a list; write np\.asarray"),
             ((None, Y), "x is None"),

@@ -78,6 +78,33 @@ class TestLabels:
                 model.fit(source(X, bad), verbose=0)
             model.fit(source(X, np.where(bad == value, 0.5, good).astype("float32")), verbose=0)
 
+    @pytest.mark.fault(33)
+    @pytest.mark.parametrize(
+        ("loss", "outputs", "off"),  # the rounding of float32, or of float16
+        [
+            (keras.losses.BinaryCrossentropy(from_logits=True), 1, 1.2e-7),
+            (keras.losses.CategoricalCrossentropy(from_logits=True), 3, 9.8e-4),
+            (prl.Bootstrap(from_logits=True), 3, 9.8e-4),
+        ],
+    )
+    def test_shares_outside_by_rounding_train_as_in_keras(self, loss, outputs, off):
+        y = np.eye(3, dtype="float32")[Y][:, :outputs]
+        y += np.where(y > 0.5, off, -off).astype("float32")
+        weights = []
+        for source in (None, None, *SOURCES):
+            keras.utils.set_random_seed(0)
+            plain = keras.Sequential([keras.Input((4,)), layers.Dense(outputs)])
+            model = prl.RobustModel(plain, rule=prl.Trim(0.0)) if weights else plain
+            model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
+            model.fit(*((X, y, 4) if source is None else (SOURCES[source](X, y),)), shuffle=False, verbose=0)
+            weights.append(plain.get_weights())
+        for other in weights[1:]:
+            for a, b in zip(weights[0], other):
+                np.testing.assert_allclose(a, b, rtol=1e-6)
+        assert np.isfinite(prl.score_examples(model, (X, y))).all()
+        with pytest.raises(ValueError, match=r"labels in \[0, 1\]; y\[\d+, 0\] is"):
+            model.fit(X, y + np.where(y > 0.5, 0.004, -0.004), verbose=0)  # a 255th
+
     @pytest.mark.fault(8)
     def test_of_bootstrap_are_numbers_of_classes_too(self):
         model = compiled(loss=prl.Bootstrap(from_logits=True), rule=prl.Trim(0.3, min_keep_per_class=1))
@@ -103,7 +130,7 @@ class TestLabels:
         batches = [Batches(X, X[:, :3])[i] for i in range(3)]
         model = compiled(loss="mse")
         data = cut(batches, 1) if source == "generator" else Batches(X, X[:, :3][:5])
-        with pytest.raises(ValueError, match="as many of each; there are of x 4, y 1"):
+        with pytest.raises(ValueError, match="the same number of rows: x has 4, y has 1 rows"):
             model.fit(data, shuffle=False, verbose=0)
 
     def test_good_ones_train_as_ever_from_any_kind_of_data(self):

@@ -64,9 +64,15 @@ def test_a_label_that_the_loss_ignores_is_accepted():
 @pytest.mark.fault(9)
 @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient", "gradient"])
 def test_targets_that_would_broadcast_are_refused(score):
-    model = compiled("mse", outputs=1, score=score)
-    with pytest.raises(ValueError, match=r"Targets of shape .* 1\): .*y\[:, None\]"):
-        model.fit(X, np.ones(12), verbose=0)
+    class Squared(keras.losses.Loss):  # of which Keras aligns nothing
+        def call(self, y_true, y_pred):
+            return keras.ops.mean((y_true - y_pred) ** 2, axis=-1)
+
+    model = compiled(Squared(), outputs=1, score=score)
+    dataset = tf.data.Dataset.from_tensors((X, np.ones(12, "float32")))
+    for data in ((X, np.ones(12)), (dataset,)):
+        with pytest.raises(ValueError, match=r"Targets of shape .* 1\): .*y\[\.\.\., None\].*dataset\.map"):
+            model.fit(*data, verbose=0)
     model.fit(X, np.ones((12, 1)), verbose=0)
 
 

@@ -92,6 +92,26 @@ def test_targets_whose_loss_overflows(value, score):
     assert_same(all_state(model), all_state(alone))
 
 
+@pytest.mark.fault(7)
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, GRAPH], ids=str)
+@pytest.mark.parametrize(
+    "layer", [keras.layers.Identity, keras.layers.UnitNormalization], ids=lambda t: t.__name__
+)
+def test_a_gradient_that_overflows_with_the_loss(layer, options):
+    """PRL(G), with norms layer by layer and by the vectorized map."""
+    models = []
+    for rows in (np.arange(12), np.setdiff1d(np.arange(12), [4])):
+        keras.utils.set_random_seed(1)
+        net = keras.Sequential([keras.Input([5]), keras.layers.Dense(7), layer(), keras.layers.Dense(2)])
+        rule = lambda scores, is_ranked, step: prl.KeepLowest(9)(scores, is_ranked)  # noqa: E731
+        models.append(prl.RobustModel(net, "gradient", rule))
+        models[-1].compile(keras.optimizers.SGD(0.1), "mse", **options)
+        x = np.where(np.arange(12)[:, None] == 4, 100 * X, X)
+        logs = step(models[-1], x[rows], spoilt(Y, [4], -3e38)[rows])
+        assert logs["nonfinite"] == (len(rows) == 12)
+    assert_same(*map(all_state, models))
+
+
 # In `make test` one method of each kind of step, each traced.
 FAST = [("prl_l", False), ("prl_l", True), ("prl_g", False), ("co_prl_l", True), ("decouple", True)]
 STEPS = [

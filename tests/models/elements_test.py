@@ -204,3 +204,28 @@ def test_an_epsilon_that_follows_the_estimate_and_kept_classes():
     pair.fit(words, tags, batch_size=32, epochs=10, verbose=0)
     assert pair.epsilon_estimate.low - 0.03 < wrong.mean() < pair.epsilon_estimate.high + 0.03
     assert pair.kept_by_class.shape == (4,) and np.all(pair.kept_by_class > 0.5)
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("loss", [keras.losses.CategoricalCrossentropy(axis=1), "own"], ids=["keras", "own"])
+def test_classes_on_another_axis_than_the_last_are_refused(loss):
+    def own(y, p):
+        return -tf.reduce_sum(y * tf.math.log(p), axis=1)
+
+    network = keras.Sequential([keras.Input([3, 4, 2]), keras.layers.Softmax(axis=1)])
+    model = prl.RobustModel(network, unit="element")
+    model.compile("sgd", own if loss == "own" else loss)
+    x = np.ones([6, 3, 4, 2], "float32")
+    with pytest.raises(ValueError, match=r"classes on the last axis.*Permute"):
+        model.example_scores(x, x / 3)
+
+
+@pytest.mark.fault(26)
+def test_a_loss_with_a_number_for_each_attribute_is_refused():
+    def weighted(y, p):
+        return tf.nn.weighted_cross_entropy_with_logits(y, p, tf.constant([1.0, 5.0, 0.2]))
+
+    model = prl.RobustModel(keras.Sequential([keras.Input([5]), keras.layers.Dense(3)]), unit="element")
+    model.compile("sgd", weighted)
+    with pytest.raises(ValueError, match=r"shape \(batch, 3\).*numbers for several elements.*sample_weight"):
+        model.fit(np.ones([6, 5]), np.ones([6, 3]), verbose=0)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("tensorflow_datasets", "keras_tuner", "sklearn", "matplotlib", "pandas", "scipy")
 
 
@@ -22,6 +24,18 @@ def test_importing_the_library_imports_no_heavy_package():
 def test_the_library_works_where_no_heavy_package_is_installed():
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import prl_keras as prl"
     assert run(f"{blocked}; print(prl.Trim(0.5)([2.0, 1.0]).numpy().tolist())")[-1] == "[0.0, 2.0]"
+
+
+@pytest.mark.fault(39)
+def test_another_backend_is_refused_and_the_remedy_is_named():
+    sets = "import keras; keras.config.backend = keras.backend.backend = lambda: 'jax'; "
+    code = f"{sets}import prl_keras"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith(
+        "ImportError: prl_keras needs Keras's TensorFlow backend; the backend is 'jax'."
+    )
+    assert "KERAS_BACKEND=tensorflow" in message
 
 
 def test_every_public_name_is_there_and_documented():

@@ -60,12 +60,22 @@ class TestPerExampleLoss:
 
     @pytest.mark.fault(9)
     def test_refuses_shapes_that_would_broadcast(self):
-        with pytest.raises(ValueError, match=r"\(9,\) against predictions of shape \(9, 1\).*y\[:, None\]"):
-            prl.scores.per_example_loss(np.ones(9), tf.ones((9, 1)), "mse")
+        class Own(keras.losses.Loss):
+            def call(self, y_true, y_pred):
+                return tf.reduce_mean((y_true - y_pred) ** 2, axis=-1)
+
+        shapes = r"\(9,\) against predictions of shape \(9, 1\).*y\[\.\.\., None\]"
+        with pytest.raises(ValueError, match=shapes):
+            prl.scores.per_example_loss(np.ones(9), tf.ones((9, 1)), Own())
         with pytest.raises(ValueError, match=r"\(9, 3\) against predictions of shape \(9, 4\)"):
             prl.scores.per_example_loss(np.ones((9, 3)), LOGITS, "mse")
         with pytest.raises(ValueError, match="one integer label per prediction"):
             prl.scores.per_example_loss(ONE_HOT, LOGITS, SPARSE(from_logits=True))
+
+    @pytest.mark.fault(36)
+    def test_targets_without_a_last_axis(self):
+        losses = prl.scores.per_example_loss(np.arange(9.0), tf.ones((9, 1)), "mse")
+        np.testing.assert_allclose(losses, (np.arange(9.0) - 1) ** 2)
 
 
 class TestLossLayerGradientNorm:

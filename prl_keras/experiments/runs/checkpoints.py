@@ -16,6 +16,7 @@ import numpy as np
 
 from prl_keras.experiments.runs import strategies
 from prl_keras.keras_gaps.seeds import seed_states_by_path
+from prl_keras.keras_gaps.weights_files import weights_in_memory
 
 _PATTERN = "epoch-*.weights.h5"
 _KEPT = 2  # the newest, and one to fall back to
@@ -57,10 +58,11 @@ class SaveCheckpoints(keras.callbacks.Callback):
             self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"epoch-{epoch + 1:05d}.weights.h5"
         with strategies.written_by_chief(strategy, path) as temporary:
-            self.model.save_weights(temporary)
-            with h5py.File(temporary, "a") as file:
+            memory = weights_in_memory(self.model)
+            with h5py.File(memory, "a") as file:
                 for i, state in enumerate(seed_states_by_path(self.model)):
                     file[f"seed_states/{i}"] = np.asarray(state)
+            temporary.write_bytes(memory.getbuffer())
         if strategies.is_chief(strategy):
             for old in _newest_first(self.directory)[_KEPT:]:
                 old.unlink()

@@ -93,7 +93,7 @@ def gradients(
         norms.append(joined.norms())
 
     def weighted_sum(weights):
-        weights = tf.cast(weights, tf.float32) * size
+        weights = tf.math.multiply_no_nan(size, tf.cast(weights, tf.float32))
         sums = {}
         if vectors:
             sums.update(zip([id(weight) for weight, _ in vectors], joined.weighted_sums(weights)))
@@ -105,6 +105,7 @@ def gradients(
 
     scale = size / tf.cast(loss_scale, tf.float32)
     norms = norm_of_norms([tf.cast(each, tf.float32) for each in norms])
+    norms = tf.where(tf.math.is_finite(size), norms, 1.0)
     return y_pred, scale * norms, weighted_sum
 
 
@@ -112,12 +113,19 @@ def _brought_to_1(upstream, loss_scale):
     """-> (upstream gradients, each example's divided by its size, sizes float32 `[batch]`).
 
     The size is the largest absolute entry without `loss_scale`. The squares of gradients of 1e30 or 1e-25 do
-    not fit float32.
+    not fit float32. A gradient that is not finite becomes 0, and its size is not finite, so that a
+    weight of 0 leaves it out.
     """
     rows = [tf.reshape(tf.cast(t, tf.float32), [tf.shape(t)[0], math.prod(t.shape[1:])]) for t in upstream]
     largest = tf.reduce_max(tf.abs(tf.concat(rows, axis=1)), axis=1) / tf.cast(loss_scale, tf.float32)
-    size = tf.where(largest > 0, largest, 1.0)
-    return [t / tf.reshape(tf.cast(size, t.dtype), [-1] + [1] * (len(t.shape) - 1)) for t in upstream], size
+    is_finite = tf.math.is_finite(largest)
+    size = tf.where(largest == 0, 1.0, largest)
+
+    def of_size_1(t):
+        shape = [-1] + [1] * (len(t.shape) - 1)
+        return tf.where(tf.reshape(is_finite, shape), t / tf.reshape(tf.cast(size, t.dtype), shape), 0)
+
+    return [of_size_1(t) for t in upstream], size
 
 
 class _Part:
