@@ -169,13 +169,14 @@ class WeightedModel(keras.Model):
         check_targets_given(y)
         self.build_for(x)
         predictions = [forward(network, x, training=False) for network in self.networks]
+        targets, given = outputs.without_lists(self.networks[0], self.loss, y, sample_weight)
         losses = []
         for network, y_pred in zip(self.networks, predictions):
-            parts = outputs.split(outputs.loss_of(self, y_pred), y, y_pred, sample_weight)
-            weights = sample_weight
-            if sample_weight is not None:  # Keras would broadcast `[batch]` along the steps
+            parts = outputs.split(outputs.loss_of(self, y_pred), targets, y_pred, given)
+            weights = given
+            if given is not None:  # Keras would broadcast `[batch]` along the steps
                 weights = weights_of_outputs(parts, y_pred, tf.ones([batch_size(y)]), None)
-            y_true = with_axes_of_predictions(parts, y)
+            y_true = with_axes_of_predictions(parts, targets)
             losses.append(self.network_loss(network, x, y_true, y_pred, weights, training=False))
         self.step_metrics.log_evaluation(losses, batch_size(x))
         logs = self._logs(x, y, predictions, sample_weight)
