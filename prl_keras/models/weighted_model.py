@@ -174,7 +174,7 @@ class WeightedModel(keras.Model):
         for network, y_pred in zip(self.networks, predictions):
             parts = outputs.split(outputs.loss_of(self, y_pred), targets, y_pred, given)
             weights = given
-            if given is not None:  # Keras would broadcast `[batch]` along the steps
+            if given is not None and self.loss is not None:  # Keras would broadcast `[batch]` along the steps
                 weights = weights_of_outputs(parts, y_pred, tf.ones([batch_size(y)]), None)
             y_true = with_axes_of_predictions(parts, targets)
             losses.append(self.network_loss(network, x, y_true, y_pred, weights, training=False))

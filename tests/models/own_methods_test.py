@@ -260,3 +260,14 @@ def test_ragged_targets_get_a_sentence(is_stream):
     data = [tf.data.Dataset.from_tensor_slices((X, y)).batch(8)] if is_stream else [X, y]
     with pytest.raises(ValueError, match=r"RaggedTensor.*to_tensor\(\)"):
         model.fit(*data, verbose=0)
+
+
+@pytest.mark.fault(54)
+@pytest.mark.parametrize("weights", [None, np.ones(24)], ids=["", "weights"])
+def test_evaluate_without_a_loss_is_that_of_keras(weights):
+    plain, network = Network(), Network()
+    found = []
+    for model in (plain, prl.RobustModel(network)):
+        model.compile("sgd", weighted_metrics=["mae"])
+        found.append(sorted(model.evaluate(X, Y, sample_weight=weights, verbose=0)))
+    np.testing.assert_allclose(*found, rtol=1e-6)
