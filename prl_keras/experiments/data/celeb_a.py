@@ -1,21 +1,12 @@
 """The paper's landmark features: computed for test images by a small CNN trained on clean CelebA."""
 
-import contextlib
 import dataclasses
-import hashlib
-import json
-import os
 import pathlib
-import warnings
-import zipfile
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from prl_keras import files
-from prl_keras.experiments.data import tfds
+from prl_keras.experiments.data import feature_cache, tfds
 from prl_keras.experiments.data.celeb_a_features import COORDINATES, FeatureNetwork, extract_features
 from prl_keras.experiments.data.dataset import Dataset
 
@@ -88,15 +79,11 @@ def landmark_features(
     """
     network = FeatureNetwork() if network is None else network
     builder = tfds.open_builder("celeb_a", data_dir, download)
-    path = cache_path(builder, network, cache_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _one_process_at_a_time(path):
-        saved = _read(path)
-        if saved is None:
-            saved = extract_features(builder, network, verbose)
-            with files.replacing(path) as temporary:
-                np.savez(temporary, features=saved[0], landmarks=saved[1])
-    features, landmarks = saved[0], saved[1].astype(np.float64)
+    path = feature_cache.cache_path(builder, _depends_on(network), cache_dir)
+    features, landmarks = feature_cache.cached(
+        path, ("features", "landmarks"), lambda: extract_features(builder, network, verbose)
+    )
+    landmarks = landmarks.astype(np.float64)
     order = np.random.default_rng(0).permutation(len(features))
     train, test = np.split(order, [int(_TRAIN_FRACTION * len(order))])
     mean, std = landmarks[train].mean(axis=0), landmarks[train].std(axis=0)
@@ -105,40 +92,5 @@ def landmark_features(
     return LandmarkFeatures(features[train], targets[train], features[test], targets[test], source)
 
 
-def cache_path(
-    builder: Any, network: FeatureNetwork, cache_dir: pathlib.Path | str | None = None
-) -> pathlib.Path:
-    """The file for the features of `landmark_features`: one for each data, network and versions."""
-    if cache_dir is None:
-        cache_dir = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prl_keras"
-    depends_on = {
-        "pipeline": _PIPELINE,
-        "source": tfds.describe(builder),
-        "splits": {name: (info.num_examples, info.num_bytes) for name, info in builder.info.splits.items()},
-        "network": dataclasses.asdict(network),
-        "versions": (keras.__version__, tf.__version__),
-    }
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    return pathlib.Path(cache_dir).expanduser() / f"celeb_a-features-{key}.npz"
-
-
-def _read(path):
-    """The arrays of a cache file; None if it is missing or damaged."""
-    if not path.exists():
-        return None
-    try:
-        with np.load(path) as arrays:
-            return arrays["features"], arrays["landmarks"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        warnings.warn(f"{path} is damaged and is made anew: {error}", stacklevel=3)
-        return None
-
-
-@contextlib.contextmanager
-def _one_process_at_a_time(path):
-    """Makes a second process wait for the first one's file instead of making it again."""
-    import fcntl
-
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if the process is killed
-        yield
+def _depends_on(network):
+    return {"pipeline": _PIPELINE, "network": dataclasses.asdict(network)}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from prl_keras.experiments.data.celeb_a import celeb_a
 from prl_keras.experiments.data.cifar import cifar10, cifar100
+from prl_keras.experiments.data.cifar_features import cifar10_features, cifar100_features
 from prl_keras.experiments.data.dataset import Dataset
 from prl_keras.experiments.data.toy import digits, teacher
 from prl_keras.validate import check_integer
@@ -19,11 +20,13 @@ class Source(NamedTuple):
         read: Function that returns the `Dataset`. `load` passes its own keyword arguments.
         task: "classification" or "regression".
         short: The data set's name in the rows of the paper, such as "CF10"; "" if it has none.
+        of: The data set of images whose features these are; "" for others.
     """
 
     read: Callable[..., Dataset]
     task: str
     short: str = ""
+    of: str = ""
 
 
 #: Name -> `Source`.
@@ -33,6 +36,8 @@ DATASETS = types.MappingProxyType(
         "teacher": Source(teacher, "regression", "teacher"),
         "cifar10": Source(cifar10, "classification", "CF10"),
         "cifar100": Source(cifar100, "classification", "CF100"),
+        "cifar10_features": Source(cifar10_features, "classification", "CF10", of="cifar10"),
+        "cifar100_features": Source(cifar100_features, "classification", "CF100", of="cifar100"),
         "celeb_a": Source(celeb_a, "regression"),
     }
 )
@@ -54,7 +59,7 @@ def load(
         data_dir: TFDS data directory of cifar10, cifar100 and celeb_a, the folder that holds `cifar10`
             and so on; None for the default of TFDS. The others need no files.
         download: whether TFDS may fetch missing data into it.
-        cache_dir: folder for the features of celeb_a (see `celeb_a.landmark_features`).
+        cache_dir: folder for features of images (see `feature_cache.cache_path`).
 
     Raises:
         ValueError: for an unknown name, an invalid seed or damaged data files.

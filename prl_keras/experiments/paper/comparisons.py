@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from prl_keras.experiments.data.load import DATASETS
 from prl_keras.experiments.paper.tables import Row, Table
 from prl_keras.experiments.runs.training import LAST_EPOCHS
 
@@ -18,6 +19,7 @@ CONFIDENCE = 0.95
 #: dropping instead of clipping.
 PAIRS = (("prl_l", "spl"), ("co_prl_l", "co_teaching"), ("prl_g", "ignormclip"))
 CELL = ["dataset", "row", "method", "epsilon_error"]
+_EPOCHS = ["best", "best_epoch", "final", "memorized"]
 _FEWEST_FOR_WILCOXON = 6  # with 5 pairs the smallest two-sided p is 2 / 2**5 > 0.05
 
 
@@ -58,24 +60,32 @@ def compare(table: Table, contents: Sequence[dict[str, Any]]) -> Comparison:
 
 
 def cell_of(config: Any) -> tuple[str, str, str, float]:
-    """(dataset, row, method, epsilon_error) of a `RunConfig`."""
-    row = Row(config.dataset, config.corruption, config.epsilon).label
-    return config.dataset, row, config.method, config.told_error
+    """(the paper's dataset, row, method, epsilon_error) of a `RunConfig`."""
+    dataset = DATASETS[config.dataset].of or config.dataset
+    row = Row(dataset, config.corruption, config.epsilon).label
+    return dataset, row, config.method, config.told_error
 
 
 def run_values(contents: Sequence[dict[str, Any]], metric: Any) -> pd.DataFrame:
     """A DataFrame with a line per run.
 
     Columns: those of `CELL`; `seed`; `value`, the mean of the test metric over the last 10 epochs, NaN if
-    one of them is non-finite; `last`, an array of those (at most 10) epochs' values.
+    one of them is non-finite; `last`, an array of those (at most 10) epochs' values; `best`, the highest
+    value of all epochs, and `best_epoch`; `final`, the value of the last epoch; `memorized`, the percentage
+    of wrong labels that the network predicts at the end, NaN if it was not measured.
     """
     lines = []
     for content in contents:
-        config, unit = content["config"], metric.unit
-        last = unit * content["history"][f"test_{metric.name}"].tail(LAST_EPOCHS).to_numpy(float)
+        config, unit, history = content["config"], metric.unit, content["history"]
+        values = unit * history[f"test_{metric.name}"].to_numpy(float)
+        last, best = values[-LAST_EPOCHS:], np.argmax(np.nan_to_num(values, nan=-np.inf))
         value = unit * content["result"]["test_mean"] if np.isfinite(last).all() else np.nan
-        lines.append((*cell_of(config), config.seed, value, last))
-    return pd.DataFrame(lines, columns=[*CELL, "seed", "value", "last"])
+        memorized = 100 * history["memorized"].iloc[-1] if "memorized" in history else np.nan
+        lines.append((
+            *cell_of(config), config.seed, value, last,
+            values[best], history["epoch"].iloc[best], values[-1], memorized,
+        ))  # fmt: skip
+    return pd.DataFrame(lines, columns=[*CELL, "seed", "value", "last", *_EPOCHS])
 
 
 def cell_values(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +93,8 @@ def cell_values(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns: those of `CELL`; `mean` over the seeds; `std` over the pooled last epochs of all seeds, as in
     the paper (divided by n); `ci_low` and `ci_high`, the interval of the mean over the seeds; `seeds`, their
-    number; `paper_mean` and `paper_std`. Missing values are NaN.
+    number; `best`, `best_epoch`, `final` and `memorized` of `run_values`, means over the seeds; `paper_mean`
+    and `paper_std`. Missing values are NaN.
     """
     keys = [
         (row.dataset, row.label, method, error)
@@ -100,11 +111,13 @@ def cell_values(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
         group = groups.get(key)
         if group is None:
             line |= {"mean": np.nan, "std": np.nan, "ci_low": np.nan, "ci_high": np.nan, "seeds": 0}
+            line |= dict.fromkeys(_EPOCHS, np.nan)
         else:
             low, high = interval(group["value"])
             pooled = np.concatenate(list(group["last"]))
             line |= {"mean": group["value"].mean(skipna=False), "std": pooled.std()}
             line |= {"ci_low": low, "ci_high": high, "seeds": len(group)}
+            line |= {name: group[name].mean(skipna=False) for name in _EPOCHS}
         lines.append(line | dict(zip(("paper_mean", "paper_std"), paper.get(key, (np.nan, np.nan)))))
     return pd.DataFrame(lines)
 
@@ -202,15 +215,18 @@ def rank_agreement(table: Table, cells: pd.DataFrame) -> tuple[pd.DataFrame, lis
     """Compares our order of a row's cells with the paper's.
 
     Returns:
-        (DataFrame: `row`, `cells` (the number of cells with a mean in both), `tau`, Kendall's tau-b between
-        their means; list of (row, first, second): the `PAIRS` in another order than in the paper, without
-        those that are equal in the paper).
+        (DataFrame: `row`, `cells` (the number of cells with a mean in both), `rho` and `tau`, Spearman's rank
+        correlation and Kendall's tau-b between their means; list of (row, first, second): the `PAIRS` in
+        another order than in the paper, without those that are equal in the paper).
     """
     lines, turned = [], []
     for row in table.rows:
         both = cells[cells["row"] == row.label].dropna(subset=["mean", "paper_mean"])
-        tau = stats.kendalltau(both["mean"], both["paper_mean"]).statistic if len(both) > 1 else np.nan
-        lines.append({"row": row.label, "cells": len(both), "tau": tau})
+        line = {"row": row.label, "cells": len(both), "rho": np.nan, "tau": np.nan}
+        if len(both) > 1:
+            line["rho"] = stats.spearmanr(both["mean"], both["paper_mean"]).statistic
+            line["tau"] = stats.kendalltau(both["mean"], both["paper_mean"]).statistic
+        lines.append(line)
         means = both.set_index("method")[["mean", "paper_mean"]]
         for first, second in PAIRS:
             if first in means.index and second in means.index:

@@ -27,6 +27,11 @@ def sections(found: Any) -> list[str]:
         "## Ours / paper",
         beside_paper(table, found.cells, decimals),
         f"![{table.picture.removesuffix('.png')}]({table.picture})",
+        "## Best and last epoch",
+        "The best epoch's value, then the last epoch's; means over the seeds. The best epoch is chosen with "
+        "the clean test data, which nobody has in practice: it says what stopping in time could gain.",
+        best_and_last(table, found.cells, decimals),
+        *memorized(table, found.cells),
     ]
     if len(table.methods) > 1:
         body += [
@@ -45,7 +50,8 @@ def sections(found: Any) -> list[str]:
     return [
         *body,
         "## Agreement with the paper",
-        "Kendall's tau between our means and the paper's within a row: 1 is the same order, -1 the reverse.",
+        "Spearman's rank correlation and Kendall's tau between our means and the paper's within a row: 1 is "
+        "the same order, -1 the reverse.",
         order_of_rows(found.agreement, found.turned, has_pairs=len(table.methods) > 1),
         "## Intervals",
         "95% intervals of the mean over the seeds by Student's t.",
@@ -79,6 +85,34 @@ def beside_paper(table: Any, cells: Any, decimals: int) -> str:
         pairs = zip(found["mean"], found["paper_mean"])
         lines.append([row.label, *(f"{number(a, decimals)} / {number(b, decimals)}" for a, b in pairs)])
     return markdown_table(["row", *_columns(table)], lines)
+
+
+def best_and_last(table: Any, cells: Any, decimals: int) -> str:
+    """The paper's layout with "best (its epoch) / last" in each cell."""
+    lines = []
+    for row in table.rows:
+        found = cells[cells["row"] == row.label]
+        line = [row.label]
+        for best, epoch, final in zip(found["best"], found["best_epoch"], found["final"]):
+            at = "" if np.isnan(epoch) else f" ({epoch:.0f})"
+            line.append(f"{number(best, decimals)}{at} / {number(final, decimals)}")
+        lines.append(line)
+    return markdown_table(["row", *_columns(table)], lines)
+
+
+def memorized(table: Any, cells: Any) -> list[str]:
+    """What part of the wrong labels the network predicts at the end; empty if no run measured it."""
+    if cells["memorized"].isna().all():
+        return []
+    lines = []
+    for row in table.rows:
+        found = cells[cells["row"] == row.label]
+        lines.append([row.label, *(number(value, 1) for value in found["memorized"])])
+    text = (
+        "The percentage of the wrong training labels that the network predicts at the end, among at most "
+        "1,000 of them; means over the seeds."
+    )
+    return ["## Memorized wrong labels", text, markdown_table(["row", *_columns(table)], lines)]
 
 
 def on_clean_targets(cells: Any, decimals: int) -> str:
@@ -160,9 +194,13 @@ def best_of_rows(found: Any, decimals: int) -> str:
 
 
 def order_of_rows(found: Any, turned: Sequence[tuple[str, str, str]], has_pairs: bool) -> str:
-    """Kendall's tau of each row, and the pairs in another order than in the paper."""
-    lines = [[line["row"], str(line["cells"]), number(line["tau"], 2)] for line in found.to_dict("records")]
-    text = markdown_table(["row", "cells compared", "Kendall's tau"], lines)
+    """The agreement of each row and its mean, and the pairs in another order than in the paper."""
+    lines = [
+        [line["row"], str(line["cells"]), number(line["rho"], 2), number(line["tau"], 2)]
+        for line in found.to_dict("records")
+    ]
+    lines.append(["mean", "", number(found["rho"].mean(), 2), number(found["tau"].mean(), 2)])
+    text = markdown_table(["row", "cells compared", "Spearman's rho", "Kendall's tau"], lines)
     if not has_pairs:
         return text
     texts = [f"- {row}: {_title(first)} and {_title(second)}" for row, first, second in turned]

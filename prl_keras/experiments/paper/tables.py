@@ -4,6 +4,7 @@ Figure 2 shows the runs of table 1 over the epochs, figure 3 those of table 2. T
 """
 
 import dataclasses
+import functools
 import pathlib
 import types
 from collections.abc import Iterable
@@ -11,12 +12,13 @@ from collections.abc import Iterable
 import pandas as pd
 
 from prl_keras.experiments.data.load import DATASETS
-from prl_keras.experiments.paper.protocol import PROTOCOLS
+from prl_keras.experiments.paper.protocol import PROTOCOLS, STAND_INS
 from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.experiments.runs.metrics import METRICS, Metric
 
 _PAPER = pathlib.Path(__file__).parent / "numbers"
 _SHORT = {"symmetric": "sym", "pairflip": "pf"}
+_no_changes = functools.partial(types.MappingProxyType, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Table:
         epsilon_errors: Errors added to the epsilon that the method is told; more than one in table 3.
         clean_data: Data sets for which plain training on clean targets is added as a reference.
         fixed: Fields of `RunConfig` that override the data set's protocol.
+        stand_ins: (data set, scale) -> the data set that takes its place, as in `STAND_INS`.
     """
 
     number: int
@@ -66,7 +69,8 @@ class Table:
     figure: int | None = None
     epsilon_errors: tuple[float, ...] = (0.0,)
     clean_data: tuple[str, ...] = ()
-    fixed: types.MappingProxyType = dataclasses.field(default_factory=lambda: types.MappingProxyType({}))
+    fixed: types.MappingProxyType = dataclasses.field(default_factory=_no_changes)
+    stand_ins: types.MappingProxyType = dataclasses.field(default_factory=_no_changes)
 
     @property
     def clean_rows(self) -> tuple[Row, ...]:
@@ -87,34 +91,33 @@ class Table:
         """
         found = []
         for row in self.rows + self.clean_rows:
-            protocol = PROTOCOLS[row.dataset, scale]
+            dataset = self.stand_ins.get((row.dataset, scale), row.dataset)
+            protocol = PROTOCOLS[dataset, scale]
             methods = self.methods if row.epsilon else ("standard",)
             for seed in range(protocol.seeds) if seeds is None else seeds:
                 for method in methods:
                     for error in self.epsilon_errors:
-                        found.append(_config(row, method, error, seed, protocol, self.fixed))
+                        config = _config(row, method, error, seed, protocol)
+                        found.append(dataclasses.replace(config, dataset=dataset, **self.fixed))
         return list(dict.fromkeys(found))
 
 
-def _config(row, method, error, seed, protocol, fixed):
+def _config(row, method, error, seed, protocol):
     return RunConfig(
-        **{
-            "dataset": row.dataset,
-            "method": method,
-            "corruption": row.corruption,
-            "epsilon": row.epsilon,
-            "assumed_epsilon": round(row.epsilon + error, 6) if error else None,
-            "ramp_epochs": protocol.ramp_epochs(row.corruption),
-            "epochs": protocol.epochs,
-            "batch_size": protocol.batch_size,
-            "learning_rate": protocol.learning_rate,
-            "network": protocol.network,
-            "train_size": protocol.train_size,
-            "test_size": protocol.test_size,
-            "seed": seed,
-            "noise_seed": seed,
-            **fixed,
-        }
+        dataset=row.dataset,
+        method=method,
+        corruption=row.corruption,
+        epsilon=row.epsilon,
+        assumed_epsilon=round(row.epsilon + error, 6) if error else None,
+        ramp_epochs=protocol.ramp_epochs(row.corruption),
+        epochs=protocol.epochs,
+        batch_size=protocol.batch_size,
+        learning_rate=protocol.learning_rate,
+        network=protocol.network,
+        train_size=protocol.train_size,
+        test_size=protocol.test_size,
+        seed=seed,
+        noise_seed=seed,
     )
 
 
@@ -147,12 +150,12 @@ _ROWS = (
     ),
     Table(
         2, "Accuracy on clean test images", _IMAGES, _CLASSIFICATION, "table2_cifar_accuracy.csv",
-        _ACCURACY, "figure3.png", figure=3, clean_data=("cifar10", "cifar100"),
+        _ACCURACY, "figure3.png", figure=3, clean_data=("cifar10", "cifar100"), stand_ins=STAND_INS,
     ),
     Table(
         3, "Accuracy of Co-PRL(L) told another epsilon", _SENSITIVITY, ("co_prl_l",),
         "table3_sensitivity_accuracy.csv", _ACCURACY, "table3.png",
-        epsilon_errors=(-0.1, -0.05, 0.0, 0.05, 0.1),
+        epsilon_errors=(-0.1, -0.05, 0.0, 0.05, 0.1), stand_ins=STAND_INS,
     ),
     Table(4, "Hyperparameters", (), (), "table4_hyperparameters.csv"),
     Table(

@@ -13,6 +13,7 @@ import tensorflow as tf
 import prl_keras as prl
 from prl_keras.experiments.data.batches import batches, shuffled_batches
 from prl_keras.experiments.runs import checkpoints, history, strategies
+from prl_keras.experiments.runs.memorized import Memorized
 from prl_keras.experiments.runs.metrics import METRICS
 from prl_keras.experiments.runs.networks import make_network
 from prl_keras.keras_gaps.fresh_start import start_as
@@ -104,6 +105,8 @@ class Training:
             callbacks.insert(0, prl.SelectionQuality(
                 data.train_x[probe], self.targets[probe], self.is_corrupted[probe], config.batch_size
             ))  # fmt: skip
+        if data.task == "classification" and self.is_corrupted.any():
+            callbacks.insert(0, Memorized(data.train_x, self.targets, self.is_corrupted))
         self.model.fit(
             strategies.sharded_by_data(train),
             epochs=config.epochs,

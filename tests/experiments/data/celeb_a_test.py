@@ -13,7 +13,7 @@ import tensorflow as tf
 from project import SHARED
 from tfds_copy import tiny_celeb_a
 
-from prl_keras.experiments.data import celeb_a, tfds
+from prl_keras.experiments.data import celeb_a, feature_cache, tfds
 from prl_keras.experiments.data.batches import batches, shuffled_batches
 from prl_keras.experiments.data.celeb_a_features import COORDINATES, FeatureNetwork
 from prl_keras.experiments.data.load import load
@@ -50,6 +50,10 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(celeb_a, "extract_features", extract)
     return calls
+
+
+def path_of(builder, network, cache_dir=None):
+    return feature_cache.cache_path(builder, celeb_a._depends_on(network), cache_dir)
 
 
 def features(data_dir, cache_dir, network=SMALL):
@@ -112,7 +116,7 @@ def test_the_second_time_nothing_is_trained(data_dir, tmp_path, trained):
 
 def test_whatever_the_features_depend_on_changes_the_file(data_dir, tmp_path, monkeypatch):
     def name(folder=data_dir, network=SMALL):
-        return celeb_a.cache_path(tfds.open_builder("celeb_a", folder), network, tmp_path).name
+        return path_of(tfds.open_builder("celeb_a", folder), network, tmp_path).name
 
     other = {"filters": (3, 2, 2)}
     names = [name()]
@@ -163,9 +167,9 @@ def test_default_folder(data_dir, monkeypatch):
     builder = tfds.open_builder("celeb_a", data_dir)
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert celeb_a.cache_path(builder, SMALL).parent == pathlib.Path("/caches/prl_keras")
+    assert path_of(builder, SMALL).parent == pathlib.Path("/caches/prl_keras")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert celeb_a.cache_path(builder, SMALL).parent == pathlib.Path("/home/someone/.cache/prl_keras")
+    assert path_of(builder, SMALL).parent == pathlib.Path("/home/someone/.cache/prl_keras")
 
 
 def test_a_run_is_the_same_whether_the_file_was_there_or_not(data_dir, tmp_path, small):
