@@ -18,7 +18,16 @@ LEVELS = {
 
 
 def write_run(
-    directory, config, level, *, scale="cpu", spread=0.01, seconds=2.0, metric="accuracy", last=None
+    directory,
+    config,
+    level,
+    *,
+    scale="cpu",
+    spread=0.01,
+    seconds=2.0,
+    metric="accuracy",
+    last=None,
+    memorized=None,
 ):
     """A made-up result: -1 at first, in the last ten epochs `level` plus and minus `spread` in turn."""
     values = level + spread * (-1.0) ** np.arange(config.epochs)
@@ -27,6 +36,8 @@ def write_run(
         values[-1] = last
     table = pd.DataFrame({"epoch": np.arange(1, config.epochs + 1), "seconds": seconds})
     table = table.assign(**{f"test_{metric}": values})
+    if memorized is not None:
+        table["memorized"] = memorized
     return write_folder(directory, config, table, scale=scale, source="made up")
 
 

@@ -69,7 +69,9 @@ class TestCells:
         assert line["Decouple"] == "-"
         assert lines_of(text, "## Ours")["CF10-sym-30"]["Standard"] == "-"
         total = len(TABLES[2].configs("cpu"))
-        extra = sum(PROTOCOLS["cifar10", "cpu"].seeds <= s for v in LEVELS.values() for s in range(len(v)))
+        extra = sum(
+            PROTOCOLS["cifar10_features", "cpu"].seeds <= s for v in LEVELS.values() for s in range(len(v))
+        )
         there = sum(map(len, LEVELS.values()))
         assert f"{total + extra - there} of {total + extra} runs are missing." in text
 
@@ -92,7 +94,7 @@ class TestCells:
 
     def test_clean_targets_have_a_line_of_their_own(self, runs, tmp_path):
         clean = [config for config in TABLES[2].configs("cpu", [0]) if config.corruption == "none"]
-        assert {config.dataset for config in clean} == {"cifar10", "cifar100"}
+        assert {config.dataset for config in clean} == {"cifar10_features", "cifar100_features"}
         for config, level in zip(clean, (0.9, 0.7), strict=True):
             write_run(runs, config, level, spread=0)
         report(TABLES[2], "cpu", runs, tmp_path)
@@ -162,6 +164,20 @@ class TestWhatIsCompared:
         assert (lines[ROW]["the PRL variant is"], lines[ROW]["best"]) == (verdict, best)
         assert lines["CF10-sym-30"]["the PRL variant is"] == "missing"
 
+    def test_best_and_last_epoch_and_what_is_memorized(self, tmp_path):
+        found = row_configs(2, seeds=(0, 1))
+        # In the last ten epochs 60 -+ 1 and 70 -+ 1: the best is the 41st epoch, the first of the high ones.
+        for seed, level, memorized in ((0, 0.6, 0.25), (1, 0.7, 0.35)):
+            write_run(tmp_path / "runs", found["prl_l", 0, seed], level, memorized=memorized)
+        write_run(tmp_path / "runs", found["spl", 0, 0], 0.5, last=0.4)
+        report(TABLES[2], "cpu", tmp_path / "runs", tmp_path)
+        text = (tmp_path / "table2.md").read_text()
+        line = lines_of(text, "## Best and last epoch")[ROW]
+        assert (line["PRL(L)"], line["SPL"]) == ("66.00 (41) / 64.00", "51.00 (41) / 40.00")
+        assert lines_of(text, "## Memorized wrong labels")[ROW]["PRL(L)"] == "30.0"
+        assert csv_line(tmp_path, "prl_l")["memorized"] == pytest.approx(30)
+        assert np.isnan(csv_line(tmp_path, "spl")["memorized"])
+
     def test_agreement_with_the_paper(self, runs, tmp_path):
         report(TABLES[2], "cpu", runs, tmp_path)
         text = (tmp_path / "table2.md").read_text()
@@ -169,10 +185,14 @@ class TestWhatIsCompared:
             TABLES[2].paper().query("dataset == 'cifar10' and corruption == 'pairflip' and epsilon == 0.45")
         )
         paper = paper.set_index("method")["accuracy_mean"]
-        tau = stats.kendalltau([np.mean(LEVELS[name]) for name in LEVELS], paper[list(LEVELS)]).statistic
-        assert tau < 1
-        line = lines_of(text, "## Agreement with the paper")[ROW]
-        assert line == {"cells compared": "5", "Kendall's tau": f"{tau:.2f}"}
+        means = [np.mean(LEVELS[name]) for name in LEVELS]
+        rho = stats.spearmanr(means, paper[list(LEVELS)]).statistic
+        tau = stats.kendalltau(means, paper[list(LEVELS)]).statistic
+        assert tau < rho < 1
+        lines = lines_of(text, "## Agreement with the paper")
+        found = {"Spearman's rho": f"{rho:.2f}", "Kendall's tau": f"{tau:.2f}"}
+        assert lines[ROW] == {"cells compared": "5", **found}
+        assert lines["mean"] == {"cells compared": "", **found}  # of the one row that has runs
         # Ours has Co-teaching ahead, the paper Co-PRL(L); PRL(L) is ahead of SPL in both.
         assert f"- {ROW}: Co-PRL(L) and Co-teaching\n" in text
         assert f"- {ROW}: PRL(L) and SPL" not in text

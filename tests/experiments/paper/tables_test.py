@@ -8,6 +8,7 @@ from prl_keras.experiments.paper.protocol import PROTOCOLS, SCALES
 from prl_keras.experiments.paper.tables import TABLES, Row, Table
 
 TASKS = {"cifar10": "classification", "cifar100": "classification", "celeb_a": "regression"}
+TASKS |= {f"{name}_features": "classification" for name in ("cifar10", "cifar100")}
 
 
 def paper_cells(table):
@@ -73,7 +74,7 @@ def test_seed_is_that_of_network_batches_and_corruption():
 
 def test_tables_2_and_3_share_the_runs_that_are_told_the_true_epsilon():
     shared = set(TABLES[2].configs("cpu")) & set(TABLES[3].configs("cpu"))
-    seeds = PROTOCOLS["cifar10", "cpu"].seeds
+    seeds = PROTOCOLS["cifar10_features", "cpu"].seeds
     assert len(shared) == len(TABLES[3].rows) * seeds
     assert all(c.method == "co_prl_l" and c.assumed_epsilon is None for c in shared)
 
@@ -85,9 +86,18 @@ def test_table_3_tells_the_method_another_epsilon_than_the_true_one():
     assert {config.epsilon for config in row.configs("cpu")} == {0.45}
 
 
+def test_the_cpu_scale_keeps_the_papers_protocol_on_features_of_the_images():
+    for number in (2, 3):
+        papers, ours = TABLES[number].configs("paper", seeds=[0]), TABLES[number].configs("cpu", seeds=[0])
+        for paper, config in zip(papers, ours, strict=True):
+            assert config.dataset == f"{paper.dataset}_features" and config.network == "mlp"
+            assert dataclasses.replace(config, dataset=paper.dataset, network=paper.network) == paper
+
+
 def test_table_6_times_the_same_network_for_all():
     configs = TABLES[6].configs("cpu")
     assert {config.network_and_norm((32, 32, 3)) for config in configs} == {("strided_cnn", "group")}
+    assert {config.dataset for config in configs} == {"cifar10"}
 
 
 @pytest.mark.parametrize(
