@@ -43,7 +43,9 @@ def test_the_fields_are_what_they_are_said_to_be(name):
 
 
 def test_names_and_what_they_are_read_from():
-    assert list(DATASETS) == ["digits", "teacher", "cifar10", "cifar100", "celeb_a"]
+    assert list(DATASETS) == [
+        "digits", "teacher", "cifar10", "cifar100", "cifar10_features", "cifar100_features", "celeb_a",
+    ]  # fmt: skip
     assert load("digits").source == "digits of scikit-learn"
     assert load("teacher", 3).source == "random network and inputs, seed 3"
 
