@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from binaries import door
-from prl_keras.experiments.paper import published
+from prl_keras.experiments.benchmark import published
 
 flags.DEFINE_integer("seeds", 3, "Seeds of labels, weights and batches.", lower_bound=1)
 flags.DEFINE_string("authors_dir", None, "Checkout of github.com/illidanlab/PRL; adds its loss functions.")

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from prl_keras.experiments.benchmark import published
+from prl_keras.experiments.benchmark.published import Case
 from prl_keras.experiments.data.dataset import Dataset
-from prl_keras.experiments.paper import published
-from prl_keras.experiments.paper.published import Case
 
 SIZE = 2 * published.BATCH_SIZE + 16
 
