@@ -10,13 +10,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 from absl import app, flags
 
+from prl_keras.experiments.runs.xla_cache import keep_compilations
+
 flags.disclaim_key_flags()  # a flag defined here belongs to the program that calls the function
 
 
 def data_flags(download: bool = True) -> None:
     """Defines the flags that locate the data; with `download` also the one that permits downloads."""
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; their own default if left out.")
-    flags.DEFINE_string("cache_dir", None, "Where features are kept; ~/.cache/prl_keras if left out.")
+    flags.DEFINE_string(
+        "cache_dir", None, "Where features and XLA's programs are kept; ~/.cache/prl_keras by default."
+    )
     if download:
         flags.DEFINE_bool("download", False, "Let TensorFlow Datasets fetch what is missing.")
 
@@ -77,8 +81,10 @@ def main_of(program: Callable[..., Any], example: str) -> Callable[[list[str]], 
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like {example}.")
         own = flags.FLAGS.get_key_flags_for_module(inspect.getmodule(program) or sys.modules["__main__"])
+        values = {flag.name: flag.value for flag in own}
+        keep_compilations(values.get("cache_dir"))
         try:
-            return program(**{flag.name: flag.value for flag in own})
+            return program(**values)
         except (ValueError, OSError, ImportError) as error:
             raise app.UsageError(str(error)) from error
 

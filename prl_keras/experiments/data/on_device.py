@@ -74,7 +74,7 @@ def place(arrays: Sequence[np.ndarray], device: str) -> list[OnDevice] | None:
     placed = []
     try:
         for x in arrays:
-            key = (device, x.shape, x.dtype.str, hashlib.sha1(np.ascontiguousarray(x)).digest())
+            key = (device, x.shape, x.dtype.str, hashlib.sha1(np.ascontiguousarray(x).data).digest())
             copy = _copies.get(key)
             if copy is None:
                 copy = _copies[key] = OnDevice(x, device)
@@ -100,7 +100,7 @@ def rows(y: np.ndarray, batch_size: int) -> tf.data.Dataset:
 
 
 def gather_in_steps(model: keras.Model, train: OnDevice, test: OnDevice) -> None:
-    """Makes `fit` and `evaluate` of a model take batches of row numbers, from now on; other batches as before.
+    """From now on `fit` and `evaluate` of a model take batches of row numbers too.
 
     A step that is traced already is kept if it gathers from the same examples.
 
