@@ -41,6 +41,7 @@ def config_flags(
     corruptions: Sequence[str],
     networks: Iterable[str],
     norms: Iterable[str],
+    precisions: Iterable[str],
 ) -> None:
     """Defines the flags of a run's data, size and network: fields of `RunConfig`, with its defaults."""
     texts: dict[str, tuple[str, Any]] = {
@@ -48,6 +49,7 @@ def config_flags(
         "corruption": ("Corruption of the training targets.", corruptions),
         "network": ("Network; auto fits the data.", ["auto", *networks]),
         "norm": ("Normalization; auto fits the method.", ["auto", *norms]),
+        "precision": ("What the layers compute in; weights and logits are float32.", list(precisions)),
         "epsilon": ("Fraction of the training targets to corrupt, in [0, 1).", float),
         "noise_seed": ("Seed of the corruption.", int),
         "epochs": ("Passes over the training data.", int),

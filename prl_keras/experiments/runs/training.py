@@ -211,9 +211,10 @@ def _build(config, dataset):
     steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
     on_one_device, on_gpu = not tf.distribute.has_strategy(), bool(tf.config.list_physical_devices("GPU"))
     in_one_call = on_one_device and (on_gpu or steps_per_epoch <= _STEPS_IN_ONE_CALL)
+    outputs = dataset.num_outputs
     return prl.build(
         config.method,
-        lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
+        lambda: make_network(network, input_shape, outputs, norm, next(seeds), config.precision),
         epsilon=config.told_epsilon,
         ramp_steps=config.ramp_epochs * steps_per_epoch,
         loss=task_loss(dataset.task),

@@ -1,5 +1,8 @@
 """Training.fit: a kept model starts as a fresh one does, and the device's batches train as the host's do."""
 
+import dataclasses
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from prl_keras.experiments.data import on_device
 from prl_keras.experiments.data.dataset import Dataset
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.run import run
 from prl_keras.experiments.runs.training import Training, summarize, trace_key
 
 TEACHER = {"dataset": "teacher", "epochs": 2, "batch_size": 500, "ramp_epochs": 1}
@@ -180,3 +184,49 @@ class TestOnTheDevice:
         monkeypatch.setattr(on_device, "place", lambda arrays, device: asked.append(device))
         training._batches(0, None)
         assert asked == ["GPU:0"]
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method_trains_in_bfloat16(self, tmp_path, method):
+        config = image_config(method, network="mlp", precision="bfloat16", epochs=1, batch_size=65)
+        training = Training(config, images("classification" if config.dataset == "digits" else "regression"))
+        training.model.run_eagerly = True
+        before = training.model.get_weights()
+        assert np.isfinite(training.fit(tmp_path)["loss"]).all()
+        networks = getattr(training.model, "networks", [training.model])
+        for network in networks:
+            assert {layer.compute_dtype for layer in network.layers[2:-1]} == {"bfloat16"}
+            assert network.layers[-1].compute_dtype == "float32" == network.output.dtype
+        after = training.model.get_weights()
+        assert {weight.dtype for weight in after} == {np.dtype("float32")}
+        assert all(np.isfinite(weight).all() for weight in after)
+        assert not all(map(np.array_equal, before, after))
+        assert keras.config.dtype_policy().name == "float32"
+
+    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+    def test_it_goes_on_from_a_checkpoint_on_the_device_too(self, tmp_path, precision):
+        config = image_config("prl_l", precision=precision)
+        models, tables, weights = {}, [], []
+        for device in ("host", "CPU:0", "CPU:0"):
+            if len(tables) == 2:
+                sorted((tmp_path / device / "checkpoints").iterdir())[-1].unlink()
+            training = Training(config, images(), models)
+            tables.append(training.fit(tmp_path / device, device=device).drop(columns="seconds"))
+            weights.append([np.copy(weight) for weight in training.model.get_weights()])
+        is_scaled = isinstance(training.model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert is_scaled == (precision == "float16")
+        for table, found in zip(tables[1:], weights[1:], strict=True):
+            assert table.equals(tables[0]) and all(map(np.array_equal, found, weights[0]))
+
+    def test_a_run_of_one_is_none_of_another(self, tmp_path):
+        half = RunConfig(
+            "teacher", "standard", "signflip", 0.2, epochs=1, batch_size=500, precision="bfloat16"
+        )
+        assert trace_key(half) != trace_key(dataclasses.replace(half, precision="float32"))
+        run(half, tmp_path / "run", verbose=0)
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["precision"] == "bfloat16"
+        with pytest.raises(ValueError, match="precision was 'bfloat16', is now 'float32'"):
+            run(dataclasses.replace(half, precision="float32"), tmp_path / "run", resume=True, verbose=0)
+        loaded = keras.models.load_model(tmp_path / "run" / "model.keras")
+        assert [layer.compute_dtype for layer in loaded.layers[-2:]] == ["bfloat16", "float32"]
