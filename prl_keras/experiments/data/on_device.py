@@ -13,7 +13,7 @@ import tensorflow as tf
 from prl_keras.experiments.data.batches import batches, shuffled_batches
 
 _ROWS = "rows_on_device"  # the key of the row numbers, which tells such a batch from others
-_HEADROOM = 4  # training gets three times the memory that the examples take
+_HEADROOM = 4  # the training must find so many times the memory of the examples
 _BYTES = np.arange(256, dtype=np.float32) / np.float32(255)
 _copies: weakref.WeakValueDictionary[Any, "OnDevice"] = weakref.WeakValueDictionary()
 
