@@ -10,13 +10,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 from absl import app, flags
 
+from prl_keras.experiments.runs.xla_cache import keep_compilations
+
 flags.disclaim_key_flags()  # a flag defined here belongs to the program that calls the function
 
 
 def data_flags(download: bool = True) -> None:
     """Defines the flags that locate the data; with `download` also the one that permits downloads."""
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets; their own default if left out.")
-    flags.DEFINE_string("cache_dir", None, "Where features are kept; ~/.cache/prl_keras if left out.")
+    flags.DEFINE_string(
+        "cache_dir", None, "Where features and XLA's programs are kept; ~/.cache/prl_keras by default."
+    )
     if download:
         flags.DEFINE_bool("download", False, "Let TensorFlow Datasets fetch what is missing.")
 
@@ -37,6 +41,7 @@ def config_flags(
     corruptions: Sequence[str],
     networks: Iterable[str],
     norms: Iterable[str],
+    precisions: Iterable[str],
 ) -> None:
     """Defines the flags of a run's data, size and network: fields of `RunConfig`, with its defaults."""
     texts: dict[str, tuple[str, Any]] = {
@@ -44,6 +49,7 @@ def config_flags(
         "corruption": ("Corruption of the training targets.", corruptions),
         "network": ("Network; auto fits the data.", ["auto", *networks]),
         "norm": ("Normalization; auto fits the method.", ["auto", *norms]),
+        "precision": ("What the layers compute in; weights and logits are float32.", list(precisions)),
         "epsilon": ("Fraction of the training targets to corrupt, in [0, 1).", float),
         "noise_seed": ("Seed of the corruption.", int),
         "epochs": ("Passes over the training data.", int),
@@ -77,8 +83,10 @@ def main_of(program: Callable[..., Any], example: str) -> Callable[[list[str]], 
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments {argv[1:]}; flags look like {example}.")
         own = flags.FLAGS.get_key_flags_for_module(inspect.getmodule(program) or sys.modules["__main__"])
+        values = {flag.name: flag.value for flag in own}
+        keep_compilations(values.get("cache_dir"))
         try:
-            return program(**{flag.name: flag.value for flag in own})
+            return program(**values)
         except (ValueError, OSError, ImportError) as error:
             raise app.UsageError(str(error)) from error
 

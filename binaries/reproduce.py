@@ -11,11 +11,15 @@ from absl import flags
 from binaries import door
 from prl_keras.experiments.paper.protocol import SCALES
 from prl_keras.experiments.programs import reproduce
+from prl_keras.experiments.runs.networks import PRECISIONS
 from prl_keras.experiments.runs.strategies import STRATEGIES
 
 flags.DEFINE_multi_enum("table", [], ["1", "2", "3", "4", "5", "6"], "Table of the paper; may be repeated.")
 flags.DEFINE_multi_enum("figure", [], ["1", "2", "3"], "Figure of the paper; 2 goes with table 1, 3 with 2.")
 flags.DEFINE_enum("scale", "cpu", SCALES, "paper: the exact protocol; cpu: at a size for two cores.")
+flags.DEFINE_enum(
+    "precision", "float32", list(PRECISIONS), "What layers compute in; others than float32 have own tables."
+)
 flags.DEFINE_string(
     "output_dir", "results", "Gets SCALE/runs with a folder per run, SCALE/tableN.md, ..., table4.md."
 )

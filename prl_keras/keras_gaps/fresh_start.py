@@ -18,5 +18,6 @@ def start_as(traced: Any, fresh: Any) -> None:
 
 def _state(model):
     """All that training changes, including the optimizer's state."""
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # a LossScaleOptimizer would make its variables again
+        model.optimizer.build(model.trainable_variables)
     return [*model.weights, *seed_states_by_path(model), *model.optimizer.variables]

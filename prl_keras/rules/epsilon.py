@@ -61,7 +61,7 @@ def is_in_range(name: str, schedule: Any, iterations: Any, steps: int | None) ->
     """
     if not is_schedule(schedule):
         return True
-    first, last = int(iterations), max((steps or 1) - 1, 0)
+    first, last = int(keras.ops.convert_to_numpy(iterations)), max((steps or 1) - 1, 0)
     values = []
     for step in sorted({first + last * i // _LOOKS for i in range(_LOOKS + 1)}):
         value = schedule(keras.ops.convert_to_tensor(step, iterations.dtype))

@@ -32,12 +32,15 @@ def check_settings(
 def describe(model: Any) -> str:
     """A short description of a built model's network, to recognise it later.
 
-    It depends on each layer's class, activation and weight shapes, and on no other layer argument.
+    It depends on the network's precision and on each layer's class, activation and weight shapes, and on no
+    other layer argument.
     """
     network = getattr(model, "networks", [model])[0]
     layers = [(type(layer).__name__, _activation(layer), _shapes(layer)) for layer in _layers(network)]
     checksum = zlib.crc32(repr(layers).encode())
-    return f"{len(layers)} layers, {network.count_params()} weights, checksum {checksum:08x}"
+    policy = network.dtype_policy.name
+    precision = "" if policy == "float32" else f", {policy}"  # searches of before have none
+    return f"{len(layers)} layers, {network.count_params()} weights, checksum {checksum:08x}{precision}"
 
 
 def _layers(network):

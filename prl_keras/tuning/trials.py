@@ -129,7 +129,8 @@ def load_weights(model: keras.Model, path: pathlib.Path | str, remedy: str) -> k
     Raises:
         ValueError: naming the file, if it is damaged or missing; it ends with `remedy`.
     """
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # a LossScaleOptimizer would make its variables again
+        model.optimizer.build(model.trainable_variables)
     try:
         model.load_weights(path)
     except (OSError, ValueError, KeyError) as error:

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import prl_keras as prl
+from prl_keras.rules.epsilon import is_in_range
 
 X, Y = np.random.default_rng(0).normal(size=(16, 4)).astype("float32"), np.arange(16) % 3
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -51,6 +52,15 @@ def test_one_that_is_not_finite_is_named_before_the_epoch(eager, value, name, st
     if step < 4:
         np.testing.assert_array_equal(model.network.get_weights()[0], before[0])
     assert all(np.isfinite(weight).all() for weight in model.network.get_weights())
+
+
+@pytest.mark.fault(48)
+def test_the_counter_of_a_strategy_is_read_too():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        counter = keras.optimizers.SGD(0.1).iterations
+    assert is_in_range("epsilon", From(3, 0.5), counter, 5) and not is_in_range(
+        "epsilon", From(3, 1), counter, 5
+    )
 
 
 @pytest.mark.fault(48)

@@ -20,7 +20,11 @@ _BETA_1 = 0.9  # the default of keras.optimizers.Adam, which `Training` uses; th
 
 
 def report(
-    table: Table, scale: str, directory: pathlib.Path | str, output_dir: pathlib.Path | str
+    table: Table,
+    scale: str,
+    directory: pathlib.Path | str,
+    output_dir: pathlib.Path | str,
+    precision: str = "float32",
 ) -> tuple[list[pathlib.Path], list[str]]:
     """Writes tableN.md, tableN.csv and a picture: figure2.png, figure3.png or table3.png; none for table 6.
 
@@ -32,6 +36,7 @@ def report(
         directory: The runs of that scale. Runs of other tables are ignored. Runs that are damaged, of another
             scale or of another metric are left out and named in the report.
         output_dir: Where to write; created if missing.
+        precision: Of the runs, as in `RunConfig`.
 
     Returns:
         (paths written, problems): two lists.
@@ -41,14 +46,14 @@ def report(
             them), or if runs of one data set were trained on different data.
     """
     directory, output_dir = pathlib.Path(directory), pathlib.Path(output_dir)
-    contents, problems = _runs_of(table, scale, directory)
-    missing = set(table.configs(scale)) - {content["config"] for content in contents}
+    contents, problems = _runs_of(table, scale, directory, precision)
+    missing = set(table.configs(scale, None, precision)) - {content["config"] for content in contents}
     total = len(missing) + len(contents)
     if not contents:
         left_out = f" {len(problems)} files are left out, the first: {problems[0]}" if problems else ""
         raise ValueError(
             f"{directory} has none of the {total} runs of table {table.number} at scale {scale}."
-            f"{left_out} Make them with {_command(table, scale)}."
+            f"{left_out} Make them with {_command(table, scale, precision)}."
         )
     if table.metric is None:
         found = None
@@ -57,7 +62,7 @@ def report(
     else:
         found = comparisons.compare(table, contents)
         cells, body = found.cells, markdown.sections(found)
-    text = [f"# Table {table.number}: {table.title}", _caption(table, scale, contents), *body]
+    text = [f"# Table {table.number}: {table.title}", _caption(table, scale, contents, precision), *body]
     counted = f"{len(missing)} of {total} runs are missing." if missing else f"All {total} runs are there."
     text.insert(2, counted + f" Files left out, see the end: {len(problems)}." * bool(problems))
     if problems:
@@ -110,11 +115,11 @@ def report_protocols(output_dir: pathlib.Path | str) -> list[pathlib.Path]:
     return paths
 
 
-def _runs_of(table, scale, directory):
+def _runs_of(table, scale, directory, precision):
     """-> (contents of the table's runs with any seed, problems)."""
     contents, problems = results.read_all(directory)
     metric, chosen = table.metric, []
-    wanted = set(table.configs(scale, sorted({content["config"].seed for content in contents})))
+    wanted = set(table.configs(scale, sorted({content["config"].seed for content in contents}), precision))
     for content in contents:
         path = content["place"]
         if content.get("scale") != scale:
@@ -136,7 +141,7 @@ def _runs_of(table, scale, directory):
     return chosen, problems
 
 
-def _caption(table, scale, contents):
+def _caption(table, scale, contents, precision):
     protocols = []
     for config in {content["config"].dataset: content["config"] for content in contents}.values():
         sizes = [f"{size:,}" if size else "all" for size in (config.train_size, config.test_size)]
@@ -149,10 +154,12 @@ def _caption(table, scale, contents):
         f"Scale: {scale}",
         f"Data: {'; '.join(_values_of(contents, 'source'))}",
         f"Protocol: {'; '.join(protocols)}; {_seeds(contents)}",
-        f"Made by: `{_command(table, scale)}`",
+        f"Made by: `{_command(table, scale, precision)}`",
         f"Training took {spent / 3600:.2f} hours in all, tests not counted, on "
         f"{'; '.join(_values_of(contents, 'device'))}",
     ]
+    if precision != "float32":
+        lines.insert(3, f"Precision: layers compute in {precision}, weights and logits are float32")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -164,8 +171,9 @@ def _values_of(contents, name):
     return sorted({str(content.get(name, f"{name} not stated")) for content in contents})
 
 
-def _command(table, scale):
-    return f"python -m binaries.reproduce --table={table.number} --scale={scale}"
+def _command(table, scale, precision):
+    command = f"python -m binaries.reproduce --table={table.number} --scale={scale}"
+    return command if precision == "float32" else f"{command} --precision={precision}"
 
 
 def _write(path, text):

@@ -81,13 +81,16 @@ class Table:
         """The paper's numbers."""
         return pd.read_csv(_PAPER / self.paper_file)
 
-    def configs(self, scale: str, seeds: Iterable[int] | None = None) -> list[RunConfig]:
+    def configs(
+        self, scale: str, seeds: Iterable[int] | None = None, precision: str = "float32"
+    ) -> list[RunConfig]:
         """The runs, without repetitions. They depend on the arguments alone.
 
         Args:
             scale: "paper" or "cpu".
             seeds: Integers; None for the protocol's, 0, 1, .... A seed sets the network, the batches and the
                 corruption.
+            precision: Of every run, as in `RunConfig`.
         """
         found = []
         for row in self.rows + self.clean_rows:
@@ -98,7 +101,8 @@ class Table:
                 for method in methods:
                     for error in self.epsilon_errors:
                         config = _config(row, method, error, seed, protocol)
-                        found.append(dataclasses.replace(config, dataset=dataset, **self.fixed))
+                        fixed = {**self.fixed, "precision": precision}
+                        found.append(dataclasses.replace(config, dataset=dataset, **fixed))
         return list(dict.fromkeys(found))
 
 

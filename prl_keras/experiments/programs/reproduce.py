@@ -27,6 +27,7 @@ def reproduce(
     strategy: str = "one",
     virtual_devices: int | None = None,
     cluster_timeout: int = 600,
+    precision: str = "float32",
     **data_options: Any,
 ) -> bool:
     """Makes the missing runs of the given tables and figures, then writes those.
@@ -38,7 +39,8 @@ def reproduce(
         scale: "paper" or "cpu".
         output_dir: Runs are written to `SCALE/runs`, a folder each, and tables and figures to SCALE. Table 4
             and figure 1, which have no scale, are written to output_dir itself. The runs of a complete table
-            are packed into `SCALE/runs/tableN.jsonl`.
+            are packed into `SCALE/runs/tableN.jsonl`. With another precision than float32 SCALE is followed
+            by it, as in `paper-bfloat16`.
         rows, methods, seeds: Strings that select runs; None for all.
         workers: Number of processes.
         shard: "i/n", this machine's share of the runs.
@@ -46,6 +48,7 @@ def reproduce(
         report: Only write tables and figures, and pack the runs of complete tables.
         strategy, virtual_devices, cluster_timeout: The devices of each run, as in
             `strategies.make_strategy`.
+        precision: Of every run, as in `RunConfig`.
         **data_options: For `load`.
 
     Returns:
@@ -61,7 +64,7 @@ def reproduce(
     asked = [TABLES[number] for number in sorted(map(int, table))]
     asked += [one for one in TABLES.values() if str(one.figure) in figure]
     chosen = sorted({one.number: one for one in asked if one.rows}.values(), key=lambda one: one.number)
-    configs = [config for one in chosen for config in select(one, scale, rows, methods, seeds)]
+    configs = [config for one in chosen for config in select(one, scale, rows, methods, seeds, precision)]
     configs = list(dict.fromkeys(configs))
     if chosen and not configs:
         raise ValueError("No run of the table has these rows and methods together.")
@@ -79,7 +82,8 @@ def reproduce(
         "cluster_timeout": cluster_timeout,
     }
     output_dir = pathlib.Path(output_dir)
-    directory = output_dir / scale / "runs"
+    tables_dir = output_dir / (scale if precision == "float32" else f"{scale}-{precision}")
+    directory = tables_dir / "runs"
     failures: dict[Any, str] = {}
     if configs and not report:
         missing, problems = sweep.pending(configs, directory, scale, parse_shard(shard))
@@ -97,7 +101,7 @@ def reproduce(
     written, is_lacking = [], False
     for one in chosen:
         try:
-            paths, problems = reports.report(one, scale, directory, output_dir / scale)
+            paths, problems = reports.report(one, scale, directory, tables_dir, precision)
         except ValueError as error:  # the other tables are still written
             is_lacking = True
             print(f"Table {one.number} is not written: {error}")
@@ -124,6 +128,7 @@ def select(
     rows: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     seeds: Sequence[str] | None = None,
+    precision: str = "float32",
 ) -> list[Any]:
     """The `RunConfig`s of a `Table` that the lists of strings select; None selects all.
 
@@ -140,7 +145,7 @@ def select(
         rows=tuple(row for row in table.rows if _bare(row.label) in rows),
         clean_data=tuple(row.dataset for row in table.clean_rows if _bare(row.label) in rows),
     )
-    configs = part.configs(scale, None if seeds is None else [int(text) for text in seeds])
+    configs = part.configs(scale, None if seeds is None else [int(text) for text in seeds], precision)
     return [config for config in configs if config.method in methods]
 
 

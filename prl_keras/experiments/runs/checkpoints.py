@@ -77,7 +77,8 @@ def restore(model: keras.Model, directory: pathlib.Path | str) -> int:
     Raises:
         ValueError: if there are checkpoints and none can be read.
     """
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # a LossScaleOptimizer would make its variables again
+        model.optimizer.build(model.trainable_variables)
     errors = []
     for path in _newest_first(pathlib.Path(directory)):
         try:

@@ -4,11 +4,12 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from prl_keras import METHODS
 from prl_keras.corruption import LABEL_KINDS, TARGET_KINDS
 from prl_keras.experiments.data.load import DATASETS
-from prl_keras.experiments.runs.networks import NETWORKS, NORMS
+from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
 from prl_keras.validate import check_integer, is_number
 
 CORRUPTIONS = ("none", *dict.fromkeys((*LABEL_KINDS, *TARGET_KINDS)))
@@ -35,6 +36,8 @@ class RunConfig:
             None for all.
         seed: Seed of initial weights, dropout and the order of the batches, at least 0.
         noise_seed: Seed of the corruption, at least 0.
+        precision: "float32", or what the layers compute in while weights and logits stay float32: "bfloat16",
+            or "float16", whose loss Keras scales.
 
     Raises:
         ValueError: naming the field, the value and the choices.
@@ -55,6 +58,7 @@ class RunConfig:
     test_size: int | None = None
     seed: int = 0
     noise_seed: int = 0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         _one_of("dataset", self.dataset, DATASETS)
@@ -62,6 +66,7 @@ class RunConfig:
         _one_of("corruption", self.corruption, CORRUPTIONS)
         _one_of("network", self.network, ("auto", *NETWORKS))
         _one_of("norm", self.norm, ("auto", *NORMS))
+        _one_of("precision", self.precision, PRECISIONS)
         for name in ("epsilon", "assumed_epsilon"):
             value = getattr(self, name)
             is_left_out = name == "assumed_epsilon" and value in (None, "auto")
@@ -90,6 +95,15 @@ class RunConfig:
                 "never rises to the epsilon that the method is told.",
                 stacklevel=3,
             )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Name and value of the fields, as runs are saved and named: without the default precision.
+
+        Runs from before there was a choice have the same names.
+        """
+        found = dataclasses.asdict(self)
+        return found if self.precision != "float32" else {k: found[k] for k in found if k != "precision"}
 
     @property
     def told_epsilon(self) -> float | str:

@@ -16,10 +16,19 @@ from keras import layers
 from prl_keras.validate import check_integer, is_integer
 
 NORMS = ("none", "batch", "group")
+#: Name -> Keras's dtype policy.
+PRECISIONS = types.MappingProxyType(
+    {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+)
 
 
 def make_network(
-    name: str, input_shape: Sequence[int], num_outputs: int, norm: str = "none", seed: int = 0
+    name: str,
+    input_shape: Sequence[int],
+    num_outputs: int,
+    norm: str = "none",
+    seed: int = 0,
+    precision: str = "float32",
 ) -> keras.Model:
     """A fresh network whose initial weights depend on the arguments alone.
 
@@ -35,9 +44,10 @@ def make_network(
             examples of a batch, so per-example gradients are undefined); "group" (GroupNormalization, which
             does not).
         seed: int >= 0.
+        precision: a key of `PRECISIONS`, what the layers compute in. Weights and the head are float32.
 
     Returns:
-        A functional `keras.Model`, `[batch, *input_shape]` -> `[batch, num_outputs]`.
+        A functional `keras.Model`, `[batch, *input_shape]` -> float32 `[batch, num_outputs]`.
 
     Raises:
         ValueError: for an invalid argument, images too small for the network, or a norm other than "none"
@@ -55,7 +65,14 @@ def make_network(
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} is unknown; use one of {NORMS}.")
     check_integer("seed", seed, 0)
-    return NETWORKS[name](shape, num_outputs, norm, seed)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown; use one of {tuple(PRECISIONS)}.")
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(PRECISIONS[precision])  # of the layers that are made now
+    try:
+        return NETWORKS[name](shape, num_outputs, norm, seed)
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def cnn9(input_shape: Sequence[int], num_outputs: int, norm: str, seed: int = 0) -> keras.Model:
@@ -146,7 +163,7 @@ def _convolution(x, filters, padding, norm, groups, seeds, size=3, strides=1):
 
 def _head(x, num_outputs, seeds):
     initializer = keras.initializers.GlorotUniform(next(seeds))
-    return layers.Dense(num_outputs, kernel_initializer=initializer)(x)
+    return layers.Dense(num_outputs, kernel_initializer=initializer, dtype="float32")(x)
 
 
 def _spawn_seeds(seed):

@@ -6,7 +6,6 @@ or altered runs, and those of another protocol, are recognised and never average
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
@@ -25,12 +24,12 @@ RUN_FILES = ("config.json", "history.csv", "result.json")  # of every finished r
 _VERSION = 1  # the format of a packed line
 _PLACES = 5  # decimals kept of a history's values
 _COLUMNS = ("epoch", "seconds", "loss", "kept_clean", "memorized", "test_accuracy", "test_r2_score")
-_FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig))
+_FIELDS = tuple(RunConfig().fields)
 
 
 def path_of(directory: pathlib.Path | str, config: RunConfig) -> pathlib.Path:
     """The folder of a run: `DATASET-METHOD-CORRUPTION-EPSILON-seedN-HASH`."""
-    fields = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    fields = json.dumps(config.fields, sort_keys=True)
     key = hashlib.sha256(fields.encode()).hexdigest()[:8]
     name = f"{config.dataset}-{config.method}-{config.corruption}-{config.epsilon:g}-seed{config.seed}-{key}"
     return pathlib.Path(directory) / name
@@ -67,6 +66,7 @@ def read(
         about = json.loads((path / "config.json").read_text())
         table = pd.read_csv(path / "history.csv", float_precision="round_trip")
         fields = {name: about.pop(name) for name in _FIELDS}
+        fields |= {"precision": about.pop("precision")} if "precision" in about else {}  # else an older run
         found = _checked({**about, "config": fields, "history": _columns(table)}, config, scale)
         if path.name != path_of("", found["config"]).name:
             raise ValueError("its name is not that of its config")
@@ -130,7 +130,7 @@ def pack(directory: pathlib.Path | str, number: int, contents: Iterable[dict[str
 
 def _line_of(content):
     about = {name: value for name, value in content.items() if name not in ("result", "place", "version")}
-    about |= {"config": dataclasses.asdict(content["config"]), "history": _columns(content["history"])}
+    about |= {"config": content["config"].fields, "history": _columns(content["history"])}
     # The config comes first, so that sorted lines are ordered by dataset, method, corruption.
     return json.dumps({"config": about.pop("config"), "version": _VERSION, **about}, allow_nan=False)
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import prl_keras as prl
+from prl_keras.experiments.data import on_device
 from prl_keras.experiments.data.batches import batches, shuffled_batches
 from prl_keras.experiments.runs import checkpoints, history, strategies
 from prl_keras.experiments.runs.memorized import Memorized
@@ -23,7 +24,7 @@ LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
 _PROBE_SIZE = 1000  # examples that measure how clean the kept set is
 _TEST_BATCH = 1024
 _KEPT_MODELS = 4
-_STEPS_IN_ONE_CALL = 16  # TensorFlow runs an epoch of at most this many steps in one call
+_STEPS_IN_ONE_CALL = 16  # on a CPU TensorFlow runs an epoch of at most this many steps in one call
 
 
 class Training:
@@ -55,6 +56,7 @@ class Training:
         self.dataset = dataset.subset(config.train_size, config.test_size)
         self.targets, self.is_corrupted = corrupt(config, self.dataset)
         self.model = _model(config, self.dataset, models)
+        self._is_on_one_device = not tf.distribute.has_strategy()
 
     @property
     def corruption_rate(self) -> float:
@@ -68,6 +70,7 @@ class Training:
         verbose: int | str = 0,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         selection: pathlib.Path | str | None = None,
+        device: str | None = None,
     ) -> Any:
         """Trains, from the last checkpoint in `directory` if there is one.
 
@@ -77,6 +80,9 @@ class Training:
             verbose: As in `keras.Model.fit`.
             callbacks: Further Keras callbacks.
             selection: The file of the `SelectionRecord`, for methods that have one; None records nothing.
+            device: Where the examples are: "host", or a device such as "GPU:0", which gathers its own batches
+                if they fit in its memory. None for the GPU if there is one. With a `tf.distribute` strategy
+                they are on the host. The batches are the same.
 
         Returns:
             The history, a DataFrame with a row per epoch.
@@ -92,9 +98,7 @@ class Training:
         strategies.check_same(strategy, finished, "how many epochs are finished")
         record = history.WriteHistory(directory / "history.csv", finished, not checkpoint_seconds)
         saver = checkpoints.SaveCheckpoints(directory / CHECKPOINTS, checkpoint_seconds, record.write)
-        train, steps = shuffled_batches(
-            data.train_x, self.targets, config.batch_size, config.seed, first_epoch=finished
-        )
+        train, steps, test = self._batches(finished, device)
         callbacks = [record, saver, *callbacks]
         if selection is not None and hasattr(self.model, "record_selection"):
             # Before the checkpoint of the same epoch, so that the record never lags behind it.
@@ -112,12 +116,25 @@ class Training:
             epochs=config.epochs,
             initial_epoch=finished,
             steps_per_epoch=steps,
-            validation_data=strategies.sharded_by_data(batches(data.test_x, data.test_y, _TEST_BATCH)),
+            validation_data=strategies.sharded_by_data(test),
             callbacks=callbacks,
             shuffle=False,  # shuffled_batches does it
             verbose=verbose,
         )
         return record.table
+
+    def _batches(self, first_epoch, device):
+        """-> (training batches without end, their number in an epoch, test batches)."""
+        config, data = self.config, self.dataset
+        order = (self.targets, config.batch_size, config.seed, first_epoch)
+        if device is None:
+            device = "GPU:0" if tf.config.list_physical_devices("GPU") else "host"
+        if device != "host" and self._is_on_one_device:
+            placed = on_device.place([data.train_x, data.test_x], device)
+            if placed is not None:
+                on_device.gather_in_steps(self.model, *placed)
+                return *on_device.shuffled_rows(*order), on_device.rows(data.test_y, _TEST_BATCH)
+        return *shuffled_batches(data.train_x, *order), batches(data.test_x, data.test_y, _TEST_BATCH)
 
 
 def summarize(table: Any, task: str) -> dict[str, Any]:
@@ -192,16 +209,18 @@ def _build(config, dataset):
     is_classification = dataset.task == "classification"
     metric = keras.metrics.SparseCategoricalAccuracy if is_classification else keras.metrics.R2Score
     steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
-    on_one_device = not tf.distribute.has_strategy()
+    on_one_device, on_gpu = not tf.distribute.has_strategy(), bool(tf.config.list_physical_devices("GPU"))
+    in_one_call = on_one_device and (on_gpu or steps_per_epoch <= _STEPS_IN_ONE_CALL)
+    outputs = dataset.num_outputs
     return prl.build(
         config.method,
-        lambda: make_network(network, input_shape, dataset.num_outputs, norm, seed=next(seeds)),
+        lambda: make_network(network, input_shape, outputs, norm, next(seeds), config.precision),
         epsilon=config.told_epsilon,
         ramp_steps=config.ramp_epochs * steps_per_epoch,
         loss=task_loss(dataset.task),
         optimizer=keras.optimizers.Adam(config.learning_rate),
         metrics=[metric(name=METRICS[dataset.task].name)],
-        steps_per_execution=steps_per_epoch if steps_per_epoch <= _STEPS_IN_ONE_CALL and on_one_device else 1,
+        steps_per_execution=steps_per_epoch if in_one_call else 1,  # a GPU waits for the host after each call
         # On a CPU, XLA is no faster here and compiles twice as long; Keras has no XLA across replicas.
-        jit_compile=bool(tf.config.list_physical_devices("GPU")) and on_one_device,
+        jit_compile=on_gpu and on_one_device,
     )

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import LEVELS, ROW, lines_of, row_configs, write_levels, write_run
+from made_up_runs import LEVELS, ROW, csv_line, lines_of, row_configs, write_levels, write_run
 
 from prl_keras.experiments.paper import figures
 from prl_keras.experiments.paper.protocol import PROTOCOLS
@@ -55,6 +55,20 @@ class TestWhatIsLeftOut:
         assert problems == []
         for name in ("table2.md", "table2.csv", "figure3.png"):
             assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
+
+    def test_runs_of_another_precision_have_a_report_of_their_own(self, runs, tmp_path):
+        report(TABLES[2], "cpu", runs, tmp_path / "before")
+        write_run(runs, dataclasses.replace(row_configs(2)["spl", 0, 0], precision="bfloat16"), 0.99)
+        report(TABLES[2], "cpu", runs, tmp_path / "after")
+        report(TABLES[2], "cpu", runs, tmp_path / "half", "bfloat16")
+        before, after, half = (
+            (tmp_path / name / "table2.md").read_text() for name in ("before", "after", "half")
+        )
+        assert before == after and "Precision" not in before and "--precision" not in before
+        assert "- Precision: layers compute in bfloat16" in half
+        assert "--scale=cpu --precision=bfloat16`" in half
+        assert csv_line(tmp_path / "half", "spl")["mean"] == pytest.approx(99, abs=1)
+        assert csv_line(tmp_path / "half", "standard")["seeds"] == 0
 
     def test_nothing_to_report_says_how_to_make_it(self, runs, tmp_path):
         for directory, table in ((tmp_path / "none", TABLES[2]), (runs, TABLES[1])):

@@ -1,6 +1,7 @@
 """binaries/reproduce.py: the choice of runs, and a sweep that is killed and started again."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -188,6 +189,18 @@ def test_table_4_and_5_need_no_runs_of_their_own(tmp_path, capsys):
     assert capsys.readouterr().out == three and "5 runs to do of 5" in three
 
 
+def test_another_precision_has_folders_of_its_own(tmp_path, capsys):
+    with tiny_table():
+        choice = {"methods": ["spl"], "seeds": ["0"], "rows": ["teacher-linadv-20"]}
+        assert not reproduce.reproduce(["1"], [], "cpu", tmp_path, **choice, precision="bfloat16")
+        assert [path.name for path in tmp_path.iterdir()] == ["cpu-bfloat16"]
+        assert "compute in bfloat16" in (tmp_path / "cpu-bfloat16" / "table1.md").read_text()
+        (content,), _ = results.read_all(tmp_path / "cpu-bfloat16" / "runs")
+        assert content["config"].precision == "bfloat16" and content["scale"] == "cpu"
+        assert not reproduce.reproduce(["1"], [], "cpu", tmp_path, **choice, dry_run=True)
+    assert "1 runs to do of 1, scale cpu" in capsys.readouterr().out
+
+
 class TestSelect:
     def test_rows_methods_and_seeds(self):
         configs = reproduce.select(TABLES[1], "cpu", ["linadv:40"], ["prl_l"], ["0", "7"])
@@ -198,6 +211,12 @@ class TestSelect:
 
     def test_everything_if_nothing_is_chosen(self):
         assert reproduce.select(TABLES[2], "cpu") == TABLES[2].configs("cpu")
+
+    def test_the_precision_is_that_of_every_run(self):
+        half = reproduce.select(TABLES[2], "cpu", precision="bfloat16")
+        assert half == TABLES[2].configs("cpu", precision="bfloat16")
+        assert {config.precision for config in half} == {"bfloat16"}
+        assert [dataclasses.replace(c, precision="float32") for c in half] == TABLES[2].configs("cpu")
 
     def test_clean_runs_are_a_row(self):
         (config,) = reproduce.select(TABLES[2], "cpu", ["CF10-clean"], seeds=["0"])

@@ -66,6 +66,7 @@ def test_every_target_corruption_on_teacher(tmp_path, corruption):
         (["--dataset=imagenet"], "digits|teacher"),
         (["--corruption=flip"], "pairflip"),
         (["--network=resnet"], "small_cnn"),
+        (["--precision=half"], "bfloat16"),
         (["--epsilon=1.5"], "epsilon=1.5 must be a number in [0, 1)"),
         (["--epochs=0"], "epochs=0 must be a whole number of at least 1"),
         (["--learning_rate=-1"], "learning_rate=-1.0 must be a positive number"),
@@ -112,7 +113,7 @@ class TestRunConfig:
 
     @pytest.mark.parametrize(
         "field", ["dataset", "method", "corruption", "network", "norm", "epsilon", "assumed_epsilon",
-                  "ramp_epochs", "epochs", "batch_size", "learning_rate", "seed", "noise_seed"],
+                  "ramp_epochs", "epochs", "batch_size", "learning_rate", "seed", "noise_seed", "precision"],
     )  # fmt: skip
     def test_every_field_is_checked_and_named(self, field):
         for bad in ("nonsense", -1, float("nan")):

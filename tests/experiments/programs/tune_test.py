@@ -86,6 +86,22 @@ def test_the_command_has_every_choice_of_the_run():
     assert "train_size" not in words
 
 
+def test_a_search_in_another_precision(tmp_path):
+    search = {
+        **SMALL,
+        "tuner": "grid",
+        "objective": "val_loss",
+        "assumed_epsilon": "0.2",
+        "final_trainings": 1,
+    }
+    command = tune(**search, precision="bfloat16", output_dir=tmp_path)
+    assert "--precision=bfloat16" in command
+    network = keras.models.load_model(tmp_path / "model.keras").network
+    assert [layer.compute_dtype for layer in network.layers[-2:]] == ["bfloat16", "float32"]
+    with pytest.raises(ValueError, match=r"network was .*, mixed_bfloat16', is now"):
+        tune(**search, output_dir=tmp_path)
+
+
 def test_the_command_says_where_the_data_are():
     best = {
         "method": "spl",

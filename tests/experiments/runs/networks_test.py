@@ -197,6 +197,7 @@ def test_saves_and_loads(name, norm, tmp_path):
         ({"name": "mlp", "norm": "batch"}, "mlp has no normalization; write norm='none'"),
         ({"seed": None}, "seed=None must be a whole number of at least 0"),
         ({"seed": -1}, "seed=-1 must be"),
+        ({"precision": "half"}, "precision='half' is unknown; use one of .*'float32', 'bfloat16', 'float16'"),
         ({"seed": True}, "seed=True must be"),
     ],
 )
@@ -204,3 +205,24 @@ def test_errors(arguments, message):
     defaults = {"name": "small_cnn", "input_shape": (8, 8, 1), "num_outputs": 10}
     with pytest.raises(ValueError, match=message):
         make_network(**{**defaults, **arguments})
+
+
+# --- Precision --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_layers_compute_in_the_precision_and_weights_and_logits_are_float32(name, precision):
+    norm = "none" if name == "mlp" else "batch"
+    network = make_network(name, SMALLEST[name], 3, norm, precision=precision)
+    assert keras.config.dtype_policy().name == "float32"
+    assert {layer.compute_dtype for layer in network.layers[1:-1]} == {precision}
+    assert network(np.ones((2, *SMALLEST[name]), "float32")).dtype == "float32"
+    assert {weight.dtype for weight in network.get_weights()} == {np.dtype("float32")}
+    assert all(weights_equal(network, make_network(name, SMALLEST[name], 3, norm)))
+
+
+def test_a_network_that_is_refused_leaves_the_policy():
+    with pytest.raises(ValueError, match="at least 28 x 28"):
+        make_network("cnn9", (8, 8, 1), 3, precision="bfloat16")
+    assert keras.config.dtype_policy().name == "float32"

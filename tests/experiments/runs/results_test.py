@@ -1,5 +1,6 @@
 """Results of runs: what was cut, altered or made by something else is never read as a result."""
 
+import dataclasses
 import json
 import math
 
@@ -50,6 +51,26 @@ def test_what_is_written_is_read(tmp_path):
 def test_each_config_has_its_own_folder():
     others = [RunConfig("teacher", "prl_l", "signflip", 0.2, epochs=3, batch_size=b) for b in (64, 128)]
     assert len({results.path_of("", config).name for config in (CONFIG, *others)}) == 3
+
+
+def test_precision_came_later_and_float32_is_what_it_was():
+    """Folders and packed lines of before have no precision; their names are kept."""
+    assert results.path_of("", CONFIG).name == "teacher-prl_l-signflip-0.2-seed0-e756d1d3"
+    half = dataclasses.replace(CONFIG, precision="bfloat16")
+    assert results.path_of("", half).name != results.path_of("", CONFIG).name
+
+
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
+def test_precision_is_read_if_it_is_there(tmp_path, precision):
+    config = CONFIG if precision is None else dataclasses.replace(CONFIG, precision=precision)
+    path = written(tmp_path, config)
+    if precision is None:
+        changed(path / "config.json", lambda c: c.pop("precision"))
+    assert results.read(path, config)["config"] == config
+    line = packed_again(tmp_path).read_text()
+    assert ("precision" in line) == (precision == "bfloat16")
+    (content,), problems = results.read_all(tmp_path)
+    assert content["config"] == config and not problems
 
 
 def changed(path, change):
