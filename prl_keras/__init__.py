@@ -19,10 +19,13 @@ from prl_keras.losses import Bootstrap
 from prl_keras.methods import METHODS, Method, build
 from prl_keras.models.co_teaching import CoTeachingModel
 from prl_keras.models.robust_model import RobustModel
+from prl_keras.rules.bare import Bare
 from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.epsilon import linear_ramp
 from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
+from prl_keras.rules.weight_by_loss import WeightByLoss
 from prl_keras.scores.batch_mixing import BatchMixingError
 from prl_keras.version import __version__
 
@@ -35,6 +38,7 @@ if keras.config.backend() != "tensorflow":
 
 __all__ = [
     "METHODS",
+    "Bare",
     "BatchMixingError",
     "Bootstrap",
     "ClipNorm",
@@ -47,7 +51,9 @@ __all__ = [
     "RobustModel",
     "SelectionQuality",
     "SelectionRecord",
+    "Sigua",
     "Trim",
+    "WeightByLoss",
     "__version__",
     "audit",
     "build",

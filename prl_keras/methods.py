@@ -1,4 +1,4 @@
-"""The twelve methods of the paper's comparison, each a row: score, rule, exchange, loss, optimizer.
+"""The methods, each a row: score, rule, exchange, loss, optimizer. The paper's twelve come first.
 
 A new method is a new row here, and at most one new function.
 """
@@ -20,14 +20,18 @@ from prl_keras.inputs.shapes import check_classification
 from prl_keras.keras_gaps.optimizers import own_optimizer, whole_copy
 from prl_keras.losses import Bootstrap
 from prl_keras.models.co_teaching import CoTeachingModel
-from prl_keras.models.exchanges import EXCHANGES
 from prl_keras.models.robust_model import RobustModel
+from prl_keras.rules import weight_by_loss
+from prl_keras.rules.bare import Bare
 from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.epsilon import check_epsilon, linear_ramp
 from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
+from prl_keras.rules.weight_by_loss import WeightByLoss
 
 _BOTH = ("classification", "regression")
+_CLASSES = ("classification",)
 _MODEL_OPTIONS = ("recompute", "microbatch_size", "unit")
 _COMPILE_OPTIONS = (
     "loss_weights",
@@ -45,7 +49,7 @@ class Method:
 
     Attributes:
         name: The name in `METHODS`.
-        title: The paper's name.
+        title: Its name in the paper, or in its own.
         score: The name of the score, or None.
         rule: Function of `(epsilon, *, option=default, ...)` that returns the rule, or None. Its keyword-only
             arguments are options of `build`, as are those of `loss` and `optimizer`.
@@ -95,6 +99,31 @@ def _clip_norm(epsilon, *, max_norm=1.0):
     return ClipNorm(max_norm)
 
 
+def _sigua(epsilon, *, gamma=0.01, share=0.3):
+    return Sigua(epsilon, gamma, share)
+
+
+def _bare(epsilon, *, kappa=1.0):
+    del epsilon
+    return Bare(kappa)
+
+
+def _by_loss(name):
+    """The function of a row's rule `WeightByLoss(name)`, with the parameters of that loss."""
+
+    def rule(epsilon, **options):
+        del epsilon
+        return WeightByLoss(name, **options)
+
+    options = {"warm_up_steps": 0, **weight_by_loss.defaults(name)}
+    kinds = inspect.Parameter
+    rule.__signature__ = inspect.Signature([
+        kinds("epsilon", kinds.POSITIONAL_ONLY),
+        *(kinds(option, kinds.KEYWORD_ONLY, default=value) for option, value in options.items()),
+    ])  # fmt: skip
+    return rule
+
+
 def _huber_loss(loss, *, delta=1.0):
     if not loss_kinds.is_regression(loss):
         raise ValueError(f"method='huber' is for regression; it cannot replace the loss {loss!r}.")
@@ -133,8 +162,8 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
             Method("standard", "Standard"),
             Method("normclip", "Normclip", optimizer=_clipped_optimizer),
             Method("huber", "Huber", loss=_huber_loss, tasks=("regression",)),
-            Method("bootstrap", "Bootstrap", loss=_bootstrap_loss, tasks=("classification",)),
-            Method("decouple", "Decouple", exchange="disagreement", tasks=("classification",)),
+            Method("bootstrap", "Bootstrap", loss=_bootstrap_loss, tasks=_CLASSES),
+            Method("decouple", "Decouple", exchange="disagreement", tasks=_CLASSES),
             Method("min_sgd", "Min-sgd", "loss", _keep_lowest),
             Method("spl", "SPL", "loss", _trim),
             Method("ignormclip", "Ignormclip", "gradient", _clip_norm),
@@ -142,9 +171,22 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
             Method("prl_l", "PRL(L)", "loss_layer_gradient", _trim),
             Method("co_teaching", "Co-teaching", "loss", _trim, "swap"),
             Method("co_prl_l", "Co-PRL(L)", "loss_layer_gradient", _trim, "swap"),
+            # Later, or not in the paper.
+            Method("gce", "GCE", "loss", _by_loss("gce"), tasks=_CLASSES),
+            Method("sce", "SCE", "loss", _by_loss("sce"), tasks=_CLASSES),
+            Method("mae", "MAE", "loss", _by_loss("mae"), tasks=_CLASSES),
+            Method("phuber", "PHuber", "loss", _by_loss("phuber"), tasks=_CLASSES),
+            Method("clipped_ce", "Clipped CE", "loss", _by_loss("clipped_ce"), tasks=_CLASSES),
+            Method("taylor", "Taylor CE", "loss", _by_loss("taylor"), tasks=_CLASSES),
+            Method("term", "TERM", "loss", _by_loss("term"), tasks=_CLASSES),
+            Method("sigua", "SIGUA", "loss", _sigua),
+            Method("bare", "BARE", "loss", _bare, tasks=_CLASSES),
         )
     }
 )
+
+#: The names of the paper's methods, in its order.
+PAPER_METHODS = tuple(METHODS)[:12]
 
 
 def build(
@@ -203,7 +245,7 @@ def build(
         )
     epsilon = _schedule(epsilon, ramp_steps)
     loss = keras.tree.map_structure(keras.losses.get, loss)
-    if row.exchange is not None and EXCHANGES[row.exchange].compares_predictions:
+    if row.tasks == _CLASSES:
         keras.tree.map_structure(lambda part: check_classification(part, f"method={method!r}"), loss)
     if row.loss is not None:
         own = _chosen(row.loss, options)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import prl_keras as prl
+from prl_keras.methods import PAPER_METHODS
 
 NAMES = (
     "standard", "normclip", "huber", "bootstrap", "decouple", "min_sgd",
     "spl", "ignormclip", "prl_g", "prl_l", "co_teaching", "co_prl_l",
 )  # fmt: skip
+LATER = ("gce", "sce", "mae", "phuber", "clipped_ce", "taylor", "term", "sigua", "bare")
 # The table of the design: score, exchange, and the rule's type.
 PARTS = {
     "standard": (None, None, None),
@@ -27,6 +29,9 @@ PARTS = {
     "prl_l": ("loss_layer_gradient", None, prl.Trim(0.3)),
     "co_teaching": ("loss", "swap", prl.Trim(0.3)),
     "co_prl_l": ("loss_layer_gradient", "swap", prl.Trim(0.3)),
+    **{name: ("loss", None, prl.WeightByLoss(name)) for name in LATER[:7]},
+    "sigua": ("loss", None, prl.Sigua(0.3)),
+    "bare": ("loss", None, prl.Bare()),
 }
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -40,8 +45,8 @@ def build(method, **kwargs):
     return prl.build(method, make_network, **kwargs)
 
 
-def test_the_twelve_names_in_order_as_frozen_rows():
-    assert set(prl.METHODS) == set(NAMES) and len(prl.METHODS) == 12
+def test_the_names_in_order_as_frozen_rows_the_papers_first():
+    assert PAPER_METHODS == NAMES and tuple(prl.METHODS) == (*NAMES, *LATER)
     for name, row in prl.METHODS.items():
         assert row.name == name
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -50,7 +55,7 @@ def test_the_twelve_names_in_order_as_frozen_rows():
         prl.METHODS["mine"] = row
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *LATER))
 def test_each_row_builds_the_parts_of_the_design(name):
     model = build(name, loss="mse" if name == "huber" else CROSS_ENTROPY)
     score, exchange, rule = PARTS[name]

@@ -148,7 +148,7 @@ class SelectionRecord(keras.callbacks.Callback):
         else:
             likely = [batch.by_example(each) for each in likely]
         means = [_mean_of_good(parts, examples) for parts in ([batch.by_example(p) for p in scores], likely)]
-        kept = [batch.by_example(tf.cast(weights != 0, tf.float32)) for weights in selected.weights]
+        kept = [batch.by_example(tf.cast(weights > 0, tf.float32)) for weights in selected.weights]
         columns = [counted, *means, *(counted * tf.cast(each == 0, tf.float32) for each in kept)]
         columns = tf.stack(columns, axis=1)
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:

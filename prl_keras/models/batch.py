@@ -213,7 +213,7 @@ def _class_labels(model, y, y_pred):
     if labels is None and getattr(model.rule, "takes_labels", False):
         raise ValueError(
             f"rule={model.rule!r} needs one class label per example; the loss {model.loss!r} on outputs of "
-            f"shape {keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)} has none. Leave "
-            "min_keep_per_class=0."
+            f"shape {keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)} has none. "
+            "Leave min_keep_per_class=0, or take a rule that needs no classes."
         )
     return labels

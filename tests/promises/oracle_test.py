@@ -10,8 +10,9 @@ import tensorflow as tf
 from keras import losses
 
 import prl_keras as prl
+from prl_keras.methods import PAPER_METHODS
 
-METHODS = list(prl.METHODS)
+METHODS = list(PAPER_METHODS)  # the others: tests/rules
 PAIRS = ("decouple", "co_teaching", "co_prl_l")
 MAX_NORM = {"normclip": 0.4, "ignormclip": 1.5}
 

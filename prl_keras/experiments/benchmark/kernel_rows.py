@@ -10,6 +10,7 @@ from keras import layers
 
 from prl_keras import METHODS, ClipNorm, CoTeachingModel, KeepLowest, RobustModel, Trim, build
 from prl_keras.experiments.benchmark.steps import OUTPUTS
+from prl_keras.methods import PAPER_METHODS
 
 EPSILON = 0.3
 SIZE = 16  # of the images: 32 gives the same counts, 8 fewer
@@ -52,7 +53,7 @@ def rows() -> list[Row]:
         Row(GROUP, functools.partial(_built, "standard", norm="group"), GROUP),
         Row(TARGETS, functools.partial(_built, "standard", loss="mse"), TARGETS, has_classes=False),
         Row(TWO, _Two, TWO),
-        *map(method_row, METHODS),
+        *map(method_row, PAPER_METHODS),
         method_row("prl_l", "recorded", is_recorded=True),
         method_row("prl_g", "recorded", is_recorded=True),
         method_row("co_prl_l", "recorded", is_recorded=True),

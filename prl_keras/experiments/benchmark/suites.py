@@ -5,6 +5,7 @@ import functools
 import itertools
 
 from prl_keras import METHODS, KeepLowest, Trim
+from prl_keras.methods import PAPER_METHODS
 
 SUITES = ("step", "methods", "batch", "width", "mlp", "record", "memory", "element")
 PEERS = ("torch", "opacus", "opacus_ghost", "authors")
@@ -158,7 +159,8 @@ def _step():
 
 def _methods():
     cases = []
-    for name, row in METHODS.items():
+    for name in PAPER_METHODS:
+        row = METHODS[name]
         norm = "group" if row.score == "gradient" else "batch"
         rule = row.rule and row.rule(0.0)
         epsilons = EPSILONS if isinstance(rule, Trim) else (0.0,)
