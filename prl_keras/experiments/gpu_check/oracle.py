@@ -6,6 +6,7 @@ The tests are not part of the package: they need a checkout of the project, and 
 import importlib.util
 import pathlib
 import time
+from typing import Any
 
 import prl_keras
 from prl_keras.experiments.gpu_check.items import Items
@@ -53,9 +54,10 @@ class Recorder:
     def __init__(self, items: Items, until: float, most: int | None) -> None:
         self.items, self.until, self.most = items, until, most
         self.collected: list[str] | None = None
-        self._longest, self._session = 0.0, None
+        self._longest = 0.0
+        self._session: Any = None
 
-    def pytest_collection_finish(self, session):
+    def pytest_collection_finish(self, session: Any) -> None:
         tests = session.items[: self.most]
         self.collected = [test.nodeid for test in tests]
         self.items.total = len(tests)
@@ -65,11 +67,11 @@ class Recorder:
         session.items[:] = [by_name[name] for name in left]
         self._session = session
 
-    def pytest_runtest_logstart(self, nodeid):
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._start, self._facts = time.monotonic(), {"outcome": "passed"}
         self.items.begin(nodeid)
 
-    def pytest_runtest_logreport(self, report):
+    def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
             lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
             text = lines[0].removeprefix("E").strip() if lines else report.longreprtext[-200:]
@@ -77,7 +79,7 @@ class Recorder:
         elif report.skipped:
             self._facts = {"outcome": "skipped"}
 
-    def pytest_runtest_logfinish(self, nodeid):
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self.items.put(nodeid, self._facts)
         now = time.monotonic()
         self._longest = max(self._longest, now - self._start)
