@@ -5,8 +5,12 @@ pip install -r requirements-peers.txt
 python -m binaries.published_code --data_dir=DIR --authors_dir=CHECKOUT_OF_THEIR_CODE
 """
 
+import contextlib
 import pathlib
 from typing import Any
+
+with contextlib.suppress(ImportError):
+    import torch  # noqa: F401  before TensorFlow, after which it may crash
 
 from absl import flags
 

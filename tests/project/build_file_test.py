@@ -135,7 +135,7 @@ LIBRARY = [
     {"files", "validate", "version"},
 ]
 EXPERIMENTS = [
-    {"programs", "hypermodel", "tuning"},
+    {"programs", "gpu_check", "hypermodel", "tuning"},
     {"benchmark", "audits"},
     {"paper"},
     {"runs", "markdown"},

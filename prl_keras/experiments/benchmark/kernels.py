@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,21 @@ def write_kernels(output_dir: pathlib.Path | str, report: bool = False) -> pathl
     return path.with_suffix(".md")
 
 
+def table(counted: Mapping[str, Mapping[str, Any]]) -> str:
+    """The Markdown table of `{title of a Row: fields of its Kernels}`, in the order of `rows`."""
+    lines = []
+    for row in rows():
+        if row.title not in counted:
+            continue
+        kernels = Kernels(**counted[row.title])
+        plain = counted.get(row.baseline, {}).get("fusions")
+        ratio = np.nan if kernels.fusions is None or not plain else kernels.fusions / plain
+        first, *others = (markdown.number(value, 0) for value in kernels)
+        lines.append([row.title, first, markdown.number(ratio, 2), *others])
+    header = ["step", "fusions", "to plain", *(name.replace("_", " ") for name in Kernels._fields[1:])]
+    return markdown.markdown_table(header, lines)
+
+
 def _of_program(text):
     """The counts in XLA's text, lines of `%name = type opcode(operands), attributes`; it may be None."""
     names = Kernels._fields[:7]
@@ -146,15 +162,9 @@ def _about():
 
 def _report(content, command):
     """The text of `kernels.md`."""
-    baselines = {row.title: row.baseline for row in rows()}
-    found = {title: Kernels(**counts) for title, counts in content["rows"].items()}
-    lines = []
-    for title, kernels in found.items():
-        plain = found[baselines[title]].fusions
-        ratio = np.nan if kernels.fusions is None else kernels.fusions / plain
-        first, *others = (markdown.number(value, 0) for value in kernels)
-        lines.append([title, first, markdown.number(ratio, 2), *others])
-    header = ["step", "fusions", "to plain", *(name.replace("_", " ") for name in Kernels._fields[1:])]
+    unknown = [title for title in content["rows"] if title not in {row.title for row in rows()}]
+    if unknown:
+        raise ValueError(f"unknown rows {', '.join(unknown)}")
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     return (
         "# Kernels of a training step\n\n"
@@ -165,5 +175,5 @@ def _report(content, command):
         "fusion, and waits for the host at each conditional and while. The last columns: nodes of "
         'TensorFlow\'s graph without XLA. "To plain" is the ratio of the fusions to those of plain training '
         "of the same norm, targets and number of networks. A dash: the model does without XLA.\n\n"
-        f"Made by `{command}`.\n\n{markdown.markdown_table(header, lines)}\n"
+        f"Made by `{command}`.\n\n{table(content['rows'])}\n"
     )

@@ -10,7 +10,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -19,7 +19,7 @@ import tqdm
 from prl_keras import files
 from prl_keras.experiments.benchmark.kernels import KERNELS, write_kernels
 from prl_keras.experiments.benchmark.report import paths_of, write_report
-from prl_keras.experiments.benchmark.steps import core_count, uses_xla
+from prl_keras.experiments.benchmark.steps import Work, core_count, uses_xla
 from prl_keras.experiments.benchmark.suites import Case, suite_cases
 from prl_keras.experiments.benchmark.work import KILLED, make_work, peak_memory
 from prl_keras.experiments.runs.strategies import make_strategy
@@ -115,11 +115,17 @@ def measure(
             progress.update()
         for _, session in itertools.groupby(cases, key=lambda case: case.session):
             timed = [case for case in session if found[case]["memory"] != KILLED]
-            for timings in _rounds(timed, rounds, authors_dir, least_seconds, progress):
+            works = {}
+            for case in timed:
+                works[case] = make_work(case, authors_dir)
+                warm_up(works[case])
+                progress.update()
+            for timings in timed_rounds(works, rounds, least_seconds, progress.update):
                 for case, (seconds, about) in timings.items():
                     found[case]["seconds"].append(seconds)
                     found[case].update(about)
                 files.write_json(path.unfinished, content)
+            del works
             gc.collect()  # keeps the networks of one session only
     os.replace(path.unfinished, path.json)
 
@@ -131,6 +137,43 @@ def rotated(items: Iterable[Any], turn: int) -> list[Any]:
     return items[start:] + items[:start]
 
 
+def warm_up(work: Work) -> float:
+    """Takes the first steps, which trace and compile. Returns the seconds of the first run."""
+    seconds = _seconds(work, 1)
+    work.run(1)
+    return seconds
+
+
+def timed_rounds(
+    works: Mapping[Case, Work],
+    rounds: int,
+    least_seconds: float = _LEAST_SECONDS,
+    tell: Callable[[], Any] = lambda: None,
+) -> Iterator[dict[Case, tuple[float, dict[str, Any]]]]:
+    """Times the works in turns; round r begins with the r-th.
+
+    Args:
+        works: The `Work` of each case after `warm_up`, the baseline first.
+        rounds: How often each is timed.
+        least_seconds: How long the baseline trains in a round; the others take as many steps.
+        tell: Called after each timing.
+
+    Yields:
+        For each round `{case: (seconds per step, its other fields)}`.
+    """
+    if not works:
+        return
+    count = max(1, math.ceil(least_seconds / _seconds(next(iter(works.values())), 1)))
+    for turn in range(rounds):
+        timings = {}
+        for case in rotated(works, turn):
+            work = works[case]
+            about = {"parameters": work.parameters, "steps": count * work.steps}
+            timings[case] = (_seconds(work, count) / work.steps, about)
+            tell()
+        yield timings
+
+
 def _prepare(peers, authors_dir):
     if peers or authors_dir is not None:
         from prl_keras.experiments.benchmark import peers
@@ -139,28 +182,6 @@ def _prepare(peers, authors_dir):
             peers.import_authors(authors_dir)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)  # leaves memory for PyTorch
-
-
-def _rounds(cases, rounds, authors_dir, least_seconds, progress):
-    """Yields `{case: (seconds per step, its other fields)}` for each round."""
-    works = {}
-    for case in cases:
-        works[case] = make_work(case, authors_dir)
-        works[case].run(1)  # traces, and creates the optimizer's variables
-        works[case].run(1)
-        progress.update()
-    if not works:
-        return
-    # The same for all cases: enough steps for the first, the baseline, to take `least_seconds`.
-    count = max(1, math.ceil(least_seconds / _seconds(works[cases[0]], 1)))
-    for turn in range(rounds):
-        timings = {}
-        for case in rotated(cases, turn):
-            work = works[case]
-            about = {"parameters": work.parameters, "steps": count * work.steps}
-            timings[case] = (_seconds(work, count) / work.steps, about)
-            progress.update()
-        yield timings
 
 
 def _seconds(work, count):

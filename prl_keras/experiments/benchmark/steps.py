@@ -1,9 +1,10 @@
 """The work of a benchmark case: a model ready to train on random data of the task's shape."""
 
+import contextlib
 import itertools
 import os
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from prl_keras.experiments.runs.networks import make_network
 IMAGE_SHAPE, FEATURES, OUTPUTS = (32, 32, 3), 512, 10  # CIFAR-10's images; the features of faces, 5 landmarks
 STEPS, TAGS = 128, 1000  # the tagger's sequence length, and its number of tags and of words
 FIT_BATCHES = 50  # per epoch of `fit`
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 class Work(typing.NamedTuple):
@@ -49,17 +51,18 @@ def make_work(case: Any, authors_dir: Any = None) -> Work:
         return Subclassed(networks[-1]) if case.is_subclass else networks[-1]
 
     has_classes = case.network != "mlp" and case.method != "huber"
-    model = build(
-        case.method,
-        fresh_network,
-        epsilon=case.epsilon,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True) if has_classes else "mse",
-        optimizer=keras.optimizers.Adam(0.001 if is_image else 0.0003),
-        recompute=case.recompute,
-        microbatch_size=case.microbatch_size,
-        unit=case.unit,
-        jit_compile=uses_xla() or case.is_compiled,
-    )
+    with _computing_in(case.precision):
+        model = build(
+            case.method,
+            fresh_network,
+            epsilon=case.epsilon,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True) if has_classes else "mse",
+            optimizer=keras.optimizers.Adam(0.001 if is_image else 0.0003),
+            recompute=case.recompute,
+            microbatch_size=case.microbatch_size,
+            unit=case.unit,
+            jit_compile=uses_xla() if case.is_compiled is None else case.is_compiled,
+        )
     steps = FIT_BATCHES if case.through_fit else 1
     if case.network == "tagger":
         x, y = random_sequences(steps * case.batch_size)
@@ -117,6 +120,17 @@ class Subclassed(keras.Model):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         return self.network(x, training=training)
+
+
+@contextlib.contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    """Keras's dtype policy of the layers that are made while the block runs."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[precision])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _network(case, seed):

@@ -36,10 +36,11 @@ class Case:
         is_subclass: Whether the network is hidden in a subclass of `keras.Model`. PRL(G) cannot see its
             layers then, so it computes the gradients example by example.
         is_recorded: Whether `fit` has a `SelectionRecord`.
-        is_compiled: Whether XLA compiles the step, on a CPU too.
+        is_compiled: Whether XLA compiles the step; None for a GPU only.
         through_fit: Whether the steps are those of `fit` over a data set; if not, of one batch in memory.
         unit: As in `RobustModel`.
         implementation: "prl_keras", or a name in `PEERS`.
+        precision: "float32", "bfloat16" or "float16": what the layers compute in. Weights are float32.
     """
 
     method: str = "standard"
@@ -52,10 +53,11 @@ class Case:
     width: int | None = None
     is_subclass: bool = False
     is_recorded: bool = False
-    is_compiled: bool = False
+    is_compiled: bool | None = None
     through_fit: bool = False
     unit: str = "example"
     implementation: str = "prl_keras"
+    precision: str = "float32"
 
     @property
     def baseline(self) -> "Case":
@@ -68,6 +70,7 @@ class Case:
             is_compiled=self.is_compiled,
             through_fit=self.through_fit,
             implementation="prl_keras" if self.implementation == "prl_keras" else "torch",
+            precision=self.precision,
         )
 
     @property
@@ -102,7 +105,9 @@ class Case:
         width = f" of width {self.width}" if self.width else ""
         norm = "" if self.norm == "none" else f", {self.norm} norm"
         return f"{self.network}{width}{norm}, batch {self.batch_size}" + (
-            ", XLA" * self.is_compiled + ", fit" * self.through_fit
+            f", {self.precision}" * (self.precision != "float32")
+            + ", XLA" * bool(self.is_compiled)
+            + ", fit" * self.through_fit
         )
 
 
@@ -215,7 +220,7 @@ def _memory():
     setting = functools.partial(Case, network="mlp", norm="none", batch_size=32)
     return [  # the narrow network shows the memory that tracing and compiling take alone
         setting(name, 0.4, width=width, is_compiled=is_compiled)
-        for is_compiled in (False, True)
+        for is_compiled in (None, True)
         for width in (64, _WIDEST)
         for name in ("prl_l", "spl")
     ]

@@ -103,7 +103,7 @@ def cell_values(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
         for error in table.epsilon_errors
     ]
     keys += [(row.dataset, row.label, "standard", 0.0) for row in table.clean_rows]
-    paper = _paper_values(table)
+    paper = paper_values(table)
     groups = dict(list(runs.groupby(CELL, sort=False)))
     lines = []
     for key in keys:
@@ -236,11 +236,11 @@ def rank_agreement(table: Table, cells: pd.DataFrame) -> tuple[pd.DataFrame, lis
     return pd.DataFrame(lines), turned
 
 
-def _paper_values(table):
-    """-> {cell: (mean, std)} of the paper."""
-    paper, name = table.paper(), table.metric.column
-    found = {}
-    for line in paper.to_dict("records"):
+def paper_values(table: Table) -> dict[tuple[str, str, str, float], tuple[float, float]]:
+    """The paper's numbers: (dataset, row, method, epsilon error) -> (mean, std)."""
+    assert table.metric is not None, "the paper's seconds are in `timing`"
+    name, found = table.metric.column, {}
+    for line in table.paper().to_dict("records"):
         row = Row(line.get("dataset", table.rows[0].dataset), line["corruption"], line["epsilon"])
         key = (row.dataset, row.label, line["method"], line.get("epsilon_error", 0.0))
         found[key] = (line[f"{name}_mean"], line[f"{name}_std"])

@@ -102,16 +102,32 @@ def sweep(
         contents, _ = results.read_all(directory)
         for name in {config.dataset for config in configs}:
             source = _load(name, tuple((data_options or {}).items())).source
-            sources = {content.get("source") for content in contents if content["config"].dataset == name}
-            if others := sources - {source}:
-                raise ValueError(
-                    f"{directory} holds results of {' and '.join(map(repr, others))}; these data are "
-                    f"{source!r}. Give another --output_dir, or remove those results."
-                )
+            check_source(directory, contents, name, source)
         if workers == 1:
             with strategies.failing_together(_strategy(arguments)):
                 return _merge(job(group, tell=bar.update) for group in groups)
         return _merge(_in_processes(job, groups, workers, bar))
+
+
+def check_source(
+    directory: pathlib.Path | str, contents: Sequence[Mapping[str, Any]], name: str, source: str
+) -> None:
+    """Checks that the results of a folder were made from these data.
+
+    Args:
+        directory: The folder, for the message.
+        contents: Its results, from `results.read_all`.
+        name, source: Of the `Dataset`.
+
+    Raises:
+        ValueError: if a result of that data set has another source.
+    """
+    sources = {content.get("source") for content in contents if content["config"].dataset == name}
+    if others := sources - {source}:
+        raise ValueError(
+            f"{directory} holds results of {' and '.join(map(repr, others))}; these data are "
+            f"{source!r}. Give another --output_dir, or remove those results."
+        )
 
 
 def _groups(configs):

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from project import ROOT
 
 import prl_keras as prl
+from prl_keras import build
 from prl_keras.experiments.benchmark import measure, steps
 from prl_keras.experiments.benchmark.report import case_table, paths_of, peer_table, write_report
 from prl_keras.experiments.benchmark.suites import BATCH_SIZES, EPSILONS, SUITES, WIDTHS, Case, suite_cases
@@ -242,13 +244,38 @@ class TestMeasuring:
     @pytest.mark.parametrize("case", [
         dataclasses.replace(TINY, width=7), dataclasses.replace(TINY, through_fit=True),
         dataclasses.replace(TINY, method="prl_g", is_subclass=True), Case("huber", network="strided_cnn"),
-    ], ids=["width", "fit", "subclass", "huber"])  # fmt: skip
+        dataclasses.replace(TINY, method="prl_l", epsilon=0.45, precision="bfloat16", is_compiled=True),
+    ], ids=["width", "fit", "subclass", "huber", "bfloat16"])  # fmt: skip
     def test_every_kind_of_work(self, case):
         work = steps.make_work(case)
         work.run(1)
         assert work.steps == (steps.FIT_BATCHES if case.through_fit else 1)
         if case.width:
             assert work.parameters == 512 * 7 + 7 + 7 * 7 + 7 + 7 * 10 + 10
+
+    @pytest.mark.parametrize("precision, policy", steps.POLICIES.items())
+    def test_the_precision_is_that_of_the_layers(self, monkeypatch, precision, policy):
+        built = []
+        monkeypatch.setattr(
+            steps, "build", lambda *args, **options: built.append(build(*args, **options)) or built[0]
+        )
+        steps.make_work(dataclasses.replace(TINY, method="prl_l", precision=precision))
+        dtypes = {layer.dtype_policy.name for layer in built[0].network.layers}
+        assert dtypes == {policy} and keras.config.dtype_policy().name == "float32"
+        assert {weight.dtype for weight in built[0].trainable_weights} == {"float32"}
+
+    def test_xla_is_that_of_the_case_and_by_default_that_of_the_device(self, monkeypatch):
+        found = []
+        for is_gpu in (False, True):
+            monkeypatch.setattr(steps, "uses_xla", lambda is_gpu=is_gpu: is_gpu)
+            for is_compiled in (None, False, True):
+                monkeypatch.setattr(
+                    steps,
+                    "build",
+                    lambda *args, jit_compile, **rest: found.append(jit_compile) or build(*args, **rest),
+                )
+                steps.make_work(dataclasses.replace(TINY, is_compiled=is_compiled))
+        assert found == [False, False, True, True, False, True]
 
     def test_memory_is_that_of_a_process_of_its_own(self):
         ballast = np.ones(2**27)  # 1 GiB here: not the child's
