@@ -18,7 +18,7 @@ from prl_keras.auditing.predictions import predict_beside
 from prl_keras.auditing.table import table_of
 from prl_keras.experiments.audits import elements, pictures
 from prl_keras.experiments.data.load import load
-from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.config import LATER_FIELDS, RunConfig
 from prl_keras.experiments.runs.run import SELECTION
 from prl_keras.experiments.runs.training import corrupt
 
@@ -54,7 +54,7 @@ def audit_run(
             f"{run_dir} has no {' and no '.join(missing)}, so it is no finished run. Train one with "
             "python -m binaries.train --output_dir=DIR, or finish it with --resume."
         )
-    saved = files.read_json(run_dir / "config.json")
+    saved = {**LATER_FIELDS, **files.read_json(run_dir / "config.json")}
     missing = [field.name for field in dataclasses.fields(RunConfig) if field.name not in saved]
     if missing:
         raise ValueError(

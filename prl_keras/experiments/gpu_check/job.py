@@ -9,6 +9,7 @@ from typing import Any
 from prl_keras import METHODS
 from prl_keras.experiments.paper.tables import TABLES, Row
 from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.methods import PAPER_METHODS
 
 _TELLING_METHODS = ("standard", "prl_l", "co_prl_l", "spl", "co_teaching")
 _TELLING_ROWS = ("CF10-pf-45", "CF10-sym-50", "CF10-sym-70")
@@ -77,7 +78,7 @@ class Job:
 
 def paper_size() -> Size:
     """The size for a GPU: the 9-layer CNN, all methods, table 2 at the paper's scale."""
-    suited = [name for name, method in METHODS.items() if "classification" in method.tasks]
+    suited = [name for name in PAPER_METHODS if "classification" in METHODS[name].tasks]
     timed = sorted(suited, key=lambda name: _rank(name, ("standard", "prl_l", "co_prl_l", "spl", "prl_g")))
     cells = sorted(TABLES[2].configs("paper"), key=_telling)
     return Size("paper", "cnn9", 128, tuple(timed), 5, 0.2, tuple(cells))

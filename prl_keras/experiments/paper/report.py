@@ -10,6 +10,7 @@ import pathlib
 import pandas as pd
 
 from prl_keras import files
+from prl_keras.experiments.data.load import DATASETS
 from prl_keras.experiments.markdown import markdown_table
 from prl_keras.experiments.paper import comparisons, figures, markdown, timing
 from prl_keras.experiments.paper.protocol import PROTOCOLS
@@ -88,17 +89,19 @@ def report_protocols(output_dir: pathlib.Path | str) -> list[pathlib.Path]:
     paper = TABLES[4].paper().set_index("dataset")
     lines = []
     for (dataset, scale), protocol in PROTOCOLS.items():
-        if dataset.replace("_", "") not in paper.index:
+        name = (DATASETS[dataset].of or dataset).replace("_", "")
+        if name not in paper.index:
             continue
-        theirs = paper.loc[dataset.replace("_", "")]
+        theirs = paper.loc[name]
         lines.append({
             "dataset": dataset, "scale": scale, "batch_size": protocol.batch_size,
             "learning_rate": protocol.learning_rate, "optimizer": "adam", "momentum": _BETA_1,
-            **{f"paper_{name}": theirs[name] for name in paper.columns},
+            **{f"paper_{column}": theirs[column] for column in paper.columns},
             "network": protocol.network, "epochs": protocol.epochs,
             "ramp_epochs": protocol.ramp_epochs("other"),
             "ramp_epochs_pairflip": protocol.ramp_epochs("pairflip"), "seeds": protocol.seeds,
             "train_size": protocol.train_size or "all", "test_size": protocol.test_size or "all",
+            "recompute": " ".join(protocol.recompute) or "none",
         })  # fmt: skip
     frame = pd.DataFrame(lines)
     text = (

@@ -120,6 +120,7 @@ def _config(row, method, error, seed, protocol):
         network=protocol.network,
         train_size=protocol.train_size,
         test_size=protocol.test_size,
+        recompute=method in protocol.recompute,
         seed=seed,
         noise_seed=seed,
     )
@@ -166,7 +167,7 @@ _ROWS = (
         6, "Seconds per epoch", (Row("cifar10", "pairflip", 0.45),), ("standard", "prl_g", "prl_l"),
         "table6_seconds_per_epoch.csv",
         # Batch norm mixes examples, which PRL(G) does not support: all three use group norm.
-        fixed=types.MappingProxyType({"norm": "group", "epochs": 3, "ramp_epochs": 0}),
+        fixed=types.MappingProxyType({"norm": "group", "epochs": 3, "ramp_epochs": 0, "recompute": False}),
     ),
 )  # fmt: skip
 

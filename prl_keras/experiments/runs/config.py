@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from prl_keras.experiments.data.load import DATASETS
 from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
 from prl_keras.validate import check_integer, is_number
 
+#: Fields that older runs do not have, and the value that they were made with.
+LATER_FIELDS = types.MappingProxyType({"precision": "float32", "recompute": False})
 CORRUPTIONS = ("none", *dict.fromkeys((*LABEL_KINDS, *TARGET_KINDS)))
 
 
@@ -38,6 +41,8 @@ class RunConfig:
         noise_seed: Seed of the corruption, at least 0.
         precision: "float32", or what the layers compute in while weights and logits stay float32: "bfloat16",
             or "float16", whose loss Keras scales.
+        recompute: As in `RobustModel`: a second pass over the kept examples, so that batch norm sees them
+            alone. Only methods that drop examples take it.
 
     Raises:
         ValueError: naming the field, the value and the choices.
@@ -59,6 +64,7 @@ class RunConfig:
     seed: int = 0
     noise_seed: int = 0
     precision: str = "float32"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         _one_of("dataset", self.dataset, DATASETS)
@@ -84,6 +90,13 @@ class RunConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None or name not in ("train_size", "test_size"):
                 check_integer(name, getattr(self, name), smallest)
+        if not isinstance(self.recompute, bool):
+            raise ValueError(f"recompute={self.recompute!r} must be True or False.")
+        if self.recompute and not METHODS[self.method].drops_a_fraction:
+            raise ValueError(
+                f"recompute=True is for methods that drop examples, and method={self.method!r} drops no "
+                "fraction: leave recompute=False."
+            )
         if (self.corruption == "none") != (self.epsilon == 0):
             raise ValueError(
                 f"corruption={self.corruption!r} and epsilon={self.epsilon!r} do not go together: "
@@ -98,12 +111,16 @@ class RunConfig:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Name and value of the fields, as runs are saved and named: without the default precision.
+        """Name and value of the fields, as runs are saved and named: without defaults of `LATER_FIELDS`.
 
-        Runs from before there was a choice have the same names.
+        So runs from before there was a choice keep their names.
         """
         found = dataclasses.asdict(self)
-        return found if self.precision != "float32" else {k: found[k] for k in found if k != "precision"}
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in LATER_FIELDS or value != LATER_FIELDS[name]
+        }
 
     @property
     def told_epsilon(self) -> float | str:

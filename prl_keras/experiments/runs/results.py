@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from prl_keras import files
-from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.config import LATER_FIELDS, RunConfig
 from prl_keras.experiments.runs.training import CHECKPOINTS, summarize
 
 RUN_FILES = ("config.json", "history.csv", "result.json")  # of every finished run; result.json comes last
@@ -66,7 +66,7 @@ def read(
         about = json.loads((path / "config.json").read_text())
         table = pd.read_csv(path / "history.csv", float_precision="round_trip")
         fields = {name: about.pop(name) for name in _FIELDS}
-        fields |= {"precision": about.pop("precision")} if "precision" in about else {}  # else an older run
+        fields |= {name: about.pop(name) for name in LATER_FIELDS if name in about}
         found = _checked({**about, "config": fields, "history": _columns(table)}, config, scale)
         if path.name != path_of("", found["config"]).name:
             raise ValueError("its name is not that of its config")

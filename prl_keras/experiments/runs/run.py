@@ -19,7 +19,7 @@ import tensorflow as tf
 from prl_keras import files
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs import figures, strategies
-from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.config import LATER_FIELDS
 from prl_keras.experiments.runs.results import RUN_FILES
 from prl_keras.experiments.runs.training import CHECKPOINTS, Training, summarize
 from prl_keras.validate import differences
@@ -184,7 +184,7 @@ def _check_same_config(output_dir, config, source):
     if not path.exists():
         raise ValueError(f"{output_dir} has a run without config.json. Start anew with --overwrite.")
     saved = files.read_json(path)
-    saved = {"precision": RunConfig.precision, **saved}  # older runs do not say it
+    saved = {**LATER_FIELDS, **saved}
     different = differences(saved, {**dataclasses.asdict(config), "source": source})
     if different:
         raise ValueError(

@@ -221,6 +221,8 @@ def _build(config, dataset):
         optimizer=keras.optimizers.Adam(config.learning_rate),
         metrics=[metric(name=METRICS[dataset.task].name)],
         steps_per_execution=steps_per_epoch if in_one_call else 1,  # a GPU waits for the host after each call
-        # On a CPU, XLA is no faster here and compiles twice as long; Keras has no XLA across replicas.
-        jit_compile=on_gpu and on_one_device,
+        recompute=config.recompute,
+        # On a CPU, XLA is no faster here and compiles twice as long; Keras has no XLA across replicas. With a
+        # second pass XLA needs a fixed number of kept examples.
+        jit_compile=on_gpu and on_one_device and not (config.recompute and config.ramp_epochs),
     )

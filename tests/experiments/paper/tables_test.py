@@ -91,7 +91,14 @@ def test_the_cpu_scale_keeps_the_papers_protocol_on_features_of_the_images():
         papers, ours = TABLES[number].configs("paper", seeds=[0]), TABLES[number].configs("cpu", seeds=[0])
         for paper, config in zip(papers, ours, strict=True):
             assert config.dataset == f"{paper.dataset}_features" and config.network == "mlp"
-            assert dataclasses.replace(config, dataset=paper.dataset, network=paper.network) == paper
+            kept = {name: getattr(paper, name) for name in ("dataset", "network", "recompute")}
+            assert dataclasses.replace(config, **kept) == paper
+
+
+def test_the_paper_scale_computes_kept_examples_again_where_the_published_code_does():
+    found = {config.method for config in TABLES[2].configs("paper", seeds=[0]) if config.recompute}
+    assert found == {"prl_l", "co_prl_l"}
+    assert not any(config.recompute for scale in SCALES for config in TABLES[6].configs(scale))
 
 
 def test_table_6_times_the_same_network_for_all():

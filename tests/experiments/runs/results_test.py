@@ -53,22 +53,26 @@ def test_each_config_has_its_own_folder():
     assert len({results.path_of("", config).name for config in (CONFIG, *others)}) == 3
 
 
-def test_precision_came_later_and_float32_is_what_it_was():
-    """Folders and packed lines of before have no precision; their names are kept."""
+LATER = pytest.mark.parametrize("name, value", [("precision", "bfloat16"), ("recompute", True)])
+
+
+@LATER
+def test_a_field_that_came_later_does_not_rename_older_runs(name, value):
     assert results.path_of("", CONFIG).name == "teacher-prl_l-signflip-0.2-seed0-e756d1d3"
-    half = dataclasses.replace(CONFIG, precision="bfloat16")
-    assert results.path_of("", half).name != results.path_of("", CONFIG).name
+    other = dataclasses.replace(CONFIG, **{name: value})
+    assert results.path_of("", other).name != results.path_of("", CONFIG).name
 
 
-@pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
-def test_precision_is_read_if_it_is_there(tmp_path, precision):
-    config = CONFIG if precision is None else dataclasses.replace(CONFIG, precision=precision)
+@LATER
+@pytest.mark.parametrize("is_other", [None, False, True])
+def test_a_field_that_came_later_is_read_if_it_is_there(tmp_path, name, value, is_other):
+    config = dataclasses.replace(CONFIG, **{name: value}) if is_other else CONFIG
     path = written(tmp_path, config)
-    if precision is None:
-        changed(path / "config.json", lambda c: c.pop("precision"))
+    if is_other is None:
+        changed(path / "config.json", lambda c: c.pop(name))
     assert results.read(path, config)["config"] == config
     line = packed_again(tmp_path).read_text()
-    assert ("precision" in line) == (precision == "bfloat16")
+    assert (name in line) == bool(is_other)
     (content,), problems = results.read_all(tmp_path)
     assert content["config"] == config and not problems
 
