@@ -1,9 +1,10 @@
-"""Wrong labels on purpose: the supervision corruptions of the paper's section 6.
+"""Wrong labels on purpose: the supervision corruptions of the paper's section 6, and two that follow x.
 
-    labels  [n] or [n, 1], integer   symmetric, pairflip
+    labels  [n] or [n, 1], integer   symmetric, pairflip, instance, confusion
     targets [n, q], floating         linadv, signflip, uninoise, pairflip, mixture
 
-Every kind proposes one wrong value for each example; `corrupt` then chooses the examples that take it.
+Every kind proposes one wrong value for each example; `corrupt` then chooses the examples that take it, all
+alike but for confusion.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from prl_keras.validate import is_integer, is_number
 
-LABEL_KINDS = ("symmetric", "pairflip")
+LABEL_KINDS = ("symmetric", "pairflip", "instance", "confusion")
 TARGET_KINDS = ("linadv", "signflip", "uninoise", "pairflip", "mixture")
 
 # Five facial landmarks, x then y: left eye (0, 1), right eye (2, 3), nose (4, 5), left mouth
@@ -51,6 +52,12 @@ def corrupt(
 
         symmetric   y -> a class drawn uniformly from the C - 1 others
         pairflip    y -> (y + 1) mod C
+        instance    y -> another class, drawn with probability softmax(W^T x), W `[p, C]` standard normal
+                    divided by sqrt(p), one draw per call; each feature is first shifted and scaled to mean
+                    0 and standard deviation 1
+        confusion   y -> another class, drawn in proportion to the features, which are a weak classifier's
+                    probabilities `[n, C]`; an example is the likelier to be chosen the lower the
+                    probability of its own class
 
     Targets y in R^q, features x in R^p (further axes are flattened):
 
@@ -63,8 +70,10 @@ def corrupt(
     Guarantees:
         * `exact=True`: exactly `floor(epsilon * n + 1e-6)` targets differ from those given, and
           `is_corrupted` marks exactly those; they are chosen uniformly without replacement among
-          the examples whose proposal differs. (1e-6 undoes rounding: 0.29 * 100 is 28.99...96.)
-        * `exact=False`: each label is corrupted independently with probability epsilon.
+          the examples whose proposal differs (confusion: with probabilities in proportion to 1 minus
+          the probability of the own class). (1e-6 undoes rounding: 0.29 * 100 is 28.99...96.)
+        * `exact=False`: each label is corrupted independently with probability epsilon; not for
+          confusion.
         * The result depends only on the arguments and `rng`. With the same seed, the examples
           corrupted at a smaller epsilon stay corrupted, to the same value, at a larger epsilon.
         * The given arrays are neither changed nor shared with the result.
@@ -74,7 +83,9 @@ def corrupt(
         targets: integer `[n]` or `[n, 1]` (labels), or floating `[n, q]`, finite (regression).
         epsilon: number in [0, 1), the fraction to corrupt.
         rng: `np.random.Generator` (which advances, so a second call differs) or an int seed >= 0.
-        features: `[n, ...]`, finite; required by linadv and mixture, unused by the others.
+        features: `[n, ...]`, finite; required by linadv, mixture, instance and confusion, unused by the
+            others. For confusion they are probabilities: at least 0, of which each row has a positive one
+            besides that of its own class.
         num_classes: C >= 2. Defaults to the largest label plus one. Labels only.
         pairs: disjoint pairs of coordinates in [0, q) for pairflip and mixture. For q = 10 the
             default is left <-> right eye and left <-> right mouth corner of CelebA's landmarks; for
@@ -90,7 +101,8 @@ def corrupt(
             (signflip of zeros).
 
     Source: section 6 of "Learning Deep Neural Networks under Agnostic Corrupted Supervision"
-    (kinds); Han et al. 2018, "Co-teaching", section 4 (independent draws, pair and symmetry).
+    (kinds); Han et al. 2018, "Co-teaching", section 4 (independent draws, pair and symmetry); instance is
+    the noise of Xia et al. 2020, "Part-dependent label noise", with one rate for all examples.
     """
     targets = np.asarray(targets)
     is_label, n = _check_targets(targets), len(targets)
@@ -101,8 +113,10 @@ def corrupt(
     if not is_label and (num_classes is not None or not exact):
         given = f"num_classes={num_classes!r}, exact={exact!r}"
         raise ValueError(f"{given}: num_classes and exact=False are for labels; drop them here.")
+    if kind == "confusion" and not exact:
+        raise ValueError("exact=False is not for 'confusion', which chooses examples by their features.")
     if is_label:
-        proposal = _propose_labels(kind, targets, num_classes, rng)
+        proposal = _propose_labels(kind, targets, features, num_classes, rng)
     else:
         proposal = _propose_targets(kind, targets, features, pairs, rng)
     if exact:
@@ -114,7 +128,10 @@ def corrupt(
                 f"{len(changeable)} of them can change. Lower epsilon or choose another kind."
             )
         # The head of one permutation, so that the choices at two epsilons are nested.
-        is_corrupted = np.isin(np.arange(n), rng.permutation(changeable)[:count])
+        order = rng.permutation(changeable)
+        if kind == "confusion":
+            order = _hardest_first(order, targets, features, rng)
+        is_corrupted = np.isin(np.arange(n), order[:count])
     else:
         is_corrupted = rng.random(n) < epsilon
 
@@ -122,12 +139,51 @@ def corrupt(
     return Corrupted(proposal, is_corrupted)
 
 
-def _propose_labels(kind, labels, num_classes, rng):
+def _propose_labels(kind, labels, features, num_classes, rng):
     """One wrong label for each example, a new array with the shape and dtype of `labels`."""
     classes = _count_classes(labels, num_classes)
+    if kind in ("instance", "confusion"):
+        weights = _class_weights(kind, labels, features, classes, rng)
+        totals = weights.cumsum(axis=1)
+        drawn = (totals < rng.random((len(labels), 1)) * totals[:, -1:]).sum(axis=1)
+        return drawn.reshape(labels.shape).astype(labels.dtype)
     # Adding 1, ..., C - 1 modulo C reaches each other class once and never the label itself.
     shift = 1 if kind == "pairflip" else rng.integers(1, classes, size=labels.shape)
     return ((labels.astype(np.int64) + shift) % classes).astype(labels.dtype)
+
+
+def _class_weights(kind, labels, features, classes, rng):
+    """`[n, classes]`, in proportion to the probability of each wrong label; 0 for the given one."""
+    flat = _flat(kind, labels, features)
+    _check_finite(flat, "features", "Give finite features.")
+    if kind == "instance":
+        flat = (flat - flat.mean(axis=0)) / (flat.std(axis=0) + 1e-12) if len(flat) else flat
+        scores = flat @ rng.standard_normal((flat.shape[1], classes)) / np.sqrt(flat.shape[1])
+        weights = np.exp(scores - scores.max(axis=1, initial=-np.inf, keepdims=True))
+    else:
+        if flat.shape[1] != classes:
+            raise ValueError(
+                f"'confusion' needs features [n, {classes}], a classifier's probabilities, and they have "
+                f"{flat.shape[1]} columns: write features=model.predict(x), or give num_classes."
+            )
+        weights = flat.copy()
+    rows = np.arange(len(labels))
+    weights[rows, labels.reshape(-1)] = 0
+    bad = np.flatnonzero((weights < 0).any(axis=1) | ~(weights.sum(axis=1) > 0))
+    if bad.size:
+        raise ValueError(
+            f"features[{bad[0]}] has a negative probability, or none besides that of its own class: give "
+            "probabilities, not logits, such as those of a softmax."
+        )
+    return weights
+
+
+def _hardest_first(order, labels, features, rng):
+    """The order in which a draw without replacement, in proportion to 1 - p of the own class, takes rows."""
+    flat = _flat("confusion", labels, features)
+    own = flat[np.arange(len(flat)), labels.reshape(-1)] / flat.sum(axis=1)
+    keys = np.log(np.maximum(1 - own, 1e-12)) + rng.gumbel(size=len(own))
+    return order[np.argsort(-keys[order], kind="stable")]
 
 
 def _propose_targets(kind, targets, features, pairs, rng):
@@ -150,19 +206,23 @@ def _propose_targets(kind, targets, features, pairs, rng):
 
 def _linear(targets, features, rng):
     """`features @ W`, `[n, p] @ [p, q]`, W standard normal."""
+    flat = _flat("linadv", targets, features)
+    proposal = (flat @ rng.standard_normal((flat.shape[1], targets.shape[1]))).astype(targets.dtype)
+    _check_finite(proposal, "features @ W", "Give finite features, of a size this dtype can hold.")
+    return proposal
+
+
+def _flat(kind, targets, features):
+    """The features as float64 `[n, p]`, after a check that there are as many as targets."""
     if features is None:
-        raise ValueError("'linadv' and 'mixture' need features: write features=x, [n, ...].")
+        raise ValueError(f"{kind!r} needs features: write features=x, [n, ...].")
     features = np.asarray(features)
     if features.ndim == 0 or len(features) != len(targets):
         raise ValueError(
             f"features have shape {features.shape}, but there are {len(targets)} targets: give "
             f"those of the same examples, [{len(targets)}, ...]."
         )
-    p, q = int(np.prod(features.shape[1:])), targets.shape[1]
-    flat = features.reshape(len(features), p).astype(np.float64)
-    proposal = (flat @ rng.standard_normal((p, q))).astype(targets.dtype)
-    _check_finite(proposal, "features @ W", "Give finite features, of a size this dtype can hold.")
-    return proposal
+    return features.reshape(len(features), int(np.prod(features.shape[1:]))).astype(np.float64)
 
 
 def _swap_order(pairs, width):
@@ -228,7 +288,7 @@ def _check_targets(targets):
 def _check_finite(values, name, remedy):
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if bad.size:
-        raise ValueError(f"{name} [n, q] must be finite, but row {bad[0]} is not. {remedy}")
+        raise ValueError(f"{name} [n, ...] must be finite, but row {bad[0]} is not. {remedy}")
 
 
 def _check_kind(kind, is_label):

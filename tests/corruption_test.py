@@ -8,7 +8,7 @@ import pytest
 from prl_keras.corruption import LABEL_KINDS, TARGET_KINDS, Corrupted, corrupt
 
 LABELS = np.arange(200) % 10
-FEATURES = np.random.default_rng(1).normal(size=(200, 3))
+FEATURES = np.random.default_rng(1).uniform(0.01, 1, size=(200, 10))  # of any sum, as confusion takes them
 TARGETS = np.random.default_rng(2).normal(size=(200, 4)).astype("float32")
 each_kind = pytest.mark.parametrize(
     ("kind", "targets"),
@@ -24,7 +24,8 @@ def test_exactly_floor_epsilon_n_are_corrupted_and_really_differ(n, fraction):
     rng = np.random.default_rng(n)
     labels, targets = rng.integers(5, size=n), rng.normal(size=(n, 4)).astype("float32")
     features = rng.normal(size=(n, 2, 3))
-    cases = [(kind, labels, {"num_classes": 5}) for kind in LABEL_KINDS]
+    likely = rng.uniform(0.01, 1, size=(n, 5))
+    cases = [(kind, labels, {"num_classes": 5, "features": likely}) for kind in LABEL_KINDS]
     cases += [(kind, targets, {"features": features}) for kind in TARGET_KINDS]
     for kind, given, options in cases:
         result = corrupt(kind, given, fraction[0] / fraction[1], 0, **options)
@@ -48,10 +49,10 @@ def test_choice_is_uniform_over_the_examples():
     assert np.abs(times - 600).max() < 103
 
 
-@pytest.mark.parametrize("kind", LABEL_KINDS)
+@pytest.mark.parametrize("kind", sorted({*LABEL_KINDS} - {"confusion"}))
 def test_independent_draw_has_rate_epsilon_and_a_varying_count(kind):
-    labels = np.arange(1000) % 7
-    results = [corrupt(kind, labels, 0.3, seed, exact=False) for seed in range(200)]
+    labels, x = np.arange(1000) % 7, np.random.default_rng(0).normal(size=(1000, 2))
+    results = [corrupt(kind, labels, 0.3, seed, x, exact=False) for seed in range(200)]
     counts = np.array([result.is_corrupted.sum() for result in results])
     # Binomial(1000, 0.3) has std 14.5; the mean of 200 has std 1.02, their std has error 0.72.
     assert abs(counts.mean() - 300) < 5
@@ -113,7 +114,7 @@ def test_dtype_and_shape_are_kept(kind, targets, label_dtype, target_dtype):
     assert (result.targets.dtype, result.targets.shape) == (given.dtype, given.shape)
     assert (result.is_corrupted.dtype, result.is_corrupted.shape) == (bool, (200,))
     if targets.ndim == 1:
-        column = corrupt(kind, given[:, None], 0.5, 0).targets
+        column = corrupt(kind, given[:, None], 0.5, 0, FEATURES).targets
         np.testing.assert_array_equal(column, result.targets[:, None], strict=True)
 
 
@@ -131,6 +132,40 @@ def test_pairflip_of_labels_is_the_next_class_modulo_c():
     np.testing.assert_array_equal(result.targets[hit], np.array([1, 2, 3, 0] * 9)[hit])
     assert corrupt("pairflip", [3, 3, 3], 0.4, 0, num_classes=5).targets.max() == 4
     assert corrupt("pairflip", [1, 1, 1], 0.4, 0).targets.min() == 0  # C = 1 + 1
+
+
+def test_instance_draws_the_class_from_a_linear_function_of_the_features():
+    """Equal features take the wrong classes in proportion to softmax(W^T x), without the class itself."""
+    x = np.repeat([[-1.0, 0.5], [1.0, 0.5], [1.0, -2.0]], 6000, axis=0)
+    labels = np.zeros(len(x), int)
+    found = corrupt("instance", labels, 0.99, 0, x, num_classes=4)
+    drawn = [
+        np.bincount(found.targets[rows], minlength=4)[1:] / 5940 for rows in np.split(np.arange(18000), 3)
+    ]
+    rng = np.random.default_rng(0)
+    standardized = (x - x.mean(axis=0)) / x.std(axis=0)
+    expected = np.exp(standardized[::6000] @ rng.standard_normal((2, 4)) / np.sqrt(2))[:, 1:]
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(drawn, expected, atol=0.035)
+    assert np.abs(expected[0] - expected[2]).max() > 0.05  # it does follow x
+
+
+def test_confusion_follows_a_classifier():
+    rng = np.random.default_rng(0)
+    labels = np.arange(3000) % 3
+    # Of its own class an example has 0.9 or 0.1; of the others one has three times the other.
+    own = np.where(np.arange(3000) % 2, 0.9, 0.1)
+    p = np.empty((3000, 3))
+    for shift, share in ((0, own), (1, (1 - own) * 0.75), (2, (1 - own) * 0.25)):
+        p[np.arange(3000), (labels + shift) % 3] = share
+    found = corrupt("confusion", labels, 0.2, rng, p)
+    wrong = found.is_corrupted
+    # 600 without replacement of 1500 of weight 0.9 and 1500 of 0.1: about 1 in 8 or fewer is sure.
+    assert 20 < np.sum(wrong & (own > 0.5)) < 110
+    shifts = (found.targets - labels)[wrong] % 3
+    assert abs(np.mean(shifts == 1) - 0.75) < 0.08
+    with pytest.raises(ValueError, match="exact=False is not for 'confusion'"):
+        corrupt("confusion", labels, 0.2, 0, p, exact=False)
 
 
 def test_linadv_is_one_standard_normal_matrix_for_all_rows():
@@ -236,8 +271,13 @@ def test_error_rng(rng):
         ("pairflip", TARGETS, {"pairs": [(0, 1), (1, 2)]}, "each once"),
         ("pairflip", TARGETS, {"pairs": [(0.0, 1.0)]}, "must be pairs of integers"),
         ("pairflip", TARGETS[:, :1], {}, "q = 1 leaves nothing to swap"),
-        ("linadv", TARGETS, {}, "need features: write features=x"),
-        ("linadv", TARGETS, {"features": FEATURES[:5]}, r"\(5, 3\), but there are 200 targets"),
+        ("linadv", TARGETS, {}, "'linadv' needs features: write features=x"),
+        ("instance", LABELS, {}, "'instance' needs features: write features=x"),
+        ("instance", LABELS, {"features": FEATURES * np.nan}, "must be finite, but row 0"),
+        ("confusion", LABELS, {"features": FEATURES[:, :4]}, r"features \[n, 10\].* have 4 columns"),
+        ("confusion", LABELS, {"features": FEATURES - 0.5}, "probabilities, not logits"),
+        ("confusion", LABELS, {"features": np.eye(10)[LABELS]}, r"features\[0\] .* or none besides"),
+        ("linadv", TARGETS, {"features": FEATURES[:5]}, r"\(5, 10\), but there are 200 targets"),
         ("linadv", TARGETS, {"features": FEATURES * np.nan}, "Give finite features"),
         ("symetric", LABELS, {}, "'symetric' is unknown; for labels use one of .*'symmetric'"),
         ("noise", TARGETS, {}, r"unknown; for targets \[n, q\] use one of .*'mixture'"),

@@ -198,10 +198,11 @@ def corruptions(draw):
     n, q = draw(st.integers(0, 12)), draw(st.sampled_from([2, 3, 10]))
     if draw(st.booleans()):
         labels = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+        likely = draw(st.lists(st.floats(1e-3, 1), min_size=n * 4, max_size=n * 4))
         return (
             draw(st.sampled_from(LABEL_KINDS)),
             np.array(labels, draw(st.sampled_from(["int8", "int64"]))),
-            None,
+            np.array(likely).reshape(n, 4),
         )
     one = st.sampled_from([0.0, -0.0, 1.0, 1e30, -1e30, 1e-30]) | st.floats(-9, 9, width=32)
     targets = np.array(draw(st.lists(one, min_size=n * q, max_size=n * q)), np.float32).reshape(n, q)

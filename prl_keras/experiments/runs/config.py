@@ -15,7 +15,10 @@ from prl_keras.validate import check_integer, is_number
 
 #: Fields that older runs do not have, and the value that they were made with.
 LATER_FIELDS = types.MappingProxyType({"precision": "float32", "recompute": False})
-CORRUPTIONS = ("none", *dict.fromkeys((*LABEL_KINDS, *TARGET_KINDS)))
+_NEED_A_CLASSIFIER = ("confusion",)  # no flags give its probabilities
+CORRUPTIONS = tuple(
+    kind for kind in dict.fromkeys(("none", *LABEL_KINDS, *TARGET_KINDS)) if kind not in _NEED_A_CLASSIFIER
+)
 
 
 @dataclasses.dataclass(frozen=True)
