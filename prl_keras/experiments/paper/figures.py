@@ -38,7 +38,8 @@ def plot_epochs(table: Any, contents: Sequence[dict[str, Any]], about: str, path
 
     A curve is the mean over the seeds. Its band is the 95% interval by Student's t. With two seeds the band
     is their range, since the interval is 13 times as wide. The y axis begins at -0.2 for R2 and at 0 for
-    accuracy; a method whose mean over the last ten epochs lies below that is named instead of drawn.
+    accuracy; a method whose mean over the last ten epochs lies below that is named instead of drawn. Data
+    sets without any run are left out.
 
     Args:
         table: A `Table`.
@@ -53,8 +54,9 @@ def plot_epochs(table: Any, contents: Sequence[dict[str, Any]], about: str, path
         _, row, method, _ = cell_of(content["config"])
         history = content["history"].set_index("epoch")[f"test_{metric.name}"]
         histories.setdefault((row, method), {})[content["config"].seed] = unit * history
-    figure, axes = _panels(table)
-    for row, axis in zip(table.rows, axes.flat):
+    rows = _rows_of_data_with_runs(table, {row for row, _ in histories})
+    figure, axes = _panels(rows)
+    for row, axis in zip(rows, axes.flat):
         curves = {
             method: pd.DataFrame(histories[row.label, method])
             for method in table.methods
@@ -91,9 +93,10 @@ def plot_sensitivity(table: Any, cells: pd.DataFrame, about: str, path: pathlib.
         about: A line that says where the numbers come from.
         path: The file to write.
     """
-    figure, axes = _panels(table)
+    rows = _rows_of_data_with_runs(table, set(cells.loc[cells["seeds"] > 0, "row"]))
+    figure, axes = _panels(rows)
     color = COLORS[table.methods[0]]
-    for row, axis in zip(table.rows, axes.flat):
+    for row, axis in zip(rows, axes.flat):
         found = cells[cells["row"] == row.label]
         error = found["epsilon_error"]
         axis.fill_between(error, found["ci_low"], found["ci_high"], color=color, alpha=0.15, linewidth=0)
@@ -116,11 +119,16 @@ def _band(curves):
     return interval(curves)
 
 
-def _panels(table):
+def _rows_of_data_with_runs(table, labels):
+    datasets = {row.dataset for row in table.rows if row.label in labels}
+    return [row for row in table.rows if row.dataset in datasets]
+
+
+def _panels(rows):
     """A row of panels for each data set and corruption."""
-    groups = itertools.groupby(table.rows, lambda row: (row.dataset, row.corruption))
+    groups = itertools.groupby(rows, lambda row: (row.dataset, row.corruption))
     columns = max(3, *(len(list(group)) for _, group in groups))
-    count = -(-len(table.rows) // columns)
+    count = -(-len(rows) // columns)
     figure, axes = plt.subplots(
         count,
         columns,
@@ -129,7 +137,7 @@ def _panels(table):
         squeeze=False,
         layout="constrained",
     )
-    for row, axis in itertools.zip_longest(table.rows, axes.flat):
+    for row, axis in itertools.zip_longest(rows, axes.flat):
         if row is None:
             axis.set_axis_off()
             continue

@@ -140,6 +140,13 @@ class TestFiles:
         texts = {title: axis.texts[0].get_text() for title, axis in panels.items()}
         assert texts.pop("linadv: 40") == "below: Standard" and set(texts.values()) == {"no runs"}
 
+    def test_data_without_a_run_have_no_panels(self, runs, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(figures.plt, "close", drawn.append)
+        report(TABLES[2], "cpu", runs, tmp_path)
+        titles = [axis.get_title() for axis in drawn[0].axes]
+        assert titles == [row.label for row in TABLES[2].rows if row.dataset == "cifar10"]
+
     def test_the_caption_says_where_the_numbers_come_from(self, runs, tmp_path):
         report(TABLES[2], "cpu", runs, tmp_path)
         text = (tmp_path / "table2.md").read_text()
