@@ -27,6 +27,7 @@ from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
 from prl_keras.rules.weight_by_loss import WeightByLoss
 from prl_keras.scores.batch_mixing import BatchMixingError
+from prl_keras.stopping import LabelWave
 from prl_keras.version import __version__
 
 if keras.config.backend() != "tensorflow":
@@ -47,6 +48,7 @@ __all__ = [
     "EpsilonEstimate",
     "EstimatedEpsilon",
     "KeepLowest",
+    "LabelWave",
     "Method",
     "RobustModel",
     "SelectionQuality",
