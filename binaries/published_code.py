@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 with contextlib.suppress(ImportError):
-    import torch  # noqa: F401  before TensorFlow, after which it may crash
+    import torch._dynamo  # noqa: F401  before TensorFlow, after which it crashes
 
 from absl import flags
 

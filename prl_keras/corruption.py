@@ -157,8 +157,15 @@ def _class_weights(kind, labels, features, classes, rng):
     flat = _flat(kind, labels, features)
     _check_finite(flat, "features", "Give finite features.")
     if kind == "instance":
-        flat = (flat - flat.mean(axis=0)) / (flat.std(axis=0) + 1e-12) if len(flat) else flat
+        if not flat.shape[1]:
+            raise ValueError(
+                f"features have shape {np.shape(features)}: 'instance' needs at least one feature."
+            )
+        if len(flat):
+            varies = np.ptp(flat, axis=0) > 0  # rounding would make noise of a constant feature
+            flat = np.where(varies, flat - flat.mean(axis=0), 0) / np.where(varies, flat.std(axis=0), 1)
         scores = flat @ rng.standard_normal((flat.shape[1], classes)) / np.sqrt(flat.shape[1])
+        scores[np.arange(len(labels)), labels.reshape(-1)] = -np.inf
         weights = np.exp(scores - scores.max(axis=1, initial=-np.inf, keepdims=True))
     else:
         if flat.shape[1] != classes:

@@ -150,6 +150,20 @@ def test_instance_draws_the_class_from_a_linear_function_of_the_features():
     assert np.abs(expected[0] - expected[2]).max() > 0.05  # it does follow x
 
 
+def test_instance_ignores_a_constant_feature_of_any_size():
+    labels, x = np.arange(900) % 3, np.random.default_rng(0).normal(size=(900, 1))
+    one, other = (
+        corrupt("instance", labels, 0.4, 0, np.hstack([x, np.full((900, 1), c)])) for c in (0, 1e8 / 3)
+    )
+    np.testing.assert_array_equal(one.targets, other.targets)
+
+
+def test_instance_of_an_outlier_still_takes_another_class():
+    x = np.append(np.zeros((5000, 1)), [[1e6]], axis=0)
+    found = corrupt("instance", np.arange(5001) % 3, 0.999, 0, x)
+    assert (found.targets != np.arange(5001) % 3).sum() == 4995
+
+
 def test_confusion_follows_a_classifier():
     rng = np.random.default_rng(0)
     labels = np.arange(3000) % 3
@@ -274,6 +288,7 @@ def test_error_rng(rng):
         ("linadv", TARGETS, {}, "'linadv' needs features: write features=x"),
         ("instance", LABELS, {}, "'instance' needs features: write features=x"),
         ("instance", LABELS, {"features": FEATURES * np.nan}, "must be finite, but row 0"),
+        ("instance", LABELS, {"features": FEATURES[:, :0]}, "needs at least one feature"),
         ("confusion", LABELS, {"features": FEATURES[:, :4]}, r"features \[n, 10\].* have 4 columns"),
         ("confusion", LABELS, {"features": FEATURES - 0.5}, "probabilities, not logits"),
         ("confusion", LABELS, {"features": np.eye(10)[LABELS]}, r"features\[0\] .* or none besides"),

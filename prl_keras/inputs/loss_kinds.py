@@ -18,6 +18,16 @@ _SPARSE_FUNCTIONS = (
 )
 _BINARY_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 _BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
+_LOG_LOSSES = (
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.BinaryCrossentropy,
+)
+_LOG_FUNCTIONS = (
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.binary_crossentropy,
+)
 _REGRESSION_LOSSES = (
     keras.losses.MeanSquaredError,
     keras.losses.MeanAbsoluteError,
@@ -94,6 +104,11 @@ def is_by_example(loss: Any) -> bool:
 def is_of_classes(loss: Any) -> bool:
     """Whether the loss takes class numbers, labels 0 and 1, or one-hot labels."""
     return is_sparse(loss) or is_binary(loss) or is_one_hot(loss) or isinstance(loss, Bootstrap)
+
+
+def is_log_probability(loss: Any) -> bool:
+    """Whether the loss of an example is -log p, with p the probability of its label: plain cross-entropy."""
+    return _is_any(loss, _LOG_LOSSES, _LOG_FUNCTIONS) and not getattr(loss, "label_smoothing", 0)
 
 
 def may_be_flat(loss: Any) -> bool:

@@ -216,4 +216,21 @@ def _class_labels(model, y, y_pred):
             f"shape {keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)} has none. "
             "Leave min_keep_per_class=0, or take a rule that needs no classes."
         )
+    if getattr(model.rule, "reads_probability", False):
+        _check_reads_probability(model, loss, labels)
     return labels
+
+
+def _check_reads_probability(model, loss, labels):
+    """Rejects a score other than -log p, with p the probability of one given label."""
+    if model.score != "loss":
+        raise ValueError(
+            f"rule={model.rule!r} reads the probability of the given label from the loss; score="
+            f"{model.score!r} does not tell it. Write score='loss'."
+        )
+    if labels is None or not loss_kinds.is_log_probability(loss):
+        raise ValueError(
+            f"rule={model.rule!r} reads the probability of the given label from the loss, and of "
+            f"{model.loss!r} it cannot. Take a cross-entropy without label smoothing, with one label per "
+            "example; where an example has several, write unit='element'."
+        )

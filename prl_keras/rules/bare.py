@@ -1,7 +1,7 @@
 """Bare: keeps labels that are probable for their class in the batch; it needs no epsilon."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import keras
 from keras import ops
@@ -29,7 +29,9 @@ class Bare:
     """
 
     kappa: float = 1.0
-    takes_labels = True
+
+    takes_labels: ClassVar[bool] = True
+    reads_probability: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not is_number(self.kappa) or not 0 <= self.kappa < float("inf"):
@@ -44,7 +46,9 @@ class Bare:
         classes: int | None = None,
     ) -> Any:
         """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
-        del step
+        del step, classes
+        if labels is None:
+            raise ValueError("Bare needs the given classes: write labels=y, int [batch].")
         losses, is_ranked, count = prepare(scores, is_ranked)
         counts = ops.logical_and(losses < LARGEST_SCORE, is_ranked)
         p = ops.where(counts, ops.exp(-ops.maximum(losses, 0.0)), 0.0)

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from prl_keras.rules.epsilon import check_epsilon, is_schedule
-from prl_keras.rules.ranking import is_among_lowest, prepare
+from prl_keras.rules.ranking import LARGEST_SCORE, is_among_lowest, prepare
 from prl_keras.rules.trim import kept_count
 from prl_keras.validate import is_number
 
@@ -51,6 +51,7 @@ class Sigua:
         unlearned = ops.floor(self.share * ops.maximum(count - kept, 0.0) + 1e-6)
         is_kept = is_among_lowest(scores, is_ranked, kept)
         is_low = is_among_lowest(scores, is_ranked, kept + unlearned)
+        is_low = ops.logical_and(is_low, scores < LARGEST_SCORE)  # nothing to unlearn where it is not finite
         weights = ops.where(is_kept, 1.0, ops.where(is_low, -self.gamma, 0.0))
         return weights * count / kept
 

@@ -10,9 +10,10 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import keras
+import numpy as np
 from keras import ops
 
 from prl_keras.rules.ranking import LARGEST_SCORE, prepare
@@ -20,14 +21,14 @@ from prl_keras.validate import check_integer, is_number
 
 
 def _gce(losses, is_ranked, *, q=0.7):
-    _check("q", q, 0 < q <= 1, "a number in (0, 1]; 1 is the mean absolute error")
+    _check("q", q, lambda: 0 < q <= 1, "a number in (0, 1]; 1 is the mean absolute error")
     return ops.exp(-q * losses)
 
 
 def _sce(losses, is_ranked, *, alpha=0.1, beta=1.0, log_of_zero=-4.0):
-    _check("alpha", alpha, alpha >= 0, "at least 0")
-    _check("beta", beta, beta >= 0, "at least 0")
-    _check("log_of_zero", log_of_zero, log_of_zero < 0, "negative")
+    _check("alpha", alpha, lambda: alpha >= 0, "at least 0")
+    _check("beta", beta, lambda: beta >= 0 and alpha + beta > 0, "at least 0, and positive if alpha is 0")
+    _check("log_of_zero", log_of_zero, lambda: log_of_zero < 0, "negative")
     return alpha - beta * log_of_zero * ops.exp(-losses)
 
 
@@ -36,12 +37,12 @@ def _mae(losses, is_ranked):
 
 
 def _phuber(losses, is_ranked, *, tau=10.0):
-    _check("tau", tau, tau > 1, "larger than 1")
+    _check("tau", tau, lambda: tau > 1, "larger than 1")
     return ops.minimum(1.0, tau * ops.exp(-losses))
 
 
 def _clipped_ce(losses, is_ranked, *, max_loss=5.0):
-    _check("max_loss", max_loss, max_loss > 0, "positive")
+    _check("max_loss", max_loss, lambda: max_loss > 0, "positive")
     return ops.cast(losses < max_loss, "float32")
 
 
@@ -51,7 +52,7 @@ def _taylor(losses, is_ranked, *, terms=2):
 
 
 def _term(losses, is_ranked, *, t=-1.0):
-    _check("t", t, t < 0, "negative; towards 0 all examples weigh 1")
+    _check("t", t, lambda: t < 0, "negative; towards 0 all examples weigh 1")
     lowest = ops.min(ops.where(is_ranked, losses, LARGEST_SCORE))
     tilted = ops.where(is_ranked, ops.exp(t * (losses - lowest)), 0.0)  # the largest is 1
     count = ops.sum(ops.cast(is_ranked, "float32"))
@@ -77,8 +78,9 @@ LOSSES: Mapping[str, Callable[..., Any]] = types.MappingProxyType(
 class WeightByLoss:
     """Trains on a robust loss of p, the probability of the given label, by weighting cross-entropy.
 
-    It is a rule for `score="loss"` and a cross-entropy loss, sparse, categorical (one-hot) or binary with one
-    output. Labels per time step, pixel or attribute need `unit="element"`. With p of each example:
+    It is a rule for `score="loss"` and a cross-entropy without label smoothing: sparse, categorical (one-hot,
+    not shares of classes) or binary with one output. Labels per time step, pixel or attribute need
+    `unit="element"`. With p of each example:
 
     | `loss` | loss `h(p)` | weight | source |
     |---|---|---|---|
@@ -107,8 +109,11 @@ class WeightByLoss:
     warm_up_steps: int = 0
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    #: Whether it takes `exp(-score)` for the probability of the given label.
+    reads_probability: ClassVar[bool] = True
+
     def __init__(self, loss: str, warm_up_steps: int = 0, **parameters: Any) -> None:
-        if loss not in LOSSES:
+        if not isinstance(loss, str) or loss not in LOSSES:
             raise ValueError(f"loss={loss!r} is not known; write one of {', '.join(LOSSES)}.")
         known = defaults(loss)
         unknown = sorted(set(parameters) - set(known))
@@ -118,7 +123,8 @@ class WeightByLoss:
         check_integer("warm_up_steps", warm_up_steps, 0)
         object.__setattr__(self, "loss", loss)
         object.__setattr__(self, "warm_up_steps", warm_up_steps)
-        object.__setattr__(self, "parameters", types.MappingProxyType({**known, **parameters}))
+        plain = {name: _plain(value) for name, value in parameters.items()}
+        object.__setattr__(self, "parameters", {**known, **plain})
         self([1.0])  # checks the parameters
 
     def __hash__(self) -> int:
@@ -153,6 +159,13 @@ def defaults(loss: str) -> dict[str, Any]:
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
 
 
+def _plain(value):
+    """A NumPy number as a number of Python, in its shortest decimal: numpy.float32(0.7) means 0.7."""
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _check(name, value, holds, wanted):
-    if not is_number(value) or not math.isfinite(value) or not holds:
+    if not is_number(value) or not math.isfinite(value) or not holds():
         raise ValueError(f"{name}={value!r} must be {wanted}.")

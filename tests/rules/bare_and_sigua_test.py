@@ -103,7 +103,14 @@ def test_bad_arguments(make, message):
         make()
 
 
+def test_sigua_does_not_unlearn_what_is_not_finite():
+    found = prl.Sigua(0.5, 1, 1)(np.float32([1, 2, np.inf, np.nan])).numpy()
+    assert found.tolist() == [2, 2, 0, 0]
+
+
 def test_bare_needs_class_labels():
+    with pytest.raises(ValueError, match="write labels=y"):
+        prl.Bare()(np.ones(3))
     model = prl.RobustModel(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), "loss", prl.Bare())
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"Bare\(kappa=1.0\) needs one class label per example"):

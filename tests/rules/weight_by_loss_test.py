@@ -1,5 +1,9 @@
 """WeightByLoss: a step of the rule is a step of the loss, and what each loss does at its ends."""
 
+import copy
+import json
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -126,7 +130,11 @@ def test_comes_back_from_its_config_and_has_the_defaults_of_the_table(name):
     rule = prl.WeightByLoss(name, warm_up_steps=2)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rule))
     assert again == rule and hash(again) == hash(rule) and again != prl.WeightByLoss(name)
-    assert dict(rule.parameters) == defaults(name)
+    assert rule.parameters == defaults(name)
+    for copied in (copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))):
+        assert copied == rule
+    json.dumps(prl.WeightByLoss("gce", q=np.float32(0.7)).get_config())
+    assert prl.WeightByLoss("gce", q=np.float32(0.7)) == prl.WeightByLoss("gce")
     assert prl.METHODS[name].options == {"warm_up_steps": 0, **defaults(name)}
 
 
@@ -136,6 +144,9 @@ def test_comes_back_from_its_config_and_has_the_defaults_of_the_table(name):
         ({"loss": "mse"}, r"loss='mse' is not known; write one of gce, sce"),
         ({"loss": "gce", "tau": 2}, r"loss='gce' has no parameter tau; it takes q"),
         ({"loss": "mae", "q": 2}, r"loss='mae' has no parameter q; it takes none"),
+        ({"loss": ["gce"]}, r"loss=\['gce'\] is not known"),
+        ({"loss": "gce", "q": "a"}, r"q='a' must be a number in \(0, 1\]"),
+        ({"loss": "sce", "alpha": 0, "beta": 0}, "beta=0 must be at least 0, and positive if alpha is 0"),
         ({"loss": "gce", "q": 0}, r"q=0 must be a number in \(0, 1\]"),
         ({"loss": "sce", "alpha": -1}, "alpha=-1 must be at least 0"),
         ({"loss": "sce", "log_of_zero": 1}, "log_of_zero=1 must be negative"),
@@ -155,3 +166,56 @@ def test_bad_arguments(arguments, message):
 def test_a_loss_without_classes_is_refused(name):
     with pytest.raises(ValueError, match=f"method='{name}'.*regression"):
         prl.build(name, network, epsilon=0.1, loss="mse", optimizer="sgd")
+
+
+def step(loss, rule="gce", score="loss", outputs=CLASSES, targets=None, **options):
+    """A step of a model with a rule that reads p."""
+    rule = prl.Bare() if rule == "bare" else prl.WeightByLoss(rule)
+    model = prl.RobustModel(
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(outputs)]), score, rule, **options
+    )
+    model.compile("sgd", loss)
+    x = np.ones((6, 4), "float32")
+    targets = np.arange(6) % CLASSES if targets is None else targets
+    return model.train_on_batch(x, targets)
+
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+ONE_HOT = np.eye(CLASSES)[np.arange(6) % CLASSES]
+MANY = np.ones((6, 3))
+
+
+@pytest.mark.parametrize("rule", ["gce", "bare"])
+@pytest.mark.parametrize(
+    "loss, options, message",
+    [
+        (SPARSE, {"score": "loss_layer_gradient"}, "score='loss_layer_gradient' does not tell it"),
+        (SPARSE, {"score": "gradient"}, "score='gradient' does not tell it"),
+        ("mse", {"targets": ONE_HOT}, "needs one class label|reads the probability"),
+        (keras.losses.CategoricalCrossentropy(True, 0.1), {"targets": ONE_HOT}, "without label smoothing"),
+        (keras.losses.CategoricalFocalCrossentropy(), {"targets": ONE_HOT}, "without label smoothing"),
+        (keras.losses.CategoricalHinge(), {"targets": ONE_HOT}, "needs one class label|reads the prob"),
+        (
+            keras.losses.BinaryCrossentropy(True),
+            {"targets": MANY, "outputs": 3},
+            "one class label|unit='element'",
+        ),
+        (prl.Bootstrap(from_logits=True), {}, "without label smoothing"),
+    ],
+)
+def test_a_loss_that_does_not_tell_the_probability_is_refused(rule, loss, options, message):
+    with pytest.raises(ValueError, match=message):
+        step(loss, rule, **options)
+
+
+@pytest.mark.parametrize(
+    "loss, options",
+    [
+        (SPARSE, {}),
+        (keras.losses.CategoricalCrossentropy(True), {"targets": ONE_HOT}),
+        (keras.losses.BinaryCrossentropy(True), {"outputs": 1, "targets": np.ones((6, 1))}),
+        (keras.losses.BinaryCrossentropy(True), {"outputs": 3, "targets": MANY, "unit": "element"}),
+    ],
+)
+def test_every_plain_cross_entropy_trains(loss, options):
+    assert np.isfinite(step(loss, **options)).all()

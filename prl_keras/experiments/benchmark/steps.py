@@ -13,12 +13,11 @@ import tensorflow as tf
 from keras import layers
 
 from prl_keras import SelectionRecord, build
-from prl_keras.experiments.runs.networks import make_network
+from prl_keras.experiments.runs.networks import PRECISIONS, make_network
 
 IMAGE_SHAPE, FEATURES, OUTPUTS = (32, 32, 3), 512, 10  # CIFAR-10's images; the features of faces, 5 landmarks
 STEPS, TAGS = 128, 1000  # the tagger's sequence length, and its number of tags and of words
 FIT_BATCHES = 50  # per epoch of `fit`
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 class Work(typing.NamedTuple):
@@ -126,7 +125,7 @@ class Subclassed(keras.Model):
 def _computing_in(precision: str) -> Iterator[None]:
     """Keras's dtype policy of the layers that are made while the block runs."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(POLICIES[precision])
+    keras.config.set_dtype_policy(PRECISIONS[precision])
     try:
         yield
     finally:
@@ -140,7 +139,7 @@ def _network(case, seed):
         return keras.Sequential([keras.Input((STEPS,)), *parts])
     if case.width is None:
         shape = (FEATURES,) if case.network == "mlp" else IMAGE_SHAPE
-        return make_network(case.network, shape, OUTPUTS, case.norm, seed)
+        return make_network(case.network, shape, OUTPUTS, case.norm, seed, case.precision)
     x = inputs = keras.Input((FEATURES,))
     for _ in range(2):
         x = layers.Dense(case.width, kernel_initializer="he_normal")(x)

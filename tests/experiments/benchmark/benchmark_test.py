@@ -18,6 +18,7 @@ from prl_keras.experiments.benchmark import measure, steps
 from prl_keras.experiments.benchmark.report import case_table, paths_of, peer_table, write_report
 from prl_keras.experiments.benchmark.suites import BATCH_SIZES, EPSILONS, SUITES, WIDTHS, Case, suite_cases
 from prl_keras.experiments.benchmark.work import KILLED, in_child, peak_memory
+from prl_keras.experiments.runs.networks import PRECISIONS
 from prl_keras.methods import PAPER_METHODS
 
 TINY = Case(network="mlp", norm="none", batch_size=8)
@@ -253,7 +254,7 @@ class TestMeasuring:
         if case.width:
             assert work.parameters == 512 * 7 + 7 + 7 * 7 + 7 + 7 * 10 + 10
 
-    @pytest.mark.parametrize("precision, policy", steps.POLICIES.items())
+    @pytest.mark.parametrize("precision, policy", PRECISIONS.items())
     def test_the_precision_is_that_of_the_layers(self, monkeypatch, precision, policy):
         built = []
         monkeypatch.setattr(
@@ -261,7 +262,7 @@ class TestMeasuring:
         )
         steps.make_work(dataclasses.replace(TINY, method="prl_l", precision=precision))
         dtypes = {layer.dtype_policy.name for layer in built[0].network.layers}
-        assert dtypes == {policy} and keras.config.dtype_policy().name == "float32"
+        assert dtypes == {policy, "float32"} and keras.config.dtype_policy().name == "float32"
         assert {weight.dtype for weight in built[0].trainable_weights} == {"float32"}
 
     def test_xla_is_that_of_the_case_and_by_default_that_of_the_device(self, monkeypatch):

@@ -29,7 +29,6 @@ def small(monkeypatch):
 def test_is_a_data_set_of_a_fifth_of_the_training_images(data_dir, tmp_path, small):
     data = load("cifar10_features", data_dir=data_dir, cache_dir=tmp_path)
     assert (data.name, data.task, data.num_outputs) == ("cifar10_features", "classification", 10)
-    assert data.class_names[0] == "airplane"
     assert data.train_x.shape == (4, 3) and data.test_x.shape == (6, 3)
     assert data.train_x.dtype == data.test_x.dtype == "float32"
     assert np.mean(data.train_x**2) == pytest.approx(1, rel=1e-5)

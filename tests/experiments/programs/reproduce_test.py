@@ -220,7 +220,7 @@ class TestSelect:
 
     def test_clean_runs_are_a_row(self):
         (config,) = reproduce.select(TABLES[2], "cpu", ["CF10-clean"], seeds=["0"])
-        assert (config.dataset, config.corruption) == ("cifar10", "none")
+        assert (config.dataset, config.corruption) == ("cifar10_features", "none")
         configs = reproduce.select(TABLES[1], "cpu", ["clean"], seeds=["0"])
         assert [(c.method, c.corruption) for c in configs] == [("standard", "none")]
 
@@ -272,4 +272,4 @@ def test_the_program_refuses_missing_data_in_a_line(tmp_path):
 
 def test_runs_are_named_by_what_they_are():
     config = reproduce.select(TABLES[3], "cpu", ["CF10-pf-45"], seeds=["0"])[0]
-    assert results.path_of("", config).name.startswith("cifar10-co_prl_l-pairflip-0.45-seed0-")
+    assert results.path_of("", config).name.startswith("cifar10_features-co_prl_l-pairflip-0.45-seed0-")
