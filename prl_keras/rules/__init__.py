@@ -17,8 +17,8 @@ A rule may have these attributes, which a model reads:
 * `ranks`: True if it only compares scores. It must then accept `ties` and, if it takes labels, `classes` (see
   `Trim`).
 * `takes_labels`: True if it is called with a fourth argument, `labels`, the given classes, int32 `[batch]`.
-* `reads_probability`: True if it takes `exp(-score)` for the probability of the given label. It then goes with
-  `score="loss"` and a plain cross-entropy only.
+* `reads_probability`: True if it takes `exp(-score)` for the probability of the given label. It then goes
+  with `score="loss"` and a plain cross-entropy only.
 * `most_kept(count)`: the largest number of `count` examples that it keeps, or None if it depends on the
   step. `recompute=True` needs it to run under XLA.
 

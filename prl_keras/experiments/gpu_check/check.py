@@ -13,7 +13,7 @@ from prl_keras.experiments.gpu_check.items import Items, in_words
 from prl_keras.experiments.gpu_check.job import Job, Size, paper_size, rehearsal_size
 
 _LEAST_SECONDS = 30  # of a part, if its share is shorter
-_LAST_SECONDS = 5  # to write the page and to end
+_LAST_SECONDS = 10  # to write the page and to end
 
 
 class Part(NamedTuple):

@@ -289,9 +289,9 @@ class TestProgram:
 
     def test_all_parts_end_in_time(self, tmp_path):
         start = time.monotonic()
-        command = [*COMMAND, "--minutes=1", f"--output_dir={tmp_path}"]
+        command = [*COMMAND, "--minutes=2", f"--output_dir={tmp_path}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert time.monotonic() - start < 61
+        assert time.monotonic() - start < 125  # a busy machine takes moments to begin and to end a process
         assert done.returncode == 0, done.stderr[-2000:]
         text = (tmp_path / "gpu_check.md").read_text()
         assert "convolution, float32" in text and all(f"## {title}" in text for title in TITLES.values())
