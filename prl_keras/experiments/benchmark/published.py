@@ -215,6 +215,7 @@ def _authors(case, arrays, is_clean, authors_dir) -> list[float]:
     if not torch.cuda.is_available():
         torch.Tensor.cuda = lambda self, *args, **kwargs: self
     loss, _ = peers.import_authors(authors_dir)
+    torch.set_num_threads(1)  # the network is small: several would wait for each other
     torch.manual_seed(case.seed)
     train_x, labels, test_x, test_y = (torch.from_numpy(array) for array in arrays)
     train_x = train_x[:, :, None, None]  # their functions index images
