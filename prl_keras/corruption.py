@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prl_keras.validate import is_integer, is_number
+from prl_keras.validate import is_integer, is_number, shortest
 
 LABEL_KINDS = ("symmetric", "pairflip", "instance", "confusion")
 TARGET_KINDS = ("linadv", "signflip", "uninoise", "pairflip", "mixture")
@@ -310,8 +310,7 @@ def _check_epsilon(epsilon):
     if not (is_number(epsilon) and 0 <= epsilon < 1):  # a NaN fails the comparison too
         needed = "a number in [0, 1), the fraction to corrupt"
         raise ValueError(f"epsilon={epsilon!r} must be {needed}: write 0.3 for 30 percent.")
-    # The shortest decimal: numpy.float32(0.7) means 0.7, not 0.69999999.
-    return float(str(epsilon) if isinstance(epsilon, np.floating) else epsilon)
+    return float(shortest(epsilon))
 
 
 def _check_rng(rng: Any) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Atomic file writes, a lock on a folder, and JSON files."""
+"""Atomic file writes, a lock on a folder, JSON files, and the cache folder."""
 
 import contextlib
 import fcntl
@@ -9,6 +9,15 @@ import pathlib
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+
+def cache_folder(given: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """The folder for what can be made again: the given one, else `$XDG_CACHE_HOME/prl_keras`, else
+    `~/.cache/prl_keras`. It may not exist yet.
+    """
+    if given is None:
+        given = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prl_keras"
+    return pathlib.Path(given).expanduser()
 
 
 @contextlib.contextmanager

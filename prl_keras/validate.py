@@ -4,6 +4,8 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 
 def check_fraction(name: str, value: Any) -> None:
     """Rejects anything but a number in `[0, 1)`.
@@ -34,6 +36,16 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a real number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def shortest(value: Any) -> Any:
+    """A NumPy number as Python's, in its shortest decimal: numpy.float32(0.3) as 0.3, not 0.30000001.
+
+    Any other value is returned as it is.
+    """
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -37,6 +37,11 @@ def is_schedule(epsilon: Any) -> bool:
     return isinstance(epsilon, keras.optimizers.schedules.LearningRateSchedule)
 
 
+def epsilon_at(epsilon: Any, step: Any) -> Any:
+    """The fraction at an optimizer step: a number as it is, a tensor if epsilon is a schedule."""
+    return epsilon(step) if is_schedule(epsilon) else epsilon
+
+
 def check_epsilon(epsilon: Any) -> None:
     """Rejects anything but a fraction in `[0, 1)` or a schedule.
 

@@ -6,10 +6,10 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from prl_keras.rules.epsilon import check_epsilon, is_schedule
+from prl_keras.rules.epsilon import check_epsilon, epsilon_at
 from prl_keras.rules.ranking import LARGEST_SCORE, is_among_lowest, prepare
 from prl_keras.rules.trim import kept_count
-from prl_keras.validate import is_number
+from prl_keras.validate import is_number, shortest
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
@@ -37,6 +37,7 @@ class Sigua:
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon)
+        object.__setattr__(self, "epsilon", shortest(self.epsilon))
         for name in ("gamma", "share"):
             value = getattr(self, name)
             if not is_number(value) or not 0 <= value <= 1:
@@ -45,9 +46,7 @@ class Sigua:
     def __call__(self, scores: Any, is_ranked: Any = None, step: Any = 0) -> Any:
         """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
         scores, is_ranked, count = prepare(scores, is_ranked)
-        epsilon: Any = self.epsilon
-        kept = kept_count(count, epsilon(step) if is_schedule(epsilon) else float(epsilon))
-        kept = ops.cast(kept, "float32")
+        kept = ops.cast(kept_count(count, epsilon_at(self.epsilon, step)), "float32")
         unlearned = ops.floor(self.share * ops.maximum(count - kept, 0.0) + 1e-6)
         is_kept = is_among_lowest(scores, is_ranked, kept)
         is_low = is_among_lowest(scores, is_ranked, kept + unlearned)

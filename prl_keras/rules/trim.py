@@ -5,12 +5,11 @@ import numbers
 from typing import Any, ClassVar, Self
 
 import keras
-import numpy as np
 from keras import ops
 
-from prl_keras.rules.epsilon import check_epsilon, is_schedule, warn_of_half
+from prl_keras.rules.epsilon import check_epsilon, epsilon_at, is_schedule, warn_of_half
 from prl_keras.rules.ranking import LARGEST_SCORE, keep_lowest, lowest_of_each_class, prepare
-from prl_keras.validate import check_integer
+from prl_keras.validate import check_integer, shortest
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
@@ -48,9 +47,7 @@ class Trim:
         check_epsilon(self.epsilon)
         check_integer("min_keep_per_class", self.min_keep_per_class, 0)
         if not is_schedule(self.epsilon):
-            # The shortest decimal: numpy.float32(0.3) means 0.3, not 0.30000001.
-            decimal = str(self.epsilon) if isinstance(self.epsilon, np.floating) else self.epsilon
-            object.__setattr__(self, "epsilon", float(decimal))
+            object.__setattr__(self, "epsilon", float(shortest(self.epsilon)))
             warn_of_half(self.epsilon, stacklevel=4)
 
     #: Whether it only compares scores. If many may be equal, it is called with `ties`, losses `[batch]`.
@@ -67,8 +64,7 @@ class Trim:
     ) -> Any:
         """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
         scores, is_ranked, count = prepare(scores, is_ranked)
-        epsilon = self.epsilon if isinstance(self.epsilon, numbers.Real) else self.epsilon(step)  # type: ignore[operator]
-        kept = kept_count(count, epsilon)
+        kept = kept_count(count, epsilon_at(self.epsilon, step))
         if self.min_keep_per_class:
             is_first = lowest_of_each_class(scores, is_ranked, labels, self.min_keep_per_class, classes)
             scores = ops.where(is_first, -LARGEST_SCORE, scores)

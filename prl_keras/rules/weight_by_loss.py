@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import keras
-import numpy as np
 from keras import ops
 
 from prl_keras.rules.ranking import LARGEST_SCORE, prepare
-from prl_keras.validate import check_integer, is_number
+from prl_keras.validate import check_integer, is_number, shortest
 
 
 def _gce(losses, is_ranked, *, q=0.7):
@@ -123,7 +122,7 @@ class WeightByLoss:
         check_integer("warm_up_steps", warm_up_steps, 0)
         object.__setattr__(self, "loss", loss)
         object.__setattr__(self, "warm_up_steps", warm_up_steps)
-        plain = {name: _plain(value) for name, value in parameters.items()}
+        plain = {name: shortest(value) for name, value in parameters.items()}
         object.__setattr__(self, "parameters", {**known, **plain})
         self([1.0])  # checks the parameters
 
@@ -157,13 +156,6 @@ def defaults(loss: str) -> dict[str, Any]:
     """The parameters of a loss in `LOSSES` and their defaults."""
     parameters = inspect.signature(LOSSES[loss]).parameters.values()
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-
-
-def _plain(value):
-    """A NumPy number as a number of Python, in its shortest decimal: numpy.float32(0.7) means 0.7."""
-    if isinstance(value, np.floating):
-        return float(str(value))
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check(name, value, holds, wanted):

@@ -70,6 +70,13 @@ def test_sigua_is_trim_and_a_step_against_the_next(epsilon, gamma, share):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_sigua_reads_a_float32_epsilon_as_trim_does():
+    rule, trim = prl.Sigua(np.float32(0.3)), prl.Trim(np.float32(0.3))
+    assert rule == prl.Sigua(0.3)
+    kept = [np.count_nonzero(each(np.arange(1000.0)).numpy() > 0) for each in (rule, trim)]
+    assert kept == [700, 700]
+
+
 def test_sigua_takes_a_schedule():
     rule = prl.build(
         "sigua", lambda: keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]),

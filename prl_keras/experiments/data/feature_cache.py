@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import warnings
 import zipfile
@@ -26,10 +25,8 @@ def cache_path(
     Args:
         builder: The builder of the data set, from `tfds.open_builder`.
         depends_on: What else the features depend on, in values that JSON can hold.
-        cache_dir: Folder; None for `$XDG_CACHE_HOME/prl_keras` or `~/.cache/prl_keras`.
+        cache_dir: As for `files.cache_folder`.
     """
-    if cache_dir is None:
-        cache_dir = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prl_keras"
     everything = {
         **depends_on,
         "source": tfds.describe(builder),
@@ -37,7 +34,7 @@ def cache_path(
         "versions": (keras.__version__, tf.__version__),
     }
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
-    return pathlib.Path(cache_dir).expanduser() / f"{builder.name}-features-{key}.npz"
+    return files.cache_folder(cache_dir) / f"{builder.name}-features-{key}.npz"
 
 
 def cached(

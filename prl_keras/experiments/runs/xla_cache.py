@@ -7,6 +7,8 @@ import subprocess
 
 import tensorflow as tf
 
+from prl_keras import files
+
 
 def keep_compilations(cache_dir: pathlib.Path | str | None = None, device_type: str = "GPU") -> None:
     """Makes XLA keep what it compiles and tunes for a GPU, and load what it has kept.
@@ -16,18 +18,16 @@ def keep_compilations(cache_dir: pathlib.Path | str | None = None, device_type: 
     kept without a GPU of NVIDIA, or if the folder cannot be written.
 
     Args:
-        cache_dir: Folder; None for `$XDG_CACHE_HOME/prl_keras` or `~/.cache/prl_keras`. It gets a folder for
-            each kind of GPU and version of TensorFlow, which XLA itself does not tell apart.
+        cache_dir: As for `files.cache_folder`. It gets a folder for each kind of GPU and version of
+            TensorFlow, which XLA itself does not tell apart.
         device_type: What XLA compiles for; "CPU" to try it without a GPU.
     """
     gpus = _gpus()
     if not gpus:
         return
-    if cache_dir is None:
-        cache_dir = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "prl_keras"
     depends_on = (tf.version.VERSION, tf.version.GIT_VERSION, gpus, os.environ.get("XLA_FLAGS"))
     key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
-    folder = (pathlib.Path(cache_dir).expanduser() / f"xla-{key}").absolute()
+    folder = (files.cache_folder(cache_dir) / f"xla-{key}").absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
