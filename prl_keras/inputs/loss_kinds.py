@@ -62,8 +62,6 @@ _STEEP_LOSSES = (keras.losses.MeanSquaredError, keras.losses.MeanSquaredLogarith
 _STEEP_FUNCTIONS = (keras.losses.mean_squared_error, keras.losses.mean_squared_logarithmic_error)
 _FLAT_LOSSES = (keras.losses.MeanAbsoluteError, keras.losses.MeanAbsolutePercentageError)
 _FLAT_FUNCTIONS = (keras.losses.mean_absolute_error, keras.losses.mean_absolute_percentage_error)
-_BATCH_LOSSES = (keras.losses.Circle, keras.losses.Dice, keras.losses.Tversky)
-_BATCH_FUNCTIONS = (keras.losses.circle, keras.losses.dice, keras.losses.tversky)
 _ONE_HOT_LOSSES = (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
 _ONE_HOT_FUNCTIONS = (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy)
 
@@ -210,7 +208,7 @@ def name_of(loss: Any) -> str:
 
 
 def _is_by_example(loss):
-    if isinstance(loss, _BATCH_LOSSES) or getattr(loss, "fn", loss) in _BATCH_FUNCTIONS:
+    if is_of_pairs(loss) or is_over_axis(loss):
         return False
     parts = [getattr(loss, "fn", loss), *([type(loss)] if isinstance(loss, keras.losses.Loss) else [])]
     modules = [getattr(part, "__module__", None) or "" for part in parts]

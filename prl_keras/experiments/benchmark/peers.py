@@ -114,7 +114,7 @@ def gpu_peak() -> int | None:
 
 
 def import_authors(folder: pathlib.Path | str) -> list[types.ModuleType]:
-    """The authors' modules `[loss, model]`.
+    """The authors' modules `[loss, model]`. Without a GPU, `Tensor.cuda`, which they call, does nothing.
 
     Raises:
         FileNotFoundError: if the folder is not a checkout of github.com/illidanlab/PRL.
@@ -125,6 +125,8 @@ def import_authors(folder: pathlib.Path | str) -> list[types.ModuleType]:
             raise FileNotFoundError(
                 f"--authors_dir={str(folder)!r} has no {name}; give a checkout of github.com/illidanlab/PRL."
             )
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = lambda self, *args, **kwargs: self
     # model.py imports torchvision, but its CNN does not use it.
     torchvision: Any = types.ModuleType("torchvision.models")
     torchvision.resnet18 = None
@@ -145,8 +147,6 @@ def _weights(norms, kept):
 def _authors_step(case, x, y, authors_dir):
     """Their training loop around their `loss_prl_l`: two networks that do not teach each other."""
     loss, model = import_authors(authors_dir)
-    if not torch.cuda.is_available():
-        torch.Tensor.cuda = lambda self, *args, **kwargs: self
     networks = [model.CNN(3, OUTPUTS).to(pytorch.device()) for _ in range(2)]
     optimizers = [torch.optim.Adam(network.parameters(), lr=0.001) for network in networks]
     is_clean, indices = torch.ones(_DATASET_SIZE).numpy(), torch.arange(len(y)).numpy()

@@ -212,8 +212,6 @@ def _authors(case, arrays, is_clean, authors_dir) -> list[float]:
     from prl_keras.experiments.benchmark import peers  # needs PyTorch
     from prl_keras.experiments.benchmark.peers import nn, torch
 
-    if not torch.cuda.is_available():
-        torch.Tensor.cuda = lambda self, *args, **kwargs: self
     loss, _ = peers.import_authors(authors_dir)
     torch.set_num_threads(1)  # the network is small: several would wait for each other
     torch.manual_seed(case.seed)
