@@ -30,7 +30,7 @@ AUTHORS = "the authors' code"
 OURS = "none"
 #: Change -> what it is. The last is all that are in the published code.
 CHANGES = {
-    OURS: "Keras: Adam 1e-7, He and Glorot initial weights, all batches",
+    OURS: "our protocol: Adam's epsilon is 1e-7, initial weights are He normal, the short last batch counts",
     "adam": "the mean is divided by the number kept once more, and Adam's epsilon is 1e-8: about 7e-7",
     "weights": "PyTorch's initial weights: uniform up to 1 / sqrt(inputs), biases too",
     "full batches": "the last batch of an epoch, of 16 examples, is left out",

@@ -1,7 +1,7 @@
 """Features of CIFAR images: computed for images by a CNN that learned other images with clean labels.
 
-A small network that is trained on them memorizes wrong labels within seconds, as a deep network that is
-trained on the images does within hours. They are for a machine without an accelerator.
+A small network that is trained on these features memorizes wrong labels within seconds. A deep network does
+so on the images, within hours. The features are for a machine without an accelerator.
 """
 
 import dataclasses
@@ -64,10 +64,9 @@ def cifar10_features(
     So the CNN has not seen the images whose labels an experiment corrupts. `feature_cache` keeps the
     features. The global random generators are not used.
 
-    Why so: with 512 units or with patches of the images as features (Coates & Ng 2011), the network of the
-    experiments memorizes wrong labels of pairflip from the first epoch on, and stopping in time would gain
-    4 to 6 points. With the leading components, which tell the classes apart, it first learns the right
-    labels, as a deep network does.
+    Why the leading components: they tell the classes apart, so that a network first learns the right labels,
+    as a deep network does. On all 512 units, or on patches of the images (Coates & Ng 2011), it memorizes
+    pairflip labels from the first epoch on (results/README.md).
 
     Args:
         data_dir, download: As for `tfds.open_builder`.

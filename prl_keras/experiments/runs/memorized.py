@@ -12,8 +12,8 @@ MOST = 1000
 class Memorized(keras.callbacks.Callback):
     """Logs `memorized` after each epoch: the share of wrong training labels that the network predicts.
 
-    It is the accuracy on the wrong labels of at most `MOST` training examples, in inference mode; for a pair
-    that of its prediction. Arpit et al. 2017 measure memorization in this way.
+    It is the accuracy on the wrong labels of at most `MOST` training examples, in inference mode. A pair
+    predicts by the mean of its networks.
 
     Args:
         x: Inputs `[n, ...]`.
