@@ -1,5 +1,6 @@
 """When to stop training, without clean labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -59,7 +60,7 @@ class LabelWave(keras.callbacks.Callback):
         self.best_epoch: int | None = None
         self.stopped_epoch: int | None = None
         self._classes: np.ndarray | None = None
-        self._lowest, self._weights = np.inf, None
+        self._weights = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._forget()
@@ -72,12 +73,12 @@ class LabelWave(keras.callbacks.Callback):
         self.changed.append(float(np.mean(classes != before)))
         if logs is not None:
             logs["changed"] = self.changed[-1]
-        average = float(np.mean(self.changed[-self.window :]))
-        if average < self._lowest:
-            self._lowest, self.best_epoch = average, epoch
+        lowest, is_over = first_minimum(self.changed, self.window, self.patience)
+        if lowest == len(self.changed) - 1:
+            self.best_epoch = epoch
             if self.restore_best_weights:
                 self._weights = self.model.get_weights()
-        elif self.best_epoch is not None and epoch - self.best_epoch >= self.patience:
+        elif is_over:
             self.model.stop_training, self.stopped_epoch = True, epoch
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -95,3 +96,24 @@ class LabelWave(keras.callbacks.Callback):
                 "[n, classes] with at least two classes."
             )
         return found.argmax(axis=-1)
+
+
+def first_minimum(values: Sequence[float], window: int = 3, patience: int = 3) -> tuple[int, bool]:
+    """Where the average of the last `window` values has its first minimum.
+
+    Args:
+        values: At least one number.
+        window: Number of values to average over, at least 1; fewer at the start.
+        patience: Number of averages that must not be below the lowest one, at least 1.
+
+    Returns:
+        (index of the minimum so far, whether `patience` averages after it were not lower).
+    """
+    lowest, best = np.inf, 0
+    for i in range(len(values)):
+        average = float(np.mean(values[max(0, i + 1 - window) : i + 1]))
+        if average < lowest:
+            lowest, best = average, i
+        elif i - best >= patience:
+            return best, True
+    return best, False

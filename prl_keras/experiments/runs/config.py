@@ -14,7 +14,7 @@ from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
 from prl_keras.validate import check_integer, is_number
 
 #: Fields that older runs do not have, and the value that they were made with.
-LATER_FIELDS = types.MappingProxyType({"precision": "float32", "recompute": False})
+LATER_FIELDS = types.MappingProxyType({"precision": "float32", "recompute": False, "ema": 0.0})
 _NEED_A_CLASSIFIER = ("confusion",)  # no flags give its probabilities
 CORRUPTIONS = tuple(
     kind for kind in dict.fromkeys(("none", *LABEL_KINDS, *TARGET_KINDS)) if kind not in _NEED_A_CLASSIFIER
@@ -46,6 +46,8 @@ class RunConfig:
             or "float16", whose loss Keras scales.
         recompute: As in `RobustModel`: a second pass over the kept examples, so that batch norm sees them
             alone. Only methods that drop examples take it.
+        ema: If positive, the exponential moving average of the weights is tested and saved (Keras's
+            `use_ema`), with this momentum per optimizer step, in `[0, 1)`.
 
     Raises:
         ValueError: naming the field, the value and the choices.
@@ -68,6 +70,7 @@ class RunConfig:
     noise_seed: int = 0
     precision: str = "float32"
     recompute: bool = False
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("dataset", self.dataset, DATASETS)
@@ -93,6 +96,10 @@ class RunConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None or name not in ("train_size", "test_size"):
                 check_integer(name, getattr(self, name), smallest)
+        if not (is_number(self.ema) and 0 <= self.ema < 1):
+            raise ValueError(
+                f"ema={self.ema!r} must be a number in [0, 1), such as 0.99; 0 averages nothing."
+            )
         if not isinstance(self.recompute, bool):
             raise ValueError(f"recompute={self.recompute!r} must be True or False.")
         if self.recompute and not METHODS[self.method].drops_a_fraction:

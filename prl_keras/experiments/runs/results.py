@@ -23,7 +23,16 @@ from prl_keras.experiments.runs.training import CHECKPOINTS, summarize
 RUN_FILES = ("config.json", "history.csv", "result.json")  # of every finished run; result.json comes last
 _VERSION = 1  # the format of a packed line
 _PLACES = 5  # decimals kept of a history's values
-_COLUMNS = ("epoch", "seconds", "loss", "kept_clean", "memorized", "test_accuracy", "test_r2_score")
+_COLUMNS = (
+    "epoch",
+    "seconds",
+    "loss",
+    "kept_clean",
+    "memorized",
+    "changed",
+    "test_accuracy",
+    "test_r2_score",
+)
 _FIELDS = tuple(RunConfig().fields)
 
 

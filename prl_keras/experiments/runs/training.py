@@ -14,6 +14,7 @@ import prl_keras as prl
 from prl_keras.experiments.data import on_device
 from prl_keras.experiments.data.batches import batches, shuffled_batches
 from prl_keras.experiments.runs import checkpoints, history, strategies
+from prl_keras.experiments.runs.changed import Changed
 from prl_keras.experiments.runs.memorized import Memorized
 from prl_keras.experiments.runs.metrics import METRICS
 from prl_keras.experiments.runs.networks import make_network
@@ -109,8 +110,12 @@ class Training:
             callbacks.insert(0, prl.SelectionQuality(
                 data.train_x[probe], self.targets[probe], self.is_corrupted[probe], config.batch_size
             ))  # fmt: skip
-        if data.task == "classification" and self.is_corrupted.any():
-            callbacks.insert(0, Memorized(data.train_x, self.targets, self.is_corrupted))
+        if data.task == "classification":
+            callbacks.insert(0, Changed(data.train_x))
+            if self.is_corrupted.any():
+                callbacks.insert(0, Memorized(data.train_x, self.targets, self.is_corrupted))
+        if config.ema:
+            callbacks.append(keras.callbacks.SwapEMAWeights())  # the average is tested
         self.model.fit(
             strategies.sharded_by_data(train),
             epochs=config.epochs,
@@ -212,13 +217,14 @@ def _build(config, dataset):
     on_one_device, on_gpu = not tf.distribute.has_strategy(), bool(tf.config.list_physical_devices("GPU"))
     in_one_call = on_one_device and (on_gpu or steps_per_epoch <= _STEPS_IN_ONE_CALL)
     outputs = dataset.num_outputs
+    average: dict[str, Any] = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     return prl.build(
         config.method,
         lambda: make_network(network, input_shape, outputs, norm, next(seeds), config.precision),
         epsilon=config.told_epsilon,
         ramp_steps=config.ramp_epochs * steps_per_epoch,
         loss=task_loss(dataset.task),
-        optimizer=keras.optimizers.Adam(config.learning_rate),
+        optimizer=keras.optimizers.Adam(config.learning_rate, **average),
         metrics=[metric(name=METRICS[dataset.task].name)],
         steps_per_execution=steps_per_epoch if in_one_call else 1,  # a GPU waits for the host after each call
         recompute=config.recompute,

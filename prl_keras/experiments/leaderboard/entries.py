@@ -1,0 +1,121 @@
+"""What the leaderboard compares: entries, data sets, kinds of noise, and the runs of all these."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from prl_keras.experiments.paper.protocol import PROTOCOLS
+from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.methods import METHODS
+
+DATA = ("digits", "cifar10_features", "scipy_docs")
+SEEDS = (0, 1, 2, 3, 4)
+
+
+class Noise(NamedTuple):
+    """A kind of `prl_keras.corrupt` and the fraction of wrong labels."""
+
+    kind: str
+    epsilon: float
+
+    @property
+    def label(self) -> str:
+        """Such as "symmetric 20", or "clean"."""
+        return f"{self.kind} {100 * self.epsilon:.0f}" if self.epsilon else "clean"
+
+
+NOISES = (
+    Noise("symmetric", 0.2),
+    Noise("symmetric", 0.5),
+    Noise("pairflip", 0.45),
+    Noise("instance", 0.2),
+    Noise("instance", 0.4),
+)
+CLEAN = Noise("none", 0.0)
+
+
+class Setting(NamedTuple):
+    """A data set in `DATA` and its noise."""
+
+    dataset: str
+    noise: Noise
+
+    @property
+    def label(self) -> str:
+        """Such as "digits, symmetric 20"."""
+        return f"{self.dataset}, {self.noise.label}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of the leaderboard.
+
+    Attributes:
+        name: Its name there.
+        method: A name in `METHODS`.
+        told: What the method is told: "true" for the true epsilon, "auto" for `epsilon="auto"`, "nothing" if
+            it needs none.
+        ema: Momentum of the average of the weights that is tested (`RunConfig.ema`); 0 for none.
+    """
+
+    name: str
+    method: str
+    told: str = "nothing"
+    ema: float = 0.0
+
+    def config(self, setting: Setting, seed: int) -> RunConfig:
+        """The `RunConfig` of this entry in a setting, by the data set's protocol at scale "cpu"."""
+        protocol = PROTOCOLS[setting.dataset, "cpu"]
+        kind, epsilon = setting.noise
+        told: dict[str, Any] = {"true": None, "auto": "auto", "nothing": 0.0}
+        return RunConfig(
+            dataset=setting.dataset,
+            method=self.method,
+            corruption=kind,
+            epsilon=epsilon,
+            assumed_epsilon=told[self.told],
+            ramp_epochs=0 if self.told == "nothing" else protocol.ramp_epochs(kind),
+            epochs=protocol.epochs,
+            batch_size=protocol.batch_size,
+            learning_rate=protocol.learning_rate,
+            network=protocol.network,
+            train_size=protocol.train_size,
+            test_size=protocol.test_size,
+            seed=seed,
+            noise_seed=seed,
+            ema=self.ema,
+        )
+
+
+def entries() -> dict[str, Entry]:
+    """Name -> `Entry`: every method for classes, the averages of plain training, and epsilon="auto"."""
+    found = [
+        Entry(row.name, row.name, "true" if row.drops_a_fraction else "nothing")
+        for row in METHODS.values()
+        if "classification" in row.tasks
+    ]
+    found += [Entry(f"standard, EMA {momentum}", "standard", ema=momentum) for momentum in (0.99, 0.999)]
+    found += [Entry(f"{name}, auto", name, "auto") for name in ("prl_l", "co_prl_l")]
+    return {entry.name: entry for entry in found}
+
+
+def settings(datasets: Iterable[str] = DATA) -> list[Setting]:
+    """Every data set with every kind of noise, then with clean labels."""
+    return [Setting(dataset, noise) for dataset in datasets for noise in (*NOISES, CLEAN)]
+
+
+def configs(
+    chosen: Iterable[Entry], within: Iterable[Setting], seeds: Iterable[int] = SEEDS
+) -> dict[RunConfig, tuple[str, Setting]]:
+    """The runs: `RunConfig` -> (the entry's name, its setting).
+
+    On clean labels the true epsilon is 0, so that entries that are told it are plain training, which is run
+    once.
+    """
+    return {
+        entry.config(setting, seed): (entry.name, setting)
+        for setting in within
+        for entry in chosen
+        if setting.noise.epsilon or entry.told != "true"
+        for seed in seeds
+    }
