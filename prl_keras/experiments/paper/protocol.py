@@ -71,7 +71,6 @@ PROTOCOLS = types.MappingProxyType(
         ("celeb_a", "paper"): _CELEBA,
         ("celeb_a", "cpu"): dataclasses.replace(_CELEBA, epochs=40),
         ("digits", "cpu"): Protocol(128, 0.001, "auto", 30, 0.2, 0.2, seeds=3),  # not in the paper
-        ("scipy_docs", "cpu"): Protocol(128, 0.001, "mlp", 50, 0.2, 0.2, seeds=5),  # not in the paper
     }
 )
 

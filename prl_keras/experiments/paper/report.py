@@ -80,7 +80,7 @@ def report(
         with files.replacing(paths[-1]) as temporary:
             figures.plot(found, contents, about, temporary)
     if not missing:
-        results.pack(directory, table.number, contents)
+        results.pack(directory / f"table{table.number}.jsonl", contents)
     return paths, problems
 
 

@@ -1,7 +1,7 @@
 """Reads and packs the finished runs of a folder.
 
 A run has a folder of its own, written by `run.run` and named after its config. The runs of a finished table
-of the paper are packed into one file, tableN.jsonl, one line each. Both hold the full config, so truncated
+are packed into one file, such as table2.jsonl, one line each. Both hold the full config, so truncated
 or altered runs, and those of another protocol, are recognised and never averaged in.
 """
 
@@ -108,18 +108,17 @@ def read_all(directory: pathlib.Path | str) -> tuple[list[dict[str, Any]], list[
     return list(found.values()), problems
 
 
-def pack(directory: pathlib.Path | str, number: int, contents: Iterable[dict[str, Any]]) -> None:
-    """Moves runs from their folders into tableN.jsonl; other files in a folder stay.
+def pack(path: pathlib.Path | str, contents: Iterable[dict[str, Any]]) -> None:
+    """Moves runs from their folders into a file of JSON lines; other files in a folder stay.
 
     A kill before the last folder is removed leaves equal copies of runs in both places. A run that was made
     again replaces its line. When runs are packed, unreadable lines of the file are removed.
 
     Args:
-        directory: The folder of the runs.
-        number: The number N of the table.
-        contents: The runs of the table, from `read_all`.
+        path: The file, in the folder of the runs, where `read_all` finds it: its name ends in .jsonl.
+        contents: The runs, from `read_all`.
     """
-    path = pathlib.Path(directory) / f"table{number}.jsonl"
+    path = pathlib.Path(path)
     in_folders = [content for content in contents if pathlib.Path(content["place"]).is_dir()]
     if not in_folders:
         return

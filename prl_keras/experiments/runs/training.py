@@ -25,7 +25,7 @@ LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
 _PROBE_SIZE = 1000  # examples that measure how clean the kept set is
 _TEST_BATCH = 1024
 _KEPT_MODELS = 4
-_STEPS_IN_ONE_CALL = 16  # on a CPU TensorFlow runs an epoch of at most this many steps in one call
+_STEPS_IN_ONE_CALL = 16  # on a CPU a CNN's epoch of at most this many steps is one call; an MLP's always is
 
 
 class Training:
@@ -192,7 +192,7 @@ def trace_key(config: Any) -> Any:
 
 
 def _model(config, dataset, models):
-    fresh = _build(config, dataset)
+    fresh = build_model(config, dataset)
     if models is None:
         return fresh
     key = trace_key(config)
@@ -205,7 +205,8 @@ def _model(config, dataset, models):
     return kept
 
 
-def _build(config, dataset):
+def build_model(config: Any, dataset: Any) -> keras.Model:
+    """The compiled model of a `RunConfig` for a `Dataset`, with its initial weights."""
     keras.utils.set_random_seed(config.seed)
     input_shape = dataset.train_x.shape[1:]
     network, norm = config.network_and_norm(input_shape)
@@ -215,7 +216,7 @@ def _build(config, dataset):
     metric = keras.metrics.SparseCategoricalAccuracy if is_classification else keras.metrics.R2Score
     steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
     on_one_device, on_gpu = not tf.distribute.has_strategy(), bool(tf.config.list_physical_devices("GPU"))
-    in_one_call = on_one_device and (on_gpu or steps_per_epoch <= _STEPS_IN_ONE_CALL)
+    in_one_call = on_one_device and (on_gpu or network == "mlp" or steps_per_epoch <= _STEPS_IN_ONE_CALL)
     outputs = dataset.num_outputs
     average: dict[str, Any] = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     return prl.build(

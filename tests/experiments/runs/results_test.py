@@ -32,7 +32,7 @@ def packed(directory, *configs):
 
 
 def packed_again(directory):
-    results.pack(directory, 1, results.read_all(directory)[0])
+    results.pack(directory / "table1.jsonl", results.read_all(directory)[0])
     return directory / "table1.jsonl"
 
 
@@ -147,7 +147,7 @@ class TestPack:
         path = packed(tmp_path, OTHER)
         both = path.read_bytes()
         assert {content["config"] for content in results.read_all(tmp_path)[0]} == {CONFIG, OTHER}
-        results.pack(tmp_path, 1, results.read_all(tmp_path)[0])
+        results.pack(tmp_path / "table1.jsonl", results.read_all(tmp_path)[0])
         assert path.read_bytes() == both
         path.unlink()
         assert packed(tmp_path, OTHER, CONFIG).read_bytes() == both
@@ -157,7 +157,7 @@ class TestPack:
         before = path.read_bytes()
         written(tmp_path)  # as if it had not gone
         assert len(results.read_all(tmp_path)[0]) == 1
-        results.pack(tmp_path, 1, results.read_all(tmp_path)[0])
+        results.pack(tmp_path / "table1.jsonl", results.read_all(tmp_path)[0])
         assert path.read_bytes() == before and not results.path_of(tmp_path, CONFIG).exists()
 
     def test_a_run_that_was_made_again_replaces_its_line(self, tmp_path):
@@ -178,7 +178,7 @@ class TestPack:
 
     def test_what_else_lies_in_a_folder_stays(self, tmp_path):
         (written(tmp_path) / "notes.txt").write_text("mine")
-        results.pack(tmp_path, 1, results.read_all(tmp_path)[0])
+        results.pack(tmp_path / "table1.jsonl", results.read_all(tmp_path)[0])
         assert [file.name for file in results.path_of(tmp_path, CONFIG).iterdir()] == ["notes.txt"]
 
     @pytest.mark.parametrize("damage", ["cut", "version", "not JSON"])

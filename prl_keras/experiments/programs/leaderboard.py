@@ -1,0 +1,90 @@
+"""Makes the missing runs of the leaderboard and writes its page, for binaries/leaderboard.py."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from prl_keras import files
+from prl_keras.experiments.leaderboard import cost as costs
+from prl_keras.experiments.leaderboard import entries as lines
+from prl_keras.experiments.leaderboard.page import write_page
+from prl_keras.experiments.programs.reproduce import parse_shard
+from prl_keras.experiments.runs import results, sweep
+
+_SCALE = "cpu"
+
+
+def leaderboard(
+    output_dir: pathlib.Path | str,
+    entries: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    seeds: Sequence[str] | None = None,
+    workers: int = 1,
+    shard: str = "0/1",
+    dry_run: bool = False,
+    report: bool = False,
+    cost: bool = False,
+    **data_options: Any,
+) -> bool:
+    """Makes the missing runs, then writes README.md, cells.csv and, if no run is missing, packs the runs.
+
+    Args:
+        output_dir: Gets the runs in `runs`, a folder each, and the page.
+        entries, datasets, seeds: Strings that select runs; None for all.
+        workers, shard, dry_run: As in `reproduce.reproduce`.
+        report: Only write the page.
+        cost: Only measure the time of the steps, which needs a quiet machine, and write the page.
+        **data_options: For `load`.
+
+    Returns:
+        Whether a run failed.
+
+    Raises:
+        ValueError: for an unknown choice; it names the valid ones.
+    """
+    if report + cost + dry_run > 1:
+        raise ValueError("--report, --cost and --dry_run do different things: write one of them.")
+    output_dir = pathlib.Path(output_dir)
+    directory, of_cost = output_dir / "runs", output_dir / "cost.json"
+    known = lines.entries()
+    chosen = [known[name] for name in _known("entries", entries, known)]
+    within = lines.settings(_known("datasets", datasets, lines.DATA))
+    if seeds is not None and not (seeds and all(text.strip().isdecimal() for text in seeds)):
+        raise ValueError(f"--seeds={','.join(seeds)} must be whole numbers of at least 0, such as 0,1,2.")
+    numbers = lines.SEEDS if seeds is None else [int(text) for text in seeds]
+    configs = list(lines.configs(chosen, within, numbers))
+    failures: dict[Any, str] = {}
+    if cost:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        files.write_json(of_cost, costs.relative_costs(chosen))
+    elif not report:
+        missing, problems = sweep.pending(configs, directory, _SCALE, parse_shard(shard))
+        for problem in problems:
+            print(f"To be done again: {problem}")
+        print(f"{len(missing)} runs to do of {len(configs)}, shard {shard}.", flush=True)
+        if dry_run:
+            print("\n".join(results.path_of(directory, config).name for config in missing))
+            return False
+        failures = sweep.sweep(missing, directory, _SCALE, workers, data_options)
+    contents, problems = results.read_all(directory)
+    wanted = lines.configs(known.values(), lines.settings())
+    measured = files.read_json(of_cost) if of_cost.exists() else {}
+    paths = write_page(contents, wanted, known, measured, output_dir)
+    if not set(wanted) - {content["config"] for content in contents}:
+        results.pack(directory / "runs.jsonl", contents)
+    for problem in problems:
+        print(f"Left out: {problem}")
+    print("\n".join(f"Written: {path}" for path in paths))
+    for config, message in failures.items():
+        print(f"Failed: {results.path_of(directory, config).name}: {message}")
+    return bool(failures)
+
+
+def _known(name, given, choices):
+    if given is None:
+        return list(choices)
+    found = [text.strip() for text in given]
+    unknown = [text for text in found if text not in choices]
+    if unknown or not found:
+        raise ValueError(f"--{name}={','.join(unknown)} is unknown; choose of {', '.join(choices)}.")
+    return found
