@@ -66,33 +66,32 @@ def sections(
     page = [
         "# Leaderboard",
         caption(used, count),
-        "A run's accuracy, in percent on clean test examples, is taken at three epochs. **Last** is what `fit` "
-        "leaves. **Chosen** is the epoch at which `prl_keras.LabelWave` would stop, without clean labels; the "
-        "last one if it would not. **Best** is chosen with the clean test labels, which nobody has in "
-        'practice. `told` says what the method is told: the true epsilon, `epsilon="auto"`, or nothing.',
+        "A run's accuracy, in percent on clean test examples, is taken at three epochs. **Last** is what "
+        "`fit` leaves. **Chosen** is the epoch at which `prl_keras.LabelWave` would stop, without clean "
+        "labels; the last one if it would not. **Best** is chosen with the clean test labels, which nobody "
+        'has in practice. `told` is what the method is told: the true epsilon, `epsilon="auto"`, or nothing.',
         "## All noisy settings",
         f"Means over {len(noisy)} settings; the interval (95%, Student's t) is over the seeds. *Gain* is the "
-        "last epoch less plain training's, paired by setting and seed; p is adjusted for the number of entries "
-        "(Benjamini and Hochberg). *Worst* is the lowest gain of a setting. *Memorized* is the percentage of "
-        "wrong labels that the network predicts at the end. *Cost* is the time of a training step relative to "
-        "plain training.",
+        "last epoch less plain training's, paired by setting and seed; p is adjusted for the number of "
+        "entries (Benjamini and Hochberg). *Worst* is the lowest gain of a setting. *Memorized* is the "
+        "percentage of wrong labels that the network predicts at the end. *Cost* is the time of a training "
+        "step relative to plain training of one network.",
         standing_table(table, entries, costs),
     ]
     for dataset in found["dataset"].unique():
         page += [f"## {dataset}", by_noise(found[found["dataset"] == dataset], table["entry"])]
     page += [
         "## Plain training, stopped well",
-        "Plain training at its last, its chosen and its best epoch, and the entries whose last epoch is below "
-        "each by more than noise: the 95% interval of the paired difference lies below 0. Who stops plain "
-        "training well needs none of these.",
+        "Plain training at its last, its chosen and its best epoch, and the entries whose last epoch is "
+        "below each by more than noise: the 95% interval of the difference, paired by seed, lies below 0.",
         against_plain(runs, found, noisy),
     ]
     clean = [setting for setting in found["setting"].unique() if setting not in noisy]
     if clean:
         page += [
             "## Clean labels",
-            "What an entry costs where no label is wrong: the last epoch less plain training's, paired by the "
-            "seed, with its 95% interval.",
+            "What an entry costs where no label is wrong: the last epoch less plain training's, paired by "
+            "the seed, with its 95% interval.",
             on_clean(runs, clean, table["entry"]),
         ]
     return page
@@ -105,8 +104,8 @@ def caption(used: Sequence[Mapping[str, Any]], count: int) -> str:
         config = content["config"]
         protocols[config.dataset] = (
             f"{config.dataset}: {content.get('source', 'source not stated')}; network {config.network}, "
-            f"{config.epochs} epochs of batches of {config.batch_size}, Adam {config.learning_rate:g}, ramp of "
-            "a fifth of the epochs for methods that drop a fraction"
+            f"{config.epochs} epochs of batches of {config.batch_size}, Adam {config.learning_rate:g}; for "
+            "methods that drop a fraction a ramp of a fifth of the epochs"
         )
     seeds = sorted({content["config"].seed for content in used})
     hours = sum(content["history"]["seconds"].sum() for content in used) / 3600
@@ -139,10 +138,10 @@ def standing_table(table: pd.DataFrame, entries: Mapping[str, Entry], costs: Map
     lines = []
     for line in table.itertuples():
         lines.append([
-            f"`{line.entry}`", _TOLD[entries[line.entry].told], number(line.last, 2), _interval(line.low, line.high),
-            number(line.chosen, 2), number(line.best, 2), number(line.gain, 2),
-            _interval(line.gain_low, line.gain_high), _p(line.p_bh), number(line.worst, 2),
-            number(line.memorized, 1), number(costs.get(line.entry), 2),
+            f"`{line.entry}`", _TOLD[entries[line.entry].told], number(line.last, 2),
+            _interval(line.low, line.high), number(line.chosen, 2), number(line.best, 2),
+            number(line.gain, 2), _interval(line.gain_low, line.gain_high), _p(line.p_bh),
+            number(line.worst, 2), number(line.memorized, 1), number(costs.get(line.entry), 2),
         ])  # fmt: skip
     return markdown_table(header, lines)
 

@@ -20,10 +20,10 @@ def run_values(
 ) -> pd.DataFrame:
     """A DataFrame with a line per run.
 
-    Columns: `entry`, `setting` (its label), `dataset`, `noise`, `seed`; the accuracy in percent `last`, of the
-    last epoch, `best`, the highest of all epochs, and `chosen`, of the epoch at which `LabelWave` would stop,
-    or of the last one if it would not; `best_epoch` and `chosen_epoch`; `memorized`, the percentage of wrong
-    labels that the network predicts at the end, NaN for clean labels.
+    Columns: `entry`, `setting` (its label), `dataset`, `noise`, `seed`; the accuracy in percent `last`, of
+    the last epoch, `best`, the highest of all epochs, and `chosen`, of the epoch at which `LabelWave` would
+    stop, or of the last one if it would not; `best_epoch` and `chosen_epoch`; `memorized`, the percentage of
+    wrong labels that the network predicts at the end, NaN for clean labels. A non-finite accuracy is 0.
 
     Args:
         contents: Finished runs, from `results.read_all`; others than the wanted ones are left out.
@@ -64,10 +64,9 @@ def standing(runs: pd.DataFrame, settings: Iterable[str]) -> pd.DataFrame:
 
     Returns:
         DataFrame: `entry`; `last`, `chosen` and `best`; `low` and `high`, the 95% interval of `last`, by
-        Student's t over the seeds' means of all settings; `gain`, `gain_low`, `gain_high` and `p`: `last` less
-        plain training's, paired by setting and seed; `p_bh`, p adjusted by Benjamini and Hochberg for the
-        number of entries; `worst`, the lowest gain of a setting; `against_chosen`, `last` less plain
-        training's `chosen`; `memorized`; `runs`, their number.
+        Student's t over the seeds' means of all settings; `gain`, `gain_low`, `gain_high` and `p`: `last`
+        less plain training's, paired by setting and seed; `p_bh`, p adjusted by Benjamini and Hochberg for
+        the number of entries; `worst`, the lowest gain of a setting; `memorized`; `runs`, their number.
 
     Args:
         runs: From `run_values`.
@@ -86,7 +85,6 @@ def standing(runs: pd.DataFrame, settings: Iterable[str]) -> pd.DataFrame:
             "entry": name, **own.groupby("setting")[list(CHOICES)].mean().mean(), "low": low, "high": high,
             "gain": test["difference"], "gain_low": test["ci_low"], "gain_high": test["ci_high"],
             "p": test["p"], "worst": gains.min(),
-            "against_chosen": (own["last"] - plain["chosen"]).dropna().groupby("setting").mean().mean(),
             "memorized": own["memorized"].mean(), "runs": len(own),
         })  # fmt: skip
     found = pd.DataFrame(lines).sort_values("last", ascending=False, ignore_index=True)
