@@ -1,7 +1,7 @@
 # make demo      sets up .venv and trains four methods on noisy digits: a table and a picture in runs/demo
 # make test      sets up .venv and runs the tests of every day
 # make help      lists the rest
-.PHONY: help demo test test-long test-oldest test-oldest-core coverage mutants lint faults lock clean
+.PHONY: help demo docs test test-long test-oldest test-oldest-core coverage mutants lint faults lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,10 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+#: make docs              the documentation, in site/index.html
+docs: $(VENV)-docs/.ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+
 #: make faults            writes the tests' names into docs/faults.md
 faults: $(VENV)/.ready
 	$(PY) tests/helpers/fault_marks.py
@@ -86,5 +90,10 @@ $(VENV)-oldest/.ready: requirements-oldest.txt
 	$(OLDEST) -m pip install --quiet --no-deps -e .
 	touch $@
 
+$(VENV)-docs/.ready: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest runs
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs runs site

@@ -184,6 +184,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
         )
     }
 )
+"""The rows of the table of methods by name, in the order of the table; read-only."""
 
 #: The names of the paper's methods, in its order.
 PAPER_METHODS = tuple(METHODS)[:12]

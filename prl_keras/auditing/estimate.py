@@ -64,11 +64,13 @@ def estimate_epsilon(
     model.
 
     Args:
-        model, dataset, batch_size: As in `audit`.
+        model: As in `audit`.
+        dataset: As in `audit`.
         trusted: `(examples, labels)`, or None: at least 2 different indices `[k]` into the data set, drawn at
             random, and their true class numbers `[k]` or targets `[k, q]`. A target counts as wrong if any
             coordinate differs from the given one. Not available if examples have several labels each.
         confidence: The confidence level of the interval, in (0, 1); it covers sampling error only.
+        batch_size: As in `audit`.
 
     Raises:
         ValueError: as in `audit`; for invalid trusted examples or an invalid confidence, no labels at all, or

@@ -25,7 +25,8 @@ class SelectionQuality(keras.callbacks.Callback):
     the elements that count take the place of the examples.
 
     Args:
-        x, y: The probe set, arrays `[n, ...]`, with the targets that training uses.
+        x: The inputs of the probe set, arrays `[n, ...]`.
+        y: Its targets `[n, ...]`, those that training uses.
         is_corrupted: bool `[n]`, which of these targets are wrong; in the shape of the labels for elements.
         batch_size: The batch size of training; the rule drops its fraction of each batch.
 

@@ -131,7 +131,9 @@ class SelectionRecord(keras.callbacks.Callback):
         """Counts a batch; part of the training step.
 
         Args:
-            batch, passes, selected: As for every observer (`models.step_metrics.StepMetrics`).
+            batch: As for every observer (`models.step_metrics.StepMetrics`).
+            passes: As for every observer.
+            selected: As for every observer.
         """
         x, y = batch.given
         found = fingerprints(x, y, self._strides)

@@ -34,11 +34,14 @@ class CoTeachingModel(WeightedModel):
     predictions of both. `predict` returns the mean of the two outputs. Ship `.network_a` or `.network_b`.
 
     Args:
-        network_a, network_b: Two Keras models with the same output shape, different initial weights
-            and no shared layer.
-        score, rule, recompute, microbatch_size, unit: As in `RobustModel`. With `recompute=True` both
-            networks score the batch before either trains.
+        network_a: A Keras model.
+        network_b: Another, with the same output shape, different initial weights and no shared layer.
+        score: As in `RobustModel`.
+        rule: As in `RobustModel`.
         exchange: "swap" or "disagreement".
+        recompute: As in `RobustModel`. Both networks score the batch before either trains.
+        microbatch_size: As in `RobustModel`.
+        unit: As in `RobustModel`.
 
     Raises:
         ValueError: for networks that are the same or share weights, different output shapes, an

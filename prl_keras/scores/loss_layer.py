@@ -46,9 +46,11 @@ def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight:
     sum to 1 over the last axis (`scores.heads`).
 
     Args:
-        y_true, loss, sample_weight: As in `per_example_loss`.
+        y_true: As in `per_example_loss`.
         y_pred: Predictions `[batch, ...]`: raw values, logits, or probabilities. For several outputs the
             gradient is that of the weighted sum of losses with respect to the logits of all of them.
+        loss: As in `per_example_loss`.
+        sample_weight: As in `per_example_loss`.
 
     Returns:
         float32 `[batch]`, in `[0, sqrt(2)]` for the cross-entropy of one output.

@@ -47,7 +47,8 @@ def train_on_all(
     Args:
         hypermodel: A `RobustHyperModel`.
         hp: The hyperparameters, from a tuner's `get_best_hyperparameters`.
-        x, y: Arrays `[n, ...]`, n >= 2.
+        x: Array `[n, ...]`, n >= 2.
+        y: Array `[n, ...]`, the labels as given.
         directory: Made if missing.
         epochs: The epochs of each training.
         trainings: The number of trainings, at least 1. Further ones already in the directory count too.

@@ -89,7 +89,8 @@ def noisy_metrics(
     Args:
         model: A compiled `keras.Model`; for a pair each loss is the mean over its networks.
         loss: The task's `keras.losses.Loss`, even if the model was trained on another loss.
-        x, y: Arrays `[n, ...]`, the validation data; or the training data, with another prefix.
+        x: Array `[n, ...]`, the inputs of the validation data; or of the training data, with another prefix.
+        y: Array `[n, ...]`, their labels.
         batch_size: The most examples at a time.
     """
     logs = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)

@@ -66,7 +66,8 @@ class RobustTuner(keras_tuner.Tuner):
         """Runs trials until there are `max_trials`.
 
         Args:
-            x, y: Arrays `[n, ...]`, the training data with the labels as given.
+            x: Array `[n, ...]`, the inputs of the training data.
+            y: Array `[n, ...]`, the labels as given.
             validation_data: `(x, y)`. None holds out a part of the training data.
             validation_split: The held-out fraction, in (0, 0.5].
             test_data: Clean `(x, y)`. Reported as `test_...`; it decides nothing.
