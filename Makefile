@@ -65,8 +65,8 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/mypy
 
 #: make docs              the documentation, in site/index.html
-docs: $(VENV)-docs/.ready
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+docs: $(VENV)-docs/.ready  # --quiet would hide warnings, and so let them pass
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
 
 #: make faults            writes the tests' names into docs/faults.md
 faults: $(VENV)/.ready
