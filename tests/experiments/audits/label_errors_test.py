@@ -110,6 +110,7 @@ class TestReport:
             "dataset": "digits", "corruption": "symmetric", "epsilon": epsilon, "seed": seed, "case": case,
             "trainings": CASES[case].trainings, "achieved_epsilon": epsilon,
             "rankings": {"audit": dict.fromkeys(("average_precision", "roc_auc", "precision_top"), value)},
+            "flags": {"estimate": {"flagged": 0.21, "precision": value, "recall": value, "f1": value}},
             "estimate": estimate, "trusted": {**estimate, "high": 0.15},
         }  # fmt: skip
         (directory / f"{case}-{seed}-{epsilon}.json").write_text(json.dumps(result))
@@ -121,6 +122,9 @@ class TestReport:
         write_report(tmp_path, tmp_path / "report.md")
         text = (tmp_path / "report.md").read_text()
         assert "means over 2 seeds" in text
+        assert text.index("F1 of the flags") < text.index("Epsilon, in short")
+        line = next(line for line in text[text.index("F1 of") :].splitlines() if "prl_l: estimate" in line)
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == ["1", "0.600", "0.700", "0.650"]
         line = next(line for line in text.splitlines() if line.startswith("| prl_l: audit"))
         assert [cell.strip() for cell in line.split("|")[2:-1]] == ["1", "0.600", "0.700", "0.650"]
         assert text.count("(missed)") == 6  # 0.4 is in no interval, and 0.2 in no trusted one
