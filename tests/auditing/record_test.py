@@ -132,7 +132,7 @@ class TestWhatIsRecorded:
 
     @pytest.mark.parametrize("is_pair", [False, True])
     @pytest.mark.parametrize("head", ["logits", "softmax", "own softmax", "one logit", "sigmoid"])
-    def test_the_margin_of_the_given_class(self, head, is_pair):
+    def test_the_margin_of_the_given_class(self, head, is_pair, tmp_path):
         """Against a loop over epochs, networks and examples, with the weights of each epoch's only batch."""
         is_binary = head in ("one logit", "sigmoid")
         labels = RNG.integers(0, 2 if is_binary else 3, N)
@@ -145,7 +145,7 @@ class TestWhatIsRecorded:
         kind = keras.losses.BinaryCrossentropy if is_binary else keras.losses.SparseCategoricalCrossentropy
         model.compile(keras.optimizers.SGD(0.5), kind(from_logits=activation is None))
         y = labels[:, None] if is_binary else labels
-        record, expected = prl.SelectionRecord((X, y)), []
+        record, expected = prl.SelectionRecord((X, y), tmp_path / "record.npz"), []
         for _ in range(3):
             kernels = [each.get_weights() for each in networks]
             expected.append(
@@ -154,6 +154,9 @@ class TestWhatIsRecorded:
             model.fit(X, y, batch_size=N, verbose=0, callbacks=[record])
         assert record.margins.dtype == np.float16 and (np.diff(expected, axis=0) != 0).any()
         np.testing.assert_allclose(record.margins, expected, rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(
+            prl.SelectionRecord((X, y), record.path).load(2).margins, record.margins[:2]
+        )
 
     def test_of_no_class_and_of_what_is_not_finite_there_is_no_margin(self):
         labels, x = RNG.integers(0, 3, N), X.copy()
@@ -399,6 +402,7 @@ class TestFile:
         ):
             trained.fit(X, Y, epochs=4, initial_epoch=2, verbose=0, callbacks=[record])
         assert record.seen.shape == (4, N) and record.scores.shape == (4, N) and record.seen.all()
+        assert record.margins.shape == (4, N)
         if has_file:
             assert len(prl.SelectionRecord((X, Y), record.path).load().seen) == 4
 
