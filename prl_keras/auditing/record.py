@@ -16,6 +16,7 @@ from prl_keras.inputs.batches import batches
 from prl_keras.inputs.fingerprints import fingerprints, strides_for
 
 _FEW = 64  # numbers of an example's inputs to hash, if they tell all the examples apart
+_LARGEST = float(np.finfo(np.float16).max)
 _OTHER = "{} is the record of other data or another kind of model; remove it, or take another path."
 
 
@@ -38,7 +39,7 @@ class SelectionRecord(keras.callbacks.Callback):
     `unit="element"` the score and probability of an example are the means over its elements; it is dropped if
     all its elements are.
 
-    The record takes at most 32 bytes per example, plus less than 7 bytes per example and epoch.
+    The record takes at most 36 bytes per example, plus less than 9 bytes per example and epoch.
 
     Args:
         dataset: The training data, in the order of the record: a `tf.data.Dataset` or a
@@ -55,6 +56,8 @@ class SelectionRecord(keras.callbacks.Callback):
             example was not seen or is non-finite, and everywhere for `score=None`.
         given_probabilities: float16 `[epochs, n]`, the probability of the given class, for a pair the mean of
             both networks. NaN if an example was not seen or is non-finite, and without one class label each.
+        margins: float16 `[epochs, n]`, the logit of the given class minus the largest other, for a pair the
+            mean of both networks; NaN as in `given_probabilities`, and in files of versions without it.
 
     Raises:
         ValueError: for an empty data set, missing targets, or a path that is not a record's.
@@ -81,8 +84,9 @@ class SelectionRecord(keras.callbacks.Callback):
         self._slots = slots.astype(np.int32)
         self._scores: list[np.ndarray]
         self._probabilities: list[np.ndarray]
+        self._margins: list[np.ndarray]
         self._epochs: list[np.ndarray] = []  # bits `[1 + networks, n]`: seen, and dropped by each network
-        self._scores, self._probabilities = [], []
+        self._scores, self._probabilities, self._margins = [], [], []
         self._has_begun = self._has_warned = self._has_scores = self._has_probabilities = False
         self._counts: typing.Any = None
 
@@ -102,6 +106,10 @@ class SelectionRecord(keras.callbacks.Callback):
     def given_probabilities(self) -> np.ndarray:
         return np.stack(self._given(self._probabilities))
 
+    @property
+    def margins(self) -> np.ndarray:
+        return np.stack(self._given(self._margins))
+
     def set_model(self, model: keras.Model) -> None:
         is_attached = model is self._model and getattr(model, "selection_record", None) is self
         if self._epochs and self._model not in (None, model):
@@ -119,7 +127,7 @@ class SelectionRecord(keras.callbacks.Callback):
         with model.distribute_strategy.scope():
             self._sorted = tf.constant(self._known)
             self._counts = tf.Variable(  # a row for each known example and a last one for all others
-                tf.zeros([len(self._known) + 1, 3 + len(model.networks)]),
+                tf.zeros([len(self._known) + 1, 4 + len(model.networks)]),
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
@@ -136,20 +144,21 @@ class SelectionRecord(keras.callbacks.Callback):
             selected: As for every observer.
         """
         x, y = batch.given
-        found = fingerprints(x, y, self._strides)
-        rows = tf.minimum(tf.searchsorted(self._sorted, found), len(self._known) - 1)
-        rows = tf.where(tf.gather(self._sorted, rows) == found, rows, len(self._known))
+        hashes = fingerprints(x, y, self._strides)
+        rows = tf.minimum(tf.searchsorted(self._sorted, hashes), len(self._known) - 1)
+        rows = tf.where(tf.gather(self._sorted, rows) == hashes, rows, len(self._known))
         scores = [p.scores for p in passes if p.scores is not None]
-        likely = [class_labels.of_given(batch.labels, p.probabilities) for p in passes if _has_classes(p)]
+        of_classes = [p for p in passes if p.probabilities is not None]
+        likely = [class_labels.of_given(batch.labels, p.probabilities) for p in of_classes]
+        margins = [class_labels.margins(batch.labels, p.y_pred, p.loss) for p in of_classes]
         self._has_scores, self._has_probabilities = bool(scores), bool(likely)
         examples = batch.of_examples
         counted = tf.cast(examples.is_ranked, tf.float32)
+        of_class = batch
         if batch.examples is not None and likely:  # an element may have no class
             of_class = batch._replace(is_ranked=batch.is_ranked & (batch.labels >= 0))
-            likely = [of_class.by_example(each) for each in likely]
-        else:
-            likely = [batch.by_example(each) for each in likely]
-        means = [_mean_of_good(parts, examples) for parts in ([batch.by_example(p) for p in scores], likely)]
+        found = ((batch, scores), (of_class, likely), (of_class, margins))
+        means = [_mean_of_good([by.by_example(part) for part in parts], examples) for by, parts in found]
         kept = [batch.by_example(tf.cast(weights > 0, tf.float32)) for weights in selected.weights]
         columns = [counted, *means, *(counted * tf.cast(each == 0, tf.float32) for each in kept)]
         columns = tf.stack(columns, axis=1)
@@ -186,7 +195,7 @@ class SelectionRecord(keras.callbacks.Callback):
                 stacklevel=3,
             )
         if epoch:
-            for part in (self._epochs, self._scores, self._probabilities):
+            for part in (self._epochs, self._scores, self._probabilities, self._margins):
                 del part[epoch:]
 
     def _check_file(self, is_needed):
@@ -206,12 +215,14 @@ class SelectionRecord(keras.callbacks.Callback):
 
     def _append(self, counts):
         """Adds an epoch from the counts of each known example."""
-        seen, score, probability, *dropped = counts[self._slots].T
+        seen, score, probability, margin, *dropped = counts[self._slots].T
         with np.errstate(invalid="ignore"):
             self._scores.append(_finite(score / seen, self._has_scores))
             likely = probability / seen
             likely = _finite(likely, self._has_probabilities & (likely >= 0))  # else `class_labels.UNKNOWN`
             self._probabilities.append(likely.astype(np.float16))
+            margin = np.clip(_finite(margin / seen, np.isfinite(likely)), -_LARGEST, _LARGEST)
+            self._margins.append(margin.astype(np.float16))
         self._epochs.append(np.packbits([seen > 0, *(2 * column > seen for column in dropped)], axis=1))
 
     def _bits(self):
@@ -237,7 +248,7 @@ class SelectionRecord(keras.callbacks.Callback):
         with replacing(self.path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file, known=self._known, slots=self._slots, epochs=self._epochs, scores=self._scores,
-                probabilities=self._probabilities,
+                probabilities=self._probabilities, margins=self._margins,
             )  # fmt: skip
 
     def check_same(self, dataset: typing.Any, batch_size: int = 256) -> None:
@@ -283,23 +294,25 @@ class SelectionRecord(keras.callbacks.Callback):
             raise FileNotFoundError(f"{self.path} does not exist, so there is no record to load.")
         bits, numbers = self._read()
         self._epochs = list(bits[:epochs])
-        self._scores, self._probabilities = (list(part[:epochs]) for part in numbers)
+        self._scores, self._probabilities, self._margins = (list(part[:epochs]) for part in numbers)
         return self
 
     def _read(self):
-        """-> (bits `[epochs, 1 + networks, ...]`, [scores, probabilities]) of the file."""
+        """-> (bits `[epochs, 1 + networks, ...]`, [scores, probabilities, margins]) of the file."""
         try:
             with zipfile.ZipFile(self.path) as archive, np.load(self.path) as saved:
                 if archive.testzip() is not None:
                     raise ValueError("a part of it is changed")
                 data, bits = (saved["known"], saved["slots"]), saved["epochs"]
                 numbers = [saved["scores"], saved["probabilities"]]
+                has_margins = "margins" in saved  # not in the files of earlier versions
+                numbers.append(saved["margins"] if has_margins else np.full_like(numbers[1], np.nan))
             if any(part.shape != (len(bits), *data[1].shape) for part in numbers) or bits.ndim != 3:
                 raise ValueError("its parts do not go together")
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise _Damaged(f"{self.path} is damaged: {error}. Remove it to record anew.") from error
         is_same = all(map(np.array_equal, data, (self._known, self._slots)))
-        if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 2):
+        if not is_same or (self._counts is not None and bits.shape[1] != self._counts.shape[1] - 3):
             raise ValueError(_OTHER.format(self.path))
         return bits, numbers
 
@@ -307,10 +320,6 @@ class SelectionRecord(keras.callbacks.Callback):
 def _finite(values, is_there):
     """The values, with NaN where they are non-finite or not there."""
     return np.where(is_there & np.isfinite(values), values, np.float32(np.nan))
-
-
-def _has_classes(network_pass):
-    return network_pass.probabilities is not None
 
 
 def _mean_of_good(parts, batch):

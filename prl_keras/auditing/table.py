@@ -32,10 +32,13 @@ def audit(
     | `loss` | the model's loss on the example, in inference mode |
     | `given_probability` | the predicted probability of the given class (cleanlab's self-confidence) |
     | `probability_0`, ... | the predicted probability of each class |
+    | `margin` | the recorded margin of the given class, its mean over all epochs; low = suspect |
     | `times_seen`, `times_dropped` | epochs in training; `times_dropped` counts each network |
     | `first_dropped`, `last_dropped` | epochs, from 1; missing if never dropped |
 
-    The last two lines need a `record`, the two before them class labels. The score is
+    The last three lines need a `record`; those of probabilities and of the margin need class labels. The
+    margin is the logit of the given class minus the largest other. Its mean is the area under the margin
+    (Pleiss et al. 2020, "Identifying mislabeled data using the area under the margin ranking"). The score is
     `1 - given_probability`, or for targets the loss. With a record it is the mean of the recorded
     `1 - given_probability`, or for targets of the recorded scores, over the last third of the epochs.
     Examples that were not seen in these epochs, or whose label the loss ignores, have no score and rank last.
@@ -118,6 +121,8 @@ def table_of(found: Predictions, record: SelectionRecord | None, epsilon: float)
         names = ("example", *found.by_element.axes)
         index = pd.MultiIndex.from_arrays([examples, *places], names=names)
         return pd.DataFrame(columns | _of_examples(examples, score, found.by_element.examples), index=index)
+    if record is not None and found.is_of_classes:
+        columns["margin"] = _mean_margin(record)
     if record is not None:
         columns |= _history(record)
     return pd.DataFrame(columns, index=pd.RangeIndex(n, name="example"))
@@ -179,6 +184,14 @@ def _targets(found):
         for name, values in (("given", found.given), ("predicted", found.predicted)):
             columns |= {f"{name}_{i}": column for i, column in enumerate(values.T)}
     return columns | {"loss": found.losses}
+
+
+def _mean_margin(record):
+    """float32 `[n]`: the mean margin over the epochs that have one; NaN if none has."""
+    margins = record.margins.astype(np.float32)
+    is_there = ~np.isnan(margins)
+    total, epochs = np.where(is_there, margins, 0).sum(axis=0), is_there.sum(axis=0)
+    return np.where(epochs > 0, total / np.maximum(epochs, 1), np.nan).astype(np.float32)
 
 
 def _history(record):

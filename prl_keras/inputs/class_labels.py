@@ -3,11 +3,14 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds
+from prl_keras.keras_gaps.internals import hidden_logits
 from prl_keras.losses import Bootstrap
 
+_SMALLEST = float(np.finfo(np.float32).tiny)
 UNKNOWN = -1e6  # a number, for debuggers that stop at NaN, and far from every probability
 
 
@@ -93,3 +96,32 @@ def of_given(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
     is_one = is_class(labels, probabilities.shape[1])
     picked = tf.gather(probabilities, tf.where(is_one, labels, 0), axis=1, batch_dims=1)
     return tf.where(is_one, picked, UNKNOWN)
+
+
+def margins(labels: tf.Tensor, y_pred: tf.Tensor, loss: Any) -> tf.Tensor:
+    """float32 `[batch]`: the logit of the given class minus the largest other; 0 for an invalid label.
+
+    A single output is the logit of class 1, and that of class 0 is 0. The logits of probabilities are Keras's
+    own where it keeps them, else their logarithms.
+
+    Args:
+        labels: int32 `[batch]`, from `class_labels`.
+        y_pred: Logits or probabilities `[batch, classes]` or `[batch, 1]`.
+        loss: A loss of class labels; it determines which of the two `y_pred` holds.
+    """
+    logits = _logits(y_pred, loss)
+    is_given = tf.one_hot(labels, logits.shape[1], on_value=True, off_value=False, dtype=tf.bool)
+    given = tf.reduce_sum(tf.where(is_given, logits, 0.0), axis=1)
+    others = tf.reduce_max(tf.where(is_given, logits.dtype.min, logits), axis=1)
+    return tf.where(is_class(labels, logits.shape[1]), given - others, 0.0)
+
+
+def _logits(y_pred, loss):
+    """float32 `[batch, classes]`, up to a constant for each example."""
+    if loss_kinds.expects_probabilities(loss):
+        if hidden_logits(y_pred) is None:
+            likely = class_probabilities(tf.cast(y_pred, tf.float32), loss)
+            return tf.math.log(tf.maximum(likely, _SMALLEST))
+        y_pred = hidden_logits(y_pred)
+    logits = tf.cast(y_pred, tf.float32)
+    return tf.concat([tf.zeros_like(logits), logits], axis=1) if _is_one_output(logits) else logits

@@ -26,6 +26,8 @@ one, several = recorded(tf.distribute.get_strategy()), recorded(mirrored)
 np.testing.assert_array_equal(one.seen, several.seen)
 np.testing.assert_array_equal(one.dropped, several.dropped)
 np.testing.assert_allclose(one.scores, several.scores, rtol=1e-4)
+np.testing.assert_allclose(one.margins, several.margins, rtol=2e-3, atol=2e-3)
+assert np.isfinite(one.margins).all()
 assert one.seen.all() and 0.2 < one.dropped.mean() < 0.4
 print("equal")
 """
@@ -42,6 +44,16 @@ def drop_high(scores, is_ranked=None, step=0):
 
 def target(y_true, y_pred):
     return y_true[:, 0] + 0.0 * y_pred[:, 0]
+
+
+def own_softmax(logits):
+    return tf.nn.softmax(logits)
+
+
+def margin(logits, label):
+    """The logit of the label minus the largest other."""
+    logits = [0.0, logits[0]] if len(logits) == 1 else list(logits)
+    return logits.pop(label) - max(logits)
 
 
 def network():
@@ -118,10 +130,60 @@ class TestWhatIsRecorded:
         assert record.given_probabilities.dtype == np.float16
         np.testing.assert_allclose(record.given_probabilities, [expected] * 2, rtol=1e-3)
 
+    @pytest.mark.parametrize("is_pair", [False, True])
+    @pytest.mark.parametrize("head", ["logits", "softmax", "own softmax", "one logit", "sigmoid"])
+    def test_the_margin_of_the_given_class(self, head, is_pair, tmp_path):
+        """Against a loop over epochs, networks and examples, with the weights of each epoch's only batch."""
+        is_binary = head in ("one logit", "sigmoid")
+        labels = RNG.integers(0, 2 if is_binary else 3, N)
+        activation = {"own softmax": own_softmax, "softmax": "softmax", "sigmoid": "sigmoid"}.get(head)
+        networks = [
+            keras.Sequential([keras.Input((5,)), keras.layers.Dense(1 if is_binary else 3, activation)])
+            for _ in range(1 + is_pair)
+        ]
+        model = prl.CoTeachingModel(*networks) if is_pair else prl.RobustModel(*networks)
+        kind = keras.losses.BinaryCrossentropy if is_binary else keras.losses.SparseCategoricalCrossentropy
+        model.compile(keras.optimizers.SGD(0.5), kind(from_logits=activation is None))
+        y = labels[:, None] if is_binary else labels
+        record, expected = prl.SelectionRecord((X, y), tmp_path / "record.npz"), []
+        for _ in range(3):
+            kernels = [each.get_weights() for each in networks]
+            expected.append(
+                [np.mean([margin(X[i] @ w + b, labels[i]) for w, b in kernels]) for i in range(N)]
+            )
+            model.fit(X, y, batch_size=N, verbose=0, callbacks=[record])
+        assert record.margins.dtype == np.float16 and (np.diff(expected, axis=0) != 0).any()
+        np.testing.assert_allclose(record.margins, expected, rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(
+            prl.SelectionRecord((X, y), record.path).load(2).margins, record.margins[:2]
+        )
+
+    def test_of_no_class_and_of_what_is_not_finite_there_is_no_margin(self):
+        labels, x = RNG.integers(0, 3, N), X.copy()
+        labels[[4, 9]] = -1
+        x[7, 0] = np.nan
+        model = prl.RobustModel(keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)]))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+        model.compile("sgd", loss)
+        record = prl.SelectionRecord((x, labels))
+        model.fit(x, labels, batch_size=8, epochs=2, verbose=0, callbacks=[record])
+        np.testing.assert_array_equal(np.isnan(record.margins), np.isnan(record.given_probabilities))
+        assert set(np.flatnonzero(np.isnan(record.margins[1]))) == {4, 7, 9}
+
+    def test_a_margin_larger_than_float16_holds_is_the_largest(self):
+        labels = RNG.integers(0, 2, N)
+        network = keras.Sequential([keras.Input((5,)), keras.layers.Rescaling(1e6), keras.layers.Dense(2)])
+        model = prl.RobustModel(network)
+        model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        record = prl.SelectionRecord((X, labels))
+        model.fit(X, labels, verbose=0, callbacks=[record])
+        assert np.isfinite(record.margins).all() and np.abs(record.margins).max() == np.finfo(np.float16).max
+
     def test_of_targets_there_is_no_such_probability(self):
         record = prl.SelectionRecord((X, Y))
         model().fit(X, Y, verbose=0, callbacks=[record])
         assert np.isnan(record.given_probabilities).all() and not np.isnan(record.scores).any()
+        assert np.isnan(record.margins).all() and record.margins.shape == (1, N)
 
     def test_a_method_that_scores_nothing_has_no_scores(self):
         keras.utils.set_random_seed(0)
@@ -340,6 +402,7 @@ class TestFile:
         ):
             trained.fit(X, Y, epochs=4, initial_epoch=2, verbose=0, callbacks=[record])
         assert record.seen.shape == (4, N) and record.scores.shape == (4, N) and record.seen.all()
+        assert record.margins.shape == (4, N)
         if has_file:
             assert len(prl.SelectionRecord((X, Y), record.path).load().seen) == 4
 
@@ -362,6 +425,7 @@ class TestFile:
         parts = {"known": record._known, "slots": record._slots}
         for scores, probabilities in (((2, N), (3, N)), ((3, N), (3, N - 1))):
             parts |= {"scores": np.zeros(scores), "probabilities": np.zeros(probabilities)}
+            parts["margins"] = np.zeros((3, N))
             np.savez(path, **parts, epochs=np.zeros((3, 2, 7), np.uint8))
             with pytest.raises(ValueError, match="do not go together"):
                 prl.SelectionRecord((X, Y), path).load()

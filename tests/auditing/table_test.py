@@ -153,10 +153,38 @@ class TestRecord:
         expected = 1 - record.given_probabilities[-late:].astype("float32").mean(axis=0)
         np.testing.assert_allclose(table["score"], expected, rtol=1e-5)
 
+    @pytest.mark.parametrize("is_pair", [False, True])
+    def test_the_margin_is_its_mean_over_the_epochs(self, is_pair):
+        """Against a loop over epochs, networks and examples, with the weights of each epoch's only batch."""
+        networks = [network(seed=seed) for seed in range(1 + is_pair)]
+        model = prl.CoTeachingModel(*networks) if is_pair else prl.RobustModel(*networks)
+        model.compile(keras.optimizers.SGD(0.5), LOGITS)
+        record, total = prl.SelectionRecord((X, LABELS)), np.zeros(N)
+        for _ in range(4):
+            for kernel, bias in (each.get_weights() for each in networks):
+                for example, logits in enumerate(X @ kernel + bias):
+                    others = [logit for label, logit in enumerate(logits) if label != LABELS[example]]
+                    total[example] += logits[LABELS[example]] - max(others)
+            model.fit(X, LABELS, batch_size=N, verbose=0, callbacks=[record])
+        table = prl.audit(model, (X, LABELS), record)
+        np.testing.assert_allclose(table["margin"], total / (4 * len(networks)), rtol=2e-3, atol=2e-3)
+        assert "margin" not in prl.audit(model, (X, LABELS))
+
+    def test_the_margin_of_what_was_seen_in_some_epochs_or_none(self):
+        model, record = compiled(), prl.SelectionRecord((X, LABELS))
+        model.fit(X[:40], LABELS[:40], verbose=0, callbacks=[record])
+        model.fit(X[20:50], LABELS[20:50], verbose=0, callbacks=[record])
+        found, margins = prl.audit(model, (X, LABELS), record)["margin"].to_numpy(), record.margins
+        assert np.isnan(found[50:]).all()
+        np.testing.assert_allclose(found[:20], margins[0, :20], rtol=1e-3)
+        np.testing.assert_allclose(found[20:40], margins[:, 20:40].mean(axis=0), rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(found[40:50], margins[1, 40:50], rtol=1e-3)
+
     def test_of_targets_it_is_of_the_recorded_scores(self):
         model, record = compiled("mse", outputs=2), prl.SelectionRecord((X, TARGETS))
         model.fit(X, TARGETS, epochs=6, verbose=0, callbacks=[record])
         table = prl.audit(model, (X, TARGETS), record)
+        assert "margin" not in table
         np.testing.assert_allclose(table["score"], record.scores[-2:].mean(axis=0), rtol=1e-5)
 
     def test_when_and_how_often_it_was_dropped(self):

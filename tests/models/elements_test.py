@@ -97,6 +97,10 @@ def test_a_record_has_the_means_over_an_examples_elements():
     (kept,) = before.example_weights(X, Y, WEIGHTS)
     np.testing.assert_array_equal(record.dropped[0, 0], np.sum(kept.numpy(), axis=1) == 0)
     assert record.seen.all() and np.all((record.given_probabilities > 0) & (record.given_probabilities < 1))
+    logits, is_given = before.network(X).numpy(), np.eye(CLASSES, dtype=bool)[Y]
+    margins = logits[is_given].reshape(N, STEPS) - np.where(is_given, -np.inf, logits).max(axis=-1)
+    means = [margins[i][WEIGHTS[i] > 0].mean() for i in range(N)]
+    np.testing.assert_allclose(record.margins[0], means, rtol=2e-3, atol=2e-3)
 
 
 def test_quality_is_of_the_elements_that_count():

@@ -73,6 +73,7 @@ def test_a_record_loads(name):
     record = prl.SelectionRecord((X, Y), SAVED / f"{name}.record.npz").load()
     np.testing.assert_allclose(record.scores, EXPECTED[name]["scores"], rtol=1e-6)
     assert record.dropped.astype(int).sum(axis=2).tolist() == EXPECTED[name]["dropped"]
+    assert record.margins.shape == record.scores.shape and np.isnan(record.margins).all()
     assert len(prl.audit(loaded(name), (X, Y), record=record)) == len(X)
 
 

@@ -26,6 +26,8 @@ from prl_keras.experiments.runs.training import Training
 _PACKED = "cases.jsonl"
 _TOP = 0.01  # the most suspect fraction of the data, whose precision is reported
 _TRUSTED = 100
+_STEPS = 12  # in one call of TensorFlow
+_THRESHOLD = 99  # the percentile of the threshold examples' margins below which an example is flagged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +40,19 @@ class Case:
             (`prl_keras.EstimatedEpsilon`).
         folds: 1 trains on all data and ranks them; k trains k times, each on k - 1 of the k parts, and ranks
             the part left out.
+        threshold: Whether two trainings with threshold examples rank the data and flag (Pleiss et al. 2020).
     """
 
     method: str
     told_more: float | None = 0.0
     folds: int = 1
+    threshold: bool = False
 
     @property
     def trainings(self) -> int:
         """The cost, in trainings of one network on all data."""
         networks = 2 if prl.METHODS[self.method].exchange else 1
-        return networks * (1 if self.folds == 1 else self.folds - 1)
+        return networks * (2 if self.threshold else 1 if self.folds == 1 else self.folds - 1)
 
 
 CASES = types.MappingProxyType(
@@ -60,6 +64,8 @@ CASES = types.MappingProxyType(
         "prl_l_5_folds": Case("prl_l", folds=5),
         "co_prl_l_auto": Case("co_prl_l", None),
         "standard": Case("standard"),
+        "standard_threshold": Case("standard", threshold=True),
+        "prl_l_threshold": Case("prl_l", threshold=True),
         "standard_2_folds": Case("standard", folds=2),
         "standard_5_folds": Case("standard", folds=5),
     }
@@ -86,7 +92,8 @@ def measure(
 
     Returns:
         dict: the setting; `rankings` {name: {"average_precision", "roc_auc", "precision_top"}}; if the case
-        trains on all data, also the `estimate` of epsilon and the one with 100 `trusted` labels.
+        trains on all data, also `flags` {name: {"flagged", "precision", "recall", "f1"}}, the `estimate` of
+        epsilon and the one with 100 `trusted` labels.
     """
     stem = f"{dataset}-{corruption}-{epsilon:g}-{name}-seed{seed}"
     path = pathlib.Path(output_dir) / f"{stem}.json"
@@ -94,12 +101,15 @@ def measure(
         return done[stem]
     case = CASES[name]
     config, data = _config(case, dataset, corruption, epsilon, seed, data_options)
-    scores, model, noise = (_in_sample if case.folds == 1 else _out_of_fold)(case, config, data)
+    rank = _by_threshold if case.threshold else _in_sample if case.folds == 1 else _out_of_fold
+    scores, flags, model, noise = rank(case, config, data)
     result = {
         "dataset": dataset, "corruption": corruption, "epsilon": epsilon, "seed": seed, "case": name,
         "trainings": case.trainings, "achieved_epsilon": float(np.mean(noise.is_corrupted)),
         "rankings": {key: _quality(noise.is_corrupted, score) for key, score in scores.items()},
     }  # fmt: skip
+    if flags:
+        result["flags"] = {key: _quality_of_flags(noise.is_corrupted, flag) for key, flag in flags.items()}
     if model is not None:
         result |= _estimates(model, data, noise, stem)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,26 +162,82 @@ def _config(case, dataset, corruption, epsilon, seed, data_options):
 def _in_sample(case, config, data):
     keras.backend.clear_session()
     training = Training(config, data)
-    model, given = training.model, (data.train_x, training.targets)
-    record = prl.SelectionRecord(given) if prl.METHODS[case.method].score else None
-    _fit(model, *given, config, [record] if record else [])
+    model, given = _recordable(training.model), (data.train_x, training.targets)
+    record = prl.SelectionRecord(given)
+    _fit(model, *given, config, [record])
     found = predict_beside(model, given)
     scores = _rankings(found.probabilities, given[1], found.losses)
-    scores["score_examples"] = prl.score_examples(model, given)
-    if record is not None:
-        dropped = record.dropped.mean(axis=1)
-        late = -max(1, round(len(dropped) / 3))
-        if found.probabilities is not None:
-            likely = record.given_probabilities.astype("float32")
-            scores["recorded probabilities, all epochs"] = 1 - likely.mean(axis=0)
-        scores |= {
-            "audit": prl.audit(model, given, record)["score"].to_numpy(),
-            "recorded scores, last third": record.scores[late:].mean(axis=0),
-            "recorded scores, all epochs": record.scores.mean(axis=0),
-            "times dropped": dropped.mean(axis=0),
-            "times dropped, last third": dropped[late:].mean(axis=0),
-        }
-    return scores, model, training
+    scores["score_examples"] = prl.score_examples(training.model, given)
+    scores |= _recorded(record, found.probabilities is not None)
+    tables = {"estimate": prl.audit(model, given, record)}
+    if training.is_corrupted.any():
+        epsilon = float(np.mean(training.is_corrupted))
+        tables["true epsilon"] = prl.audit(model, given, record, epsilon)
+    scores["audit"] = tables["estimate"]["score"].to_numpy()
+    flags = {name: table["is_flagged"].to_numpy() for name, table in tables.items()}
+    return scores, flags, model, training
+
+
+def _recordable(model):
+    """The model, or `RobustModel(model, score=None)`, which trains like it and takes a `SelectionRecord`."""
+    if hasattr(model, "record_selection"):
+        return model
+    robust = prl.RobustModel(model, score=None)
+    robust.compile(model.optimizer, model.loss)
+    return robust
+
+
+def _recorded(record, is_of_classes):
+    """Scores from a record, {name: float32 `[n]`}."""
+    scores = {}
+    if is_of_classes:
+        for name, likely in _means_over_epochs(record.given_probabilities).items():
+            scores[f"recorded probabilities, {name}"] = 1 - likely
+        for name, margins in _means_over_epochs(record.margins).items():
+            scores[f"margins, {name}"] = -margins
+    if not np.isnan(record.scores).all():
+        late, dropped = -_third(record.scores), record.dropped.mean(axis=1)
+        scores["recorded scores, last third"] = record.scores[late:].mean(axis=0)
+        scores["recorded scores, all epochs"] = record.scores.mean(axis=0)
+        scores["times dropped"] = dropped.mean(axis=0)
+        scores["times dropped, last third"] = dropped[late:].mean(axis=0)
+    return scores
+
+
+def _third(epochs):
+    return max(1, round(len(epochs) / 3))
+
+
+def _means_over_epochs(values):
+    """{which epochs: the mean of the values `[epochs, n]` over them}, float32 `[n]`."""
+    third = _third(values)
+    epochs = {"all epochs": values, "first third": values[:third], "last third": values[-third:]}
+    return {name: part.mean(axis=0, dtype="float32") for name, part in epochs.items()}
+
+
+def _by_threshold(case, config, data):
+    """Two trainings with threshold examples, of which neither judges its own (Pleiss et al. 2020)."""
+    training = Training(config, data)
+    size = len(training.targets) // (data.num_outputs + 1)
+    order = np.random.default_rng(config.seed).permutation(len(training.targets))
+    share = size / len(training.targets)  # more labels that are wrong
+    told = round(config.told_epsilon * (1 - share) + share, 6)
+    clean = dataclasses.replace(config, corruption="none", epsilon=0, assumed_epsilon=told)
+    above = {}  # {epochs: the margins above the cut in each training}
+    for examples in (order[:size], order[size : 2 * size]):
+        labels = training.targets.copy()
+        labels[examples] = data.num_outputs
+        part = dataclasses.replace(data, train_y=labels, num_outputs=data.num_outputs + 1)
+        keras.backend.clear_session()
+        model = _recordable(Training(clean, part).model)
+        record = prl.SelectionRecord((data.train_x, labels))
+        _fit(model, data.train_x, labels, config, [record])
+        for name, margins in _means_over_epochs(record.margins).items():
+            margins = margins - np.percentile(margins[examples], _THRESHOLD)
+            margins[examples] = np.nan
+            above.setdefault(name, []).append(margins)
+    scores = {f"margins, {name}": -np.nanmean(both, axis=0) for name, both in above.items()}
+    return scores, {name: score > 0 for name, score in scores.items()}, None, training
 
 
 def _out_of_fold(case, config, data):
@@ -191,11 +257,12 @@ def _out_of_fold(case, config, data):
     order = np.argsort(np.concatenate([rows for rows, _, _ in found]))
     probabilities = None if found[0][1] is None else np.concatenate([part for _, part, _ in found])[order]
     losses = np.concatenate([part for _, _, part in found])[order]
-    return _rankings(probabilities, training.targets, losses), None, training
+    return _rankings(probabilities, training.targets, losses), {}, None, training
 
 
 def _fit(model, x, y, config, callbacks):
     keras.utils.set_random_seed(config.seed)  # fixes the order of the batches
+    model.steps_per_execution = max(model.steps_per_execution, _STEPS)  # the same steps in less time
     model.fit(x, y, batch_size=config.batch_size, epochs=config.epochs, callbacks=callbacks, verbose=0)
 
 
@@ -219,6 +286,17 @@ def _quality(is_wrong, score):
         "average_precision": float(metrics.average_precision_score(is_wrong, score)),
         "roc_auc": float(metrics.roc_auc_score(is_wrong, score)),
         "precision_top": float(is_wrong[top].mean()),
+    }
+
+
+def _quality_of_flags(is_wrong, is_flagged):
+    """The flagged fraction; precision, recall and F1 are None without wrong or without flagged examples."""
+    found, wrong, flagged = (int(np.sum(mask)) for mask in (is_wrong & is_flagged, is_wrong, is_flagged))
+    return {
+        "flagged": float(np.mean(is_flagged)),
+        "precision": found / flagged if flagged else None,
+        "recall": found / wrong if wrong else None,
+        "f1": 2 * found / (flagged + wrong) if wrong else None,
     }
 
 

@@ -20,6 +20,12 @@ _QUALITIES = {
     "roc_auc": "Area under the ROC curve",
     "precision_top": "Precision in the 1% most suspect",
 }
+_FLAGS = {
+    "flagged": "Flagged fraction",
+    "precision": "Precision of the flags",
+    "recall": "Recall of the flags",
+    "f1": "F1 of the flags",
+}
 
 
 def run_all(
@@ -62,7 +68,9 @@ def write_report(directory: pathlib.Path | str, path: pathlib.Path | str) -> Non
     for dataset in dict.fromkeys(result["dataset"] for result in results):
         of_dataset = [result for result in results if result["dataset"] == dataset]
         noisy = [result for result in of_dataset if result["epsilon"]]
-        sections += [_ranking_table(dataset, noisy, quality) for quality in _QUALITIES if noisy]
+        flagged = [result for result in noisy if "flags" in result]
+        for kind, qualities, found in (("rankings", _QUALITIES, noisy), ("flags", _FLAGS, flagged)):
+            sections += [_table(dataset, found, kind, *quality) for quality in qualities.items() if found]
         estimated = [result for result in of_dataset if "estimate" in result]
         sections += [_epsilon_summary(dataset, estimated), _epsilon_table(dataset, estimated)]
     with files.replacing(path) as temporary:
@@ -74,27 +82,28 @@ def _setting(result):
     return f"{result['corruption']} {result['epsilon']:.0%}"
 
 
-def _ranking_table(dataset, results, quality):
+def _table(dataset, results, kind, quality, title):
+    """A quality of all "rankings" or "flags", the `kind`: a row for each case, a column for each setting."""
     rows = [
         {
-            "case": result["case"], "ranking": ranking, "trainings": result["trainings"],
+            "case": result["case"], kind: name, "trainings": result["trainings"],
             "setting": _setting(result), "value": values[quality],
         }
         for result in results
-        for ranking, values in result["rankings"].items()
+        for name, values in result[kind].items()
     ]  # fmt: skip
     table = pd.DataFrame(rows).pivot_table(
-        index=["case", "ranking", "trainings"], columns="setting", values="value", aggfunc="mean", sort=False
+        index=["case", kind, "trainings"], columns="setting", values="value", aggfunc="mean", sort=False
     )
     table["mean"] = table.mean(axis=1, skipna=False)
     lines = [
-        [f"{case}: {ranking}", str(trainings), *(number(value, 3) for value in values)]
-        for (case, ranking, trainings), values in zip(table.index, table.to_numpy())
+        [f"{case}: {name}", str(trainings), *(number(value, 3) for value in values)]
+        for (case, name, trainings), values in zip(table.index, table.to_numpy())
     ]
     seeds = pd.DataFrame([(_setting(r), r["case"], r["seed"]) for r in results]).groupby([0, 1])[2].nunique()
     most = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    return f"### {_QUALITIES[quality]}: {dataset} (means over {most} seeds)\n\n" + markdown_table(
-        ["case: ranking", "trainings", *table.columns], lines
+    return f"### {title}: {dataset} (means over {most} seeds)\n\n" + markdown_table(
+        [f"case: {kind.rstrip('s')}", "trainings", *table.columns], lines
     )
 
 

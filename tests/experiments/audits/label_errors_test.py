@@ -25,12 +25,30 @@ class TestMeasure:
         pytest.importorskip("cleanlab", reason="requirements-peers.txt")
         result = measure("co_prl_l", *SETTING, tmp_path)
         assert result["trainings"] == 2 and result["achieved_epsilon"] == pytest.approx(0.3, abs=0.01)
-        assert {"audit", "self_confidence", "score_examples", "times dropped"} <= set(result["rankings"])
+        rankings = {"audit", "self_confidence", "score_examples", "times dropped", "margins, all epochs"}
+        assert rankings <= set(result["rankings"])
+        assert result["flags"]["true epsilon"]["flagged"] == pytest.approx(0.3, abs=0.01)
+        flagged = result["flags"]["estimate"]["flagged"]
+        assert flagged == pytest.approx(result["estimate"]["estimate"], abs=1e-3)
         for quality in result["rankings"].values():
             assert set(quality) == {"average_precision", "roc_auc", "precision_top"}
             assert 0.2 < quality["average_precision"] <= 1  # 0.3 of a ranking at random
         assert result["estimate"]["low"] <= result["estimate"]["estimate"] <= result["estimate"]["high"]
         assert result["trusted"]["low"] <= 0.3 <= result["trusted"]["high"]
+
+    def test_plain_training_is_recorded_too(self, short, tmp_path):
+        pytest.importorskip("cleanlab", reason="requirements-peers.txt")
+        found = measure("standard", *SETTING, tmp_path)["rankings"]
+        assert found["margins, all epochs"]["average_precision"] > 0.4 and "times dropped" not in found
+
+    def test_threshold_examples_rank_and_flag_every_example(self, short, tmp_path):
+        result = measure("standard_threshold", *SETTING, tmp_path)
+        epochs = {"margins, all epochs", "margins, first third", "margins, last third"}
+        assert result["trainings"] == 2 and set(result["rankings"]) == set(result["flags"]) == epochs
+        assert "estimate" not in result
+        quality = result["rankings"]["margins, all epochs"]["average_precision"]
+        flags = result["flags"]["margins, all epochs"]
+        assert quality > 0.4 and 0 < flags["flagged"] < 1 and flags["recall"] > 0.5
 
     def test_folds_rank_every_example_once(self, short, tmp_path):
         pytest.importorskip("cleanlab", reason="requirements-peers.txt")
@@ -65,6 +83,7 @@ def test_the_trainings_that_a_case_costs():
     assert {name: case.trainings for name, case in CASES.items()} == {
         "prl_l": 1, "prl_l_told_more": 1, "co_prl_l": 2, "co_prl_l_told_more": 2, "co_prl_l_auto": 2,
         "prl_l_5_folds": 4, "standard": 1, "standard_2_folds": 1, "standard_5_folds": 4,
+        "standard_threshold": 2, "prl_l_threshold": 2,
     }  # fmt: skip
 
 
@@ -75,6 +94,15 @@ def test_quality_is_that_of_scikit_learn():
     assert label_errors._quality(is_wrong, 1.0 - is_wrong)["precision_top"] == 0
 
 
+def test_the_quality_of_flags():
+    is_wrong, is_flagged = np.arange(10) < 4, (np.arange(10) >= 1) & (np.arange(10) < 6)
+    found = label_errors._quality_of_flags(is_wrong, is_flagged)
+    assert found == pytest.approx({"flagged": 0.5, "precision": 3 / 5, "recall": 3 / 4, "f1": 6 / 9})
+    none = label_errors._quality_of_flags(is_wrong, np.zeros(10, bool))
+    assert none == {"flagged": 0, "precision": None, "recall": 0, "f1": 0}
+    assert label_errors._quality_of_flags(np.zeros(10, bool), is_flagged)["recall"] is None
+
+
 class TestReport:
     def write(self, directory, case, seed, value, epsilon=0.2):
         estimate = {"estimate": 0.21, "low": 0.1, "high": 0.3}
@@ -82,6 +110,7 @@ class TestReport:
             "dataset": "digits", "corruption": "symmetric", "epsilon": epsilon, "seed": seed, "case": case,
             "trainings": CASES[case].trainings, "achieved_epsilon": epsilon,
             "rankings": {"audit": dict.fromkeys(("average_precision", "roc_auc", "precision_top"), value)},
+            "flags": {"estimate": {"flagged": 0.21, "precision": value, "recall": value, "f1": value}},
             "estimate": estimate, "trusted": {**estimate, "high": 0.15},
         }  # fmt: skip
         (directory / f"{case}-{seed}-{epsilon}.json").write_text(json.dumps(result))
@@ -93,6 +122,9 @@ class TestReport:
         write_report(tmp_path, tmp_path / "report.md")
         text = (tmp_path / "report.md").read_text()
         assert "means over 2 seeds" in text
+        assert text.index("F1 of the flags") < text.index("Epsilon, in short")
+        line = next(line for line in text[text.index("F1 of") :].splitlines() if "prl_l: estimate" in line)
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == ["1", "0.600", "0.700", "0.650"]
         line = next(line for line in text.splitlines() if line.startswith("| prl_l: audit"))
         assert [cell.strip() for cell in line.split("|")[2:-1]] == ["1", "0.600", "0.700", "0.650"]
         assert text.count("(missed)") == 6  # 0.4 is in no interval, and 0.2 in no trusted one
