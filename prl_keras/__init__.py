@@ -22,6 +22,7 @@ from prl_keras.models.robust_model import RobustModel
 from prl_keras.rules.bare import Bare
 from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.epsilon import linear_ramp
+from prl_keras.rules.inverse_score import InverseScore
 from prl_keras.rules.keep_lowest import KeepLowest
 from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
@@ -47,6 +48,7 @@ __all__ = [
     "Corrupted",
     "EpsilonEstimate",
     "EstimatedEpsilon",
+    "InverseScore",
     "KeepLowest",
     "LabelWave",
     "Method",
