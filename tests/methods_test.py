@@ -16,7 +16,7 @@ NAMES = (
 )  # fmt: skip
 LATER = (
     "gce", "sce", "mae", "phuber", "clipped_ce", "taylor", "term", "sigua", "bare",
-    "sever", "geomed",
+    "sever", "geomed", "gmm",
 )  # fmt: skip
 # The table of the design: score, exchange, and the rule's type.
 PARTS = {
@@ -37,6 +37,7 @@ PARTS = {
     "bare": ("loss", None, prl.Bare()),
     "sever": ("sever", None, prl.Trim(0.3)),
     "geomed": ("distance_to_median", None, prl.InverseScore()),
+    "gmm": ("loss", None, prl.MixturePosterior()),
 }
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

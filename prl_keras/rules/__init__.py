@@ -33,6 +33,7 @@ from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.epsilon import linear_ramp
 from prl_keras.rules.inverse_score import InverseScore
 from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.mixture_posterior import MixturePosterior
 from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim, kept_count
 from prl_keras.rules.weight_by_loss import WeightByLoss
@@ -42,6 +43,7 @@ __all__ = [
     "ClipNorm",
     "InverseScore",
     "KeepLowest",
+    "MixturePosterior",
     "Sigua",
     "Trim",
     "WeightByLoss",
