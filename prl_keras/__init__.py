@@ -22,7 +22,9 @@ from prl_keras.models.robust_model import RobustModel
 from prl_keras.rules.bare import Bare
 from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.epsilon import linear_ramp
+from prl_keras.rules.inverse_score import InverseScore
 from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.mixture_posterior import MixturePosterior
 from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
 from prl_keras.rules.weight_by_loss import WeightByLoss
@@ -47,9 +49,11 @@ __all__ = [
     "Corrupted",
     "EpsilonEstimate",
     "EstimatedEpsilon",
+    "InverseScore",
     "KeepLowest",
     "LabelWave",
     "Method",
+    "MixturePosterior",
     "RobustModel",
     "SelectionQuality",
     "SelectionRecord",

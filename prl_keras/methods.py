@@ -25,7 +25,9 @@ from prl_keras.rules import weight_by_loss
 from prl_keras.rules.bare import Bare
 from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.epsilon import check_epsilon, linear_ramp
+from prl_keras.rules.inverse_score import InverseScore
 from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.mixture_posterior import MixturePosterior
 from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
 from prl_keras.rules.weight_by_loss import WeightByLoss
@@ -108,6 +110,16 @@ def _bare(epsilon, *, kappa=1.0):
     return Bare(kappa)
 
 
+def _inverse_score(epsilon, *, smallest=0.01):
+    del epsilon
+    return InverseScore(smallest)
+
+
+def _mixture_posterior(epsilon, *, warm_up_steps=0):
+    del epsilon
+    return MixturePosterior(warm_up_steps)
+
+
 def _by_loss(name):
     """The function of a row's rule `WeightByLoss(name)`, with the parameters of that loss."""
 
@@ -181,6 +193,9 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
             Method("term", "TERM", "loss", _by_loss("term"), tasks=_CLASSES),
             Method("sigua", "SIGUA", "loss", _sigua),
             Method("bare", "BARE", "loss", _bare, tasks=_CLASSES),
+            Method("sever", "SEVER", "sever", _trim),
+            Method("geomed", "Geometric median", "distance_to_median", _inverse_score),
+            Method("gmm", "GMM posterior", "loss", _mixture_posterior, tasks=_CLASSES),
         )
     }
 )

@@ -14,7 +14,10 @@ NAMES = (
     "standard", "normclip", "huber", "bootstrap", "decouple", "min_sgd",
     "spl", "ignormclip", "prl_g", "prl_l", "co_teaching", "co_prl_l",
 )  # fmt: skip
-LATER = ("gce", "sce", "mae", "phuber", "clipped_ce", "taylor", "term", "sigua", "bare")
+LATER = (
+    "gce", "sce", "mae", "phuber", "clipped_ce", "taylor", "term", "sigua", "bare",
+    "sever", "geomed", "gmm",
+)  # fmt: skip
 # The table of the design: score, exchange, and the rule's type.
 PARTS = {
     "standard": (None, None, None),
@@ -32,6 +35,9 @@ PARTS = {
     **{name: ("loss", None, prl.WeightByLoss(name)) for name in LATER[:7]},
     "sigua": ("loss", None, prl.Sigua(0.3)),
     "bare": ("loss", None, prl.Bare()),
+    "sever": ("sever", None, prl.Trim(0.3)),
+    "geomed": ("distance_to_median", None, prl.InverseScore()),
+    "gmm": ("loss", None, prl.MixturePosterior()),
 }
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -24,6 +24,7 @@ from prl_keras.rules.trim import kept_count
 from prl_keras.scores.batch_mixing import check_no_batch_mixing
 from prl_keras.scores.layerwise.graph import obstacle
 from prl_keras.scores.loss import per_example_loss
+from prl_keras.scores.names import resolve
 
 _MUCH_MEMORY = 2**30  # bytes of per-example gradients
 _RARE = 0.25  # of the mean size of a class
@@ -248,7 +249,7 @@ def _look_at_kept(model, x, y, sample_weight):
 def _look_at_ties(model, x, y, sample_weight):
     if model.score is None:
         return True, "nothing is ranked"
-    if not hasattr(model.rule, "ranks") or model.score not in ("loss_layer_gradient", "gradient"):
+    if not hasattr(model.rule, "ranks") or not resolve(model.score).is_of_gradient:
         return True, "the score is compared as it is"
     parts = _outputs(model, x, y)
     way = "Write score='loss', or a loss whose gradient grows with the error."

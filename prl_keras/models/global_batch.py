@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.scores.loss import per_example_loss
+from prl_keras.scores.names import resolve
 
 
 class Examples(typing.NamedTuple):
@@ -185,9 +186,8 @@ def is_mean(loss: typing.Any) -> bool:
 
 
 def _may_tie(model, y_pred):
-    """Whether many examples may have the same score: a gradient norm that need not grow with the error."""
-    is_of_gradient = model.score in ("loss_layer_gradient", "gradient")
-    if not is_of_gradient or not getattr(model.rule, "ranks", False):
+    """Whether many examples may have the same score: one of a gradient that need not grow with the error."""
+    if not resolve(model.score).is_of_gradient or not getattr(model.rule, "ranks", False):
         return False
     losses = outputs.losses_of(outputs.loss_of(model, y_pred), y_pred)
     return any(loss is not None and loss_kinds.may_be_flat(loss) for loss in losses)

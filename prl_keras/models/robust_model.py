@@ -91,9 +91,9 @@ class RobustModel(WeightedModel):
         network: A Keras model. With several outputs (a list, a dict or both, with losses and loss weights as
             `compile` takes them) an example's loss is the weighted sum of its losses, and its logits are
             those of all the outputs together.
-        score: How suspect an example is: "loss_layer_gradient" (default), "gradient", "loss", a
-            `keras.losses.Loss`, a function of `(y_true, y_pred)` that gives `[batch]`, or None (every example
-            counts). See `prl_keras.scores`.
+        score: How suspect an example is: "loss_layer_gradient" (default), "gradient", "loss", "sever",
+            "distance_to_median", a `keras.losses.Loss`, a function of `(y_true, y_pred)` that gives
+            `[batch]`, or None (every example counts). See `prl_keras.scores`.
         rule: `Trim(0.3)` (default), `KeepLowest`, `ClipNorm`, or a function as in
             `prl_keras.rules`. A schedule counts optimizer steps, over all the calls of `fit`.
         recompute: Whether to score first and then train on the kept examples only, as above. With a

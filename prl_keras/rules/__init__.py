@@ -31,9 +31,22 @@ A rule that is passed as a score is recognised by its argument `is_ranked`.
 from prl_keras.rules.bare import Bare
 from prl_keras.rules.clip_norm import ClipNorm
 from prl_keras.rules.epsilon import linear_ramp
+from prl_keras.rules.inverse_score import InverseScore
 from prl_keras.rules.keep_lowest import KeepLowest
+from prl_keras.rules.mixture_posterior import MixturePosterior
 from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim, kept_count
 from prl_keras.rules.weight_by_loss import WeightByLoss
 
-__all__ = ["Bare", "ClipNorm", "KeepLowest", "Sigua", "Trim", "WeightByLoss", "kept_count", "linear_ramp"]
+__all__ = [
+    "Bare",
+    "ClipNorm",
+    "InverseScore",
+    "KeepLowest",
+    "MixturePosterior",
+    "Sigua",
+    "Trim",
+    "WeightByLoss",
+    "kept_count",
+    "linear_ramp",
+]

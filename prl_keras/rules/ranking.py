@@ -34,6 +34,17 @@ def prepare(scores: Any, is_ranked: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tenso
     return scores, is_ranked, ops.sum(ops.cast(is_ranked, "float32"))
 
 
+def mean_one(weights: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+    """Weights of at least 0, scaled to a mean of 1 over the examples that count; 0 if all are 0.
+
+    Args:
+        weights: float32 `[batch]`, 0 where an example does not count.
+        counts: bool `[batch]`.
+    """
+    number = ops.sum(ops.cast(counts, "float32"))
+    return weights * (number / ops.maximum(ops.sum(weights), 1e-30))
+
+
 def keep_lowest(
     scores: tf.Tensor, is_ranked: tf.Tensor, count: Any, kept: Any, ties: Any = None
 ) -> tf.Tensor:

@@ -133,6 +133,22 @@ def root_of_parts(parts: Sequence[outputs.Output]) -> Any:
     return functools.reduce(ops.maximum, roots) if roots else 1.0
 
 
+def is_counted(parts: Sequence[outputs.Output]) -> Any:
+    """Whether an example is no padding, bool `[batch]`: a value of it counts, and a weight is not 0.
+
+    Args:
+        parts: The result of `outputs.split`.
+    """
+    flags = []
+    for part in parts:
+        values, counts = values_of(part)
+        counts = ops.ones_like(values, dtype="bool") if counts is None else counts
+        flags.append(in_rank(counts, 1))
+        if part.sample_weight is not None:
+            flags[-1] = ops.logical_and(flags[-1], in_rank(ops.not_equal(part.sample_weight, 0), 1))
+    return functools.reduce(ops.logical_or, flags)
+
+
 def summed_values(part: outputs.Output) -> Any:
     """The number of values per example if the loss has reduction "sum": a scalar or `[batch]`; else 1.0."""
     if getattr(part.loss, "reduction", None) != "sum":

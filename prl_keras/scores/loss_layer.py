@@ -13,6 +13,7 @@ from prl_keras.keras_gaps.internals import hidden_logits, mask_of, set_mask
 from prl_keras.scores.heads import head_of, head_of_values
 from prl_keras.scores.layerwise.contribution import row_norms
 from prl_keras.scores.loss import (
+    is_counted,
     mean_of_counted,
     number_counted,
     root_of_parts,
@@ -29,7 +30,7 @@ def loss_layer_score(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = N
 
     Arguments, result and errors are those of `loss_layer_gradient_norm`.
     """
-    return _norm(y_true, y_pred, loss, sample_weight, lambda part: root_of_parts([part]))
+    return _norm(y_true, y_pred, loss, sample_weight, _root)
 
 
 def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> tf.Tensor:
@@ -58,17 +59,55 @@ def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight:
     Raises:
         ValueError: if the loss does not depend on `y_pred`, or as in `per_example_loss`.
     """
-    return _norm(y_true, y_pred, loss, sample_weight, lambda part: 1.0)
+    return _norm(y_true, y_pred, loss, sample_weight, _one)
+
+
+def loss_layer_gradients(
+    y_true: Any, y_pred: Any, loss: Any, sample_weight: Any, is_rescaled: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradients themselves, for scores that compare their directions.
+
+    Args:
+        y_true, y_pred, loss, sample_weight: As in `loss_layer_gradient_norm`, and so are the errors.
+        is_rescaled: Whether the norms of the gradients are `loss_layer_score` or `loss_layer_gradient_norm`.
+
+    Returns:
+        `(gradients, counts, is_finite)`: float32 `[batch, q]` with the `q` logits of all the outputs, 0 for
+        examples that do not count; bool `[batch]`, False for padding and for a gradient that is not finite;
+        bool `[batch]`, whether the gradient is finite.
+    """
+    factor = _root if is_rescaled else _one
+    parts, groups = _groups(y_true, y_pred, loss, sample_weight, factor)
+    gradients = tf.concat([_gradient_of_sum(group) for group in groups], axis=1)
+    is_finite = tf.reduce_all(tf.math.is_finite(gradients), axis=1)
+    counts = is_finite & is_counted(parts)
+    return tf.where(counts[:, None], gradients, 0.0), counts, is_finite
+
+
+def _root(part):
+    return root_of_parts([part])
+
+
+def _one(part):
+    del part
+    return 1.0
 
 
 def _norm(y_true, y_pred, loss, sample_weight, factor):
+    _, groups = _groups(y_true, y_pred, loss, sample_weight, factor)
+    norms = [_norm_of_sum(group) for group in groups]
+    return norms[0] if outputs.is_single(loss, y_pred) else row_norms(tf.stack(norms, axis=1))
+
+
+def _groups(y_true, y_pred, loss, sample_weight, factor):
+    """-> (the outputs; their losses in groups, see `_by_predictions`)."""
     is_one = outputs.is_single(loss, y_pred)
     parts = outputs.split(keras.losses.get(loss) if is_one else loss, y_true, y_pred, sample_weight)
     check_by_example([part.loss for part in parts], "an example has no loss-layer gradient of its own")
     if is_one:
-        return factor(parts[0]) * _norm_of_output(parts[0])
+        return parts, [[(parts[0], factor(parts[0]))]]
     scaled = [(part, part.weight * summed_values(part) * factor(part)) for part in parts]
-    return row_norms(tf.stack([_norm_of_sum(group) for group in _by_predictions(scaled)], axis=1))
+    return parts, _by_predictions(scaled)
 
 
 def _by_predictions(scaled):
@@ -90,10 +129,15 @@ def _norm_of_sum(group):
     part, scale = group[0]
     if len(group) == 1 and not keras.tree.is_nested(part.y_pred):
         return scale * _norm_of_output(part)
+    return row_norms(_gradient_of_sum(group))
+
+
+def _gradient_of_sum(group):
+    """The gradient of a sum of losses, float32 `[batch, q]`; `group` as in `_norm_of_sum`."""
     found = [(y_pred, part.loss) for part, _ in group for y_pred in keras.tree.flatten(part.y_pred)]
     found.sort(key=lambda pair: not loss_kinds.expects_probabilities(pair[1]))
     first = {id(y_pred): (y_pred, loss) for y_pred, loss in reversed(found)}
-    return _norm_by_tape(
+    return _gradient_by_tape(
         list(first.values()),
         lambda given: sum(
             scale * mean_of_counted(*values_of(part._replace(y_pred=_replaced(part.y_pred, given))))
@@ -109,14 +153,15 @@ def _replaced(y_pred, given):
 def _norm_of_output(part):
     if loss_kinds.is_softmax_cross_entropy(part.loss, hidden_logits(part.y_pred) is not None):
         return _norm_of_softmax(part)
-    return _norm_by_tape(
+    gradient = _gradient_by_tape(
         [(part.y_pred, part.loss)],
         lambda given: mean_of_counted(*values_of(part._replace(y_pred=given[id(part.y_pred)]))),
     )
+    return row_norms(gradient)
 
 
-def _norm_by_tape(predictions, losses_of):
-    """The norms of the gradients of `losses_of({id(y_pred): predictions})` with respect to all the logits.
+def _gradient_by_tape(predictions, losses_of):
+    """The gradient of `losses_of({id(y_pred): predictions})` by all the logits, float32 `[batch, q]`.
 
     Args:
         predictions: A list of `(predictions of one output, a loss that takes them)`.
@@ -141,7 +186,7 @@ def _norm_by_tape(predictions, losses_of):
         )
     rows = [tf.reshape(gradient, [tf.shape(gradient)[0], -1]) for gradient in gradients]
     gradient = rows[0] if len(rows) == 1 else tf.concat(rows, axis=1)
-    return tf.stop_gradient(tf.ensure_shape(row_norms(gradient), losses.shape))
+    return tf.stop_gradient(tf.ensure_shape(gradient, [*losses.shape, None]))
 
 
 def _norm_of_softmax(part):

@@ -10,9 +10,11 @@ import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds
 from prl_keras.inputs.shapes import check_one_value_per_example
+from prl_keras.scores.geometric_median import distance_to_median
 from prl_keras.scores.gradient import gradient_norms
 from prl_keras.scores.loss import loss_of_targets, per_example_loss, targets_of
 from prl_keras.scores.loss_layer import loss_layer_gradient_norm, loss_layer_score
+from prl_keras.scores.sever import sever
 
 
 class Score(typing.NamedTuple):
@@ -24,13 +26,15 @@ class Score(typing.NamedTuple):
             only whether a weight is 0 may matter (`scores.loss`).
         needs_network: True for the gradient norm over the network's weights (`scores.gradient`), which cannot
             be computed from predictions.
-        norm: The unscaled norm, for a rule that uses the scores' values (`rule.ranks` is not True), such as
-            `ClipNorm`; None if it equals `function`.
+        norm: The score of the unscaled gradients, for a rule that uses the scores' values (`rule.ranks` is
+            not True), such as `ClipNorm`; None if it equals `function`.
+        is_of_gradient: Whether it compares gradients: many scores are equal if the loss has a flat gradient.
     """
 
     function: Callable[..., tf.Tensor] | None
     needs_network: bool = False
     norm: Callable[..., tf.Tensor] | None = None
+    is_of_gradient: bool = False
 
 
 def gradient_norm(
@@ -71,8 +75,8 @@ def resolve(score: Any) -> Score:
     """The `Score` for a name or a callable.
 
     Args:
-        score: "loss", "loss_layer_gradient", "gradient", None (every example counts), a
-            `keras.losses.Loss`, or a function of `(y_true, y_pred)` that returns `[batch]`.
+        score: A name in `SCORES`, None (every example counts), a `keras.losses.Loss`, or a function of
+            `(y_true, y_pred)` that returns `[batch]`.
 
     Raises:
         ValueError: for an unknown name, or a rule.
@@ -106,6 +110,10 @@ def _own_score(score, y_true, y_pred, loss, sample_weight=None):
 
 SCORES = {
     "loss": Score(_loss),
-    "loss_layer_gradient": Score(loss_layer_score, norm=loss_layer_gradient_norm),
-    "gradient": Score(None, needs_network=True),
+    "loss_layer_gradient": Score(loss_layer_score, norm=loss_layer_gradient_norm, is_of_gradient=True),
+    "gradient": Score(None, needs_network=True, is_of_gradient=True),
+    "sever": Score(sever, is_of_gradient=True),
+    "distance_to_median": Score(
+        functools.partial(distance_to_median, is_rescaled=True), norm=distance_to_median, is_of_gradient=True
+    ),
 }

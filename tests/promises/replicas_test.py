@@ -68,6 +68,18 @@ for method in sys.argv[3:]:
     assert_equal(make, method, y=targets)
 print("equal")
 """
+SCORES_OF_SHARE = """
+for method in sys.argv[2:]:
+    for loss, targets in [(cross_entropy, y), ("mse", rng.normal(size=(21, 3)).astype("float32"))]:
+        def make():
+            return prl.build(method, lambda: network(0), epsilon=0.4, loss=loss, optimizer=optimizer())
+        with mirrored.scope():
+            before = make().get_weights()
+        weights, logs = train(make, mirrored, y=targets)
+        assert all(np.isfinite(w).all() for w in weights) and logs["nonfinite"] == [0, 0], logs
+        assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, weights))
+print("equal")
+"""
 # The labels are the scores: of each batch replica 0 keeps all of its share, the last replica nothing.
 NOTHING_KEPT = """
 sizes = [8, 8, 2]
@@ -133,7 +145,10 @@ def run(program, *arguments):
     assert done.stdout.split()[-1] == "equal"
 
 
-SCORED = [name for name, row in prl.METHODS.items() if row.score]
+# Their scores are those of a replica's share.
+OF_SHARE = ["sever", "geomed"]
+METHODS = [name for name in prl.METHODS if name not in OF_SHARE]
+SCORED = [name for name in METHODS if prl.METHODS[name].score]
 # In `make test` one method of each kind of step on two, and with `recompute` on three.
 KINDS = ["standard", "prl_l", "prl_g", "co_prl_l", "decouple"]
 LONG = pytest.mark.long
@@ -145,13 +160,19 @@ two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", mark
     "replicas, mode, methods",
     [
         ("2", "masked", KINDS),
-        pytest.param("2", "masked", list(prl.METHODS), marks=LONG),
-        pytest.param("3", "masked", list(prl.METHODS), marks=LONG),
+        pytest.param("2", "masked", METHODS, marks=LONG),
+        pytest.param("3", "masked", METHODS, marks=LONG),
         pytest.param("3", "recompute", SCORED, marks=LONG),
     ],
 )
 def test_replicas_learn_what_one_device_learns(replicas, mode, methods):
     run(SETUP + EVERY_METHOD, replicas, mode, *methods)
+
+
+@LONG  # tests/scores has their small and empty batches on one device
+@two_and_three
+def test_scores_of_a_share_train(replicas):
+    run(SETUP + SCORES_OF_SHARE, replicas, *OF_SHARE)
 
 
 @pytest.mark.fault(5)
