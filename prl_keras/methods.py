@@ -204,12 +204,14 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
 #: The names of the paper's methods, in its order.
 PAPER_METHODS = tuple(METHODS)[:12]
 
+AUTO = "prl_l"  # what `build("auto", ...)` is, with epsilon="auto"
+
 
 def build(
     method: str,
     make_network: Callable[[], keras.Model],
     *,
-    epsilon: float | str | keras.optimizers.schedules.LearningRateSchedule,
+    epsilon: float | str | keras.optimizers.schedules.LearningRateSchedule | None = None,
     loss: Any,
     optimizer: Any,
     metrics: Any = (),
@@ -218,18 +220,23 @@ def build(
 ) -> keras.Model:
     """A compiled model that trains by `method`.
 
+    Where nothing is known of the labels, write `build("auto", make_network, loss=..., optimizer=...)`: PRL(L)
+    that estimates epsilon as it trains (`EstimatedEpsilon`). It needs neither epsilon nor clean labels
+    (docs/which_method.md says why this one).
+
     Args:
-        method: A name in `METHODS`.
+        method: A name in `METHODS`, or "auto".
         make_network: Function without arguments that returns a fresh Keras model. For a pair it is called
             twice and must return different initial weights.
         epsilon: Fraction to drop, in `[0, 1)`, a schedule of the optimizer step, or "auto" for
-            `EstimatedEpsilon(ramp_steps)`. Methods that drop no fraction check it but do not use it.
+            `EstimatedEpsilon(ramp_steps or None)`. Methods that drop no fraction check it but do not use it;
+            for them, and for "auto", it may be left out.
         loss: The task's loss; "huber" and "bootstrap" replace it by their own.
         optimizer: A Keras optimizer or its name. The first call that gets it trains with it; further calls
             make their own copies of it, as it was before it trained.
         metrics: Keras metrics in any form that `compile` takes, or one metric's name.
         ramp_steps: If positive, epsilon rises linearly from 0 over this number of optimizer steps
-            (`linear_ramp`); for "auto" it is the warm-up.
+            (`linear_ramp`). For epsilon "auto" it is the warm-up, by default a fifth of the training.
         **options: The method's own options (`METHODS[method].options`), `recompute`, `microbatch_size` and
             `unit` as in `RobustModel` (unused by methods without a score), and arguments of `compile` such
             as `jit_compile`.
@@ -240,12 +247,25 @@ def build(
         own `fit` may fail (`keras_gaps.replicas`), it returns a `RobustModel` with `score=None`.
 
     Raises:
-        ValueError: for an unknown method or option, an invalid argument, or a loss that does not suit the
-            method.
+        ValueError: for an unknown method or option, an invalid argument, a missing epsilon, or a loss that
+            does not suit the method.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not known; write one of {', '.join(METHODS)}.")
+    if method not in METHODS and method != "auto":
+        raise ValueError(f"method={method!r} is not known; write auto, or one of {', '.join(METHODS)}.")
+    if method == "auto":
+        if epsilon not in (None, "auto"):
+            raise ValueError(
+                f"method='auto' estimates epsilon; leave epsilon={epsilon!r} out, or write method={AUTO!r}."
+            )
+        method, epsilon = AUTO, "auto"
     row = METHODS[method]
+    if epsilon is None:
+        if row.drops_a_fraction:
+            raise ValueError(
+                f"method={method!r} drops a fraction of the examples: write epsilon=..., such as 0.3, or "
+                'epsilon="auto" if you do not know it.'
+            )
+        epsilon = 0.0
     known = (*row.options, *_MODEL_OPTIONS, *_COMPILE_OPTIONS)
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -289,12 +309,7 @@ def build(
 
 def _schedule(epsilon, ramp_steps):
     if isinstance(epsilon, str) and epsilon == "auto":
-        if not ramp_steps:
-            raise ValueError(
-                'epsilon="auto" needs a warm-up: write ramp_steps=..., the optimizer steps that the networks '
-                "take to learn their classes, such as those of 10 epochs."
-            )
-        return EstimatedEpsilon(ramp_steps)
+        return EstimatedEpsilon(ramp_steps or None)
     check_epsilon(epsilon)  # for every method
     if not ramp_steps:
         return epsilon

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.epsilon import intervals
-from prl_keras.epsilon.estimated import EstimatedEpsilon, check_estimated
+from prl_keras.epsilon.estimated import SUREST, EstimatedEpsilon, check_estimated
 from prl_keras.inputs import class_labels, loss_kinds
 from prl_keras.rules.epsilon import is_in_range
 from prl_keras.scores.loss import per_example_loss, unreduced_loss
@@ -22,6 +22,8 @@ _BINS, _WIDTH = 256, 0.25  # histogram of the logarithms of losses, around 0
 _MANY, _ROUNDING = 0.5, 1e-4  # share of examples with one score; relative difference of equal scores
 _MOST_TO_COMPARE = 64  # classes up to which comparing a label with all is faster than a gather
 _END = 10**9  # a step after every ramp
+_CLASS_COUNTS = 5  # bad examples, and the four of `_class_columns`
+_DOUBTS = np.linspace(0.01, 1.0, 100, dtype="float32")  # of which the examples below are counted
 
 
 class NoiseWatch(keras.callbacks.Callback):
@@ -86,6 +88,10 @@ class NoiseWatch(keras.callbacks.Callback):
             columns = tf.where(is_counted, tf.stack(_class_columns(batch, passes)), 0.0)
             columns = tf.concat([[tf.cast(batch.is_bad, tf.float32)], columns], axis=0)
             counts = tf.reduce_sum(columns * ranked, axis=1)  # float32: exact to 16 million examples
+            if isinstance(getattr(self.model.rule, "epsilon", None), EstimatedEpsilon):
+                is_below = tf.cast(columns[3] <= _DOUBTS[:, None], tf.float32)
+                below = tf.reduce_sum(is_below * columns[1] * ranked, axis=1)
+                counts = tf.concat([counts, below], axis=0)
             return tf.pad(counts, [[0, 1 + _BINS - counts.shape[0]]])
         if is_one_output and loss_kinds.is_regression(loss):
             self._is_of_classes = False
@@ -96,6 +102,18 @@ class NoiseWatch(keras.callbacks.Callback):
             places = tf.where(batch.is_bad, 0, 1 + bins)
             return tf.math.unsorted_segment_sum(ranked, places, 1 + _BINS)
         return None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._start_warmup(self._params("steps"))
+
+    def _start_warmup(self, steps):
+        """Tells an `EstimatedEpsilon` how long the training is; `steps` are those of an epoch."""
+        epsilon, epochs = getattr(self.model.rule, "epsilon", None), self._params("epochs")
+        if isinstance(epsilon, EstimatedEpsilon) and steps and epochs:
+            epsilon.start(int(steps * epochs))
+
+    def _params(self, name):
+        return (self.params or {}).get(name)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._check_schedules()
@@ -108,13 +126,14 @@ class NoiseWatch(keras.callbacks.Callback):
             return
         epsilon, step = self.model.rule.epsilon, _number(self.model.optimizer.iterations)
         if isinstance(epsilon, EstimatedEpsilon):
-            epsilon.update(self.estimate.high)
+            epsilon.update(self.estimate.high, self._doubt(), step)
+            self._start_warmup(step / (epoch + 1))  # if the data had no known length before
         elif not self._has_warned:
             self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))
 
     def _check_schedules(self):
         """Before the steps of an epoch, on the host: the compiled step has no kernel for it."""
-        optimizer, steps = self.model.optimizer, (self.params or {}).get("steps")
+        optimizer, steps = self.model.optimizer, self._params("steps")
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         is_in_range("learning rate", getattr(optimizer, "_learning_rate", None), optimizer.iterations, steps)
         epsilon = getattr(self.model.rule, "epsilon", None)
@@ -160,6 +179,14 @@ class NoiseWatch(keras.callbacks.Callback):
             "score='loss', or a loss whose gradient grows, such as the mean squared error of scaled targets.",
             stacklevel=2,
         )
+
+    def _doubt(self):
+        """The doubt that the surest examples of the epoch stay below; None without classes."""
+        if not self._is_of_classes:
+            return None
+        counts = tf.convert_to_tensor(self._counts).numpy()
+        number, below = counts[1], counts[_CLASS_COUNTS : _CLASS_COUNTS + len(_DOUBTS)]
+        return float(np.interp(SUREST * number, [0.0, *below], [0.0, *_DOUBTS]))
 
     def _estimate(self):
         """`EpsilonEstimate` of the epoch so far, or None if nothing was counted."""

@@ -69,7 +69,7 @@ class WeightedModel(keras.Model):
         super().__init__(**{"dtype": networks[0].dtype_policy, **kwargs})
         self.score, self.rule = score, own_epsilon(rule)
         # As an attribute, so that Keras saves the variable of an estimated epsilon with the weights.
-        self._epsilon = getattr(getattr(self.rule, "epsilon", None), "value", None)
+        self._epsilon = getattr(getattr(self.rule, "epsilon", None), "state", None)
         self.recompute, self.microbatch_size, self.unit = recompute, microbatch_size, unit
         self.supports_jit = can_be_compiled_by_xla(self)
         self.kept_by_class = self.selection_record = self.noise_watch = None

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from prl_keras.experiments.runs.config import RunConfig
-from prl_keras.methods import METHODS
+from prl_keras.methods import AUTO, METHODS
 
 #: Data set -> epochs: enough for plain training to memorize most wrong labels.
 EPOCHS = types.MappingProxyType({"digits": 40, "cifar10_features": 30, "scipy_docs": 30})
 DATA = tuple(EPOCHS)
 SEEDS = (0, 1, 2, 3, 4)
+_WARM_UP = ("gmm",)  # without it the mixture's lower part are the classes that happen to be learned first
 BASELINE = "standard"  # the entry that all others are compared with
 
 
@@ -58,12 +59,14 @@ class Entry:
         method: A name in `METHODS`.
         told: What the method is told: "true" for the true epsilon, "auto" for `epsilon="auto"`, "nothing" if
             it needs none.
+        warms_up: Whether it begins with plain training, for a fifth of the epochs.
         ema: Momentum of the average of the weights that is tested (`RunConfig.ema`); 0 for none.
     """
 
     name: str
     method: str
     told: str = "nothing"
+    warms_up: bool = False
     ema: float = 0.0
 
     def config(self, setting: Setting, seed: int) -> RunConfig:
@@ -77,7 +80,8 @@ class Entry:
             corruption=kind,
             epsilon=epsilon,
             assumed_epsilon=told[self.told],
-            ramp_epochs=0 if self.told == "nothing" else epochs // 5,  # Han et al. 2018
+            # As in Han et al. 2018; EstimatedEpsilon does so by itself.
+            ramp_epochs=epochs // 5 if self.told == "true" or self.warms_up else 0,
             epochs=epochs,
             network="mlp",
             seed=seed,
@@ -89,12 +93,12 @@ class Entry:
 def entries() -> dict[str, Entry]:
     """Name -> `Entry`: every method for classes, the averages of plain training, and epsilon="auto"."""
     found = [
-        Entry(row.name, row.name, "true" if row.drops_a_fraction else "nothing")
+        Entry(row.name, row.name, "true" if row.drops_a_fraction else "nothing", row.name in _WARM_UP)
         for row in METHODS.values()
         if "classification" in row.tasks
     ]
     found += [Entry(f"standard, EMA {momentum}", "standard", ema=momentum) for momentum in (0.99, 0.999)]
-    found += [Entry(f"{name}, auto", name, "auto") for name in ("prl_l", "co_prl_l")]
+    found += [Entry("auto", AUTO, "auto"), Entry("co_prl_l, auto", "co_prl_l", "auto")]
     return {entry.name: entry for entry in found}
 
 

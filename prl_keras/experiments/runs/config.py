@@ -31,7 +31,7 @@ class RunConfig:
         corruption: A kind of `prl_keras.corrupt` that fits the data set, or "none".
         epsilon: Fraction of the training targets to corrupt, in `[0, 1)`.
         assumed_epsilon: The fraction that the method is told; None for the true one; "auto" for
-            `prl_keras.EstimatedEpsilon` with the ramp as its warm-up.
+            `prl_keras.EstimatedEpsilon` with the ramp as its warm-up, a fifth of the epochs if it is 0.
         ramp_epochs: Epochs over which the dropped fraction rises from 0; more than `epochs` gives a warning.
         epochs, batch_size: At least 1.
         learning_rate: Adam's learning rate, positive.
@@ -84,8 +84,6 @@ class RunConfig:
             is_left_out = name == "assumed_epsilon" and value in (None, "auto")
             if not is_left_out and not (is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name}={value!r} must be a number in [0, 1), such as 0.3.")
-        if self.assumed_epsilon == "auto" and self.ramp_epochs == 0:
-            raise ValueError('assumed_epsilon="auto" needs a warm-up, such as ramp_epochs=6.')
         if not (is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
             raise ValueError(
                 f"learning_rate={self.learning_rate!r} must be a positive number, such as 0.001."

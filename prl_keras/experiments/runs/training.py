@@ -218,6 +218,9 @@ def build_model(config: Any, dataset: Any) -> keras.Model:
     on_one_device, on_gpu = not tf.distribute.has_strategy(), bool(tf.config.list_physical_devices("GPU"))
     in_one_call = on_one_device and (on_gpu or network == "mlp" or steps_per_epoch <= _STEPS_IN_ONE_CALL)
     outputs = dataset.num_outputs
+    own: dict[str, Any] = {}
+    if config.ramp_epochs and "warm_up_steps" in prl.METHODS[config.method].options:
+        own["warm_up_steps"] = config.ramp_epochs * steps_per_epoch
     average: dict[str, Any] = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     return prl.build(
         config.method,
@@ -229,6 +232,7 @@ def build_model(config: Any, dataset: Any) -> keras.Model:
         metrics=[metric(name=METRICS[dataset.task].name)],
         steps_per_execution=steps_per_epoch if in_one_call else 1,  # a GPU waits for the host after each call
         recompute=config.recompute,
+        **own,
         # On a CPU, XLA is no faster here and compiles twice as long; Keras has no XLA across replicas. With a
         # second pass XLA needs a fixed number of kept examples.
         jit_compile=on_gpu and on_one_device and not (config.recompute and config.ramp_epochs),
