@@ -199,8 +199,8 @@ def _filled(table, estimate, title, about, what, parts):
 
 
 _CONFUSION = (
-    "{} by their given class and the one that the model suggests, those that agree left out. A dark "
-    "cell is a mistake that many labels share."
+    "{} by their given class and the one that the model suggests, without those that agree. The "
+    "stronger the color of a cell, the more labels share that mistake."
 )
 
 

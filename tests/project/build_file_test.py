@@ -123,7 +123,8 @@ def test_every_third_party_dep_is_in_the_requirements():
 
 # Packages of the library, each above all that it may import.
 LIBRARY = [
-    {"tuning"},
+    {"audit"},
+    {"label_audit", "tuning"},
     {"__init__"},
     {"reports"},
     {"auditing", "methods", "stopping"},
@@ -135,7 +136,7 @@ LIBRARY = [
     {"corruption"},
     {"files", "validate", "version"},
 ]
-EXTRAS = {"reports", "tuning"}
+EXTRAS = {"label_audit", "reports", "tuning"}
 EXPERIMENTS = [
     {"programs", "gpu_check", "hypermodel", "tuning"},
     {"benchmark", "audits"},
