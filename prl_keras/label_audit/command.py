@@ -30,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command line without the program's name; None for that of this process.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         _audit(options)
     except KeyboardInterrupt:
@@ -43,27 +42,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
         "python -m prl_keras.audit", None, _DESCRIPTION, _EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("data", type=pathlib.Path, help="a CSV file with a header, or a folder of images")
-    parser.add_argument("--label", help="the column with the labels")
-    parser.add_argument("--output_dir", type=pathlib.Path, help="folder of the results; beside the data")
-    parser.add_argument("--overwrite", action="store_true", help="replace the results that are there")
-    parser.add_argument(
+    flags.add_argument("data", type=pathlib.Path, help="a CSV file with a header, or a folder of images")
+    flags.add_argument("--label", help="the column with the labels")
+    flags.add_argument("--output_dir", type=pathlib.Path, help="folder of the results; beside the data")
+    flags.add_argument("--overwrite", action="store_true", help="replace the results that are there")
+    flags.add_argument(
         "--task",
         choices=("auto", "classes", "numbers"),
         default="auto",
         help="what the labels of a CSV file are",
     )
-    parser.add_argument("--epochs", type=_epochs, help="passes over the data; 20 to 100 by their number")
-    parser.add_argument(
+    flags.add_argument("--epochs", type=_epochs, help="passes over the data; 20 to 100 by their number")
+    flags.add_argument(
         "--epsilon", type=_epsilon, default="auto", help="share of wrong labels, in (0, 0.5]; auto finds it"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="another one trains differently")
-    return parser
+    flags.add_argument("--seed", type=_seed, default=0, help="another one trains differently")
+    return flags
 
 
 def _epochs(text):

@@ -43,7 +43,7 @@ def test_the_commands_are_known():
         if command.startswith("make "):
             assert f"\n{command.split()[1]}:" in makefile
         else:
-            assert command.startswith("python -m binaries."), command
+            assert command.startswith(("python -m binaries.", "python -m prl_keras.audit ")), command
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "binaries.reproduce" in c])
