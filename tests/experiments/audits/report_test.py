@@ -81,7 +81,7 @@ def test_of_a_method_that_drops_nothing_and_clean_labels(tmp_path):
     run(RunConfig("digits", "standard", "none", 0, epochs=2), tmp_path, verbose=0)
     page = page_of(audit_run(tmp_path))
     assert not (tmp_path / "selection.npz").exists() and "on purpose" not in page.text
-    assert "ranked by Standard, trained for 2 epochs." in page.text
+    assert "Ranked by Standard, trained for 2 epochs." in page.text
 
 
 def test_of_bootstrap(tmp_path):
