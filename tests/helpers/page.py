@@ -24,14 +24,14 @@ class Page(html.parser.HTMLParser):
         self.sources += [values[name] for name in ("src", "href") if name in values]
         if tag == "img":
             self.pictures.append((values["src"], values["alt"]))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
 
     def picture(self, alt):
@@ -39,3 +39,12 @@ class Page(html.parser.HTMLParser):
         (source,) = [source for source, text in self.pictures if text.startswith(alt)]
         pixels = image.imread(io.BytesIO(base64.b64decode(source.split(",")[1])))
         return np.round(255 * pixels[..., :3]).astype(np.uint8)
+
+
+def page_of(path):
+    """The page in a file, which needs nothing beside it: its pictures, style and scripts are in it."""
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "link" not in page.tags and "@import" not in page.content and "url(" not in page.content
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in page.sources)
+    assert all(alt for _, alt in page.pictures)
+    return page

@@ -12,6 +12,10 @@ from project import ROOT
 OF_OLDER_REVISIONS = ("--profile", "binaries.soak")  # the documents say of which
 PARSE = """
 import importlib, json, sys
+if sys.argv[1] == "prl_keras.audit":
+    from prl_keras.label_audit.command import parser
+    for arguments in json.loads(sys.argv[2]):
+        parser().parse_args(["data", *arguments])
 module = importlib.import_module(sys.argv[1])
 if sys.argv[1].startswith("binaries."):
     from absl import flags
@@ -26,7 +30,9 @@ def commands():
     found = {}
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]:
         text = re.sub(r"\\\n\s*", "", path.read_text())
-        for command in re.findall(r"python -m ((?:binaries|examples)\.\w+[^`\n#;&|)]*)", text):
+        for command in re.findall(
+            r"python -m ((?:binaries\.\w+|examples\.\w+|prl_keras\.audit)[^`\n#;&|)]*)", text
+        ):
             if not any(part in command for part in ("...", *OF_OLDER_REVISIONS)):
                 command = command.replace("--help", "").replace("$C", "symmetric").replace("$S", "0")
                 module, *arguments = shlex.split(command.replace("=N", "=1"))

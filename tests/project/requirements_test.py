@@ -24,9 +24,9 @@ def test_the_oldest_versions_are_the_lower_bounds():
 
 def test_pyproject_names_the_same_bounds():
     options = PROJECT["optional-dependencies"]
-    experiments = [line for line in options["experiments"] if line != "prl_keras[tuning]"]
-    declared = [*PROJECT["dependencies"], *options["tuning"], *experiments, *options["test"]]
-    assert sorted(declared) == sorted(lines("requirements.txt"))
+    extras = ("audit", "tuning", "experiments", "test")
+    declared = {*PROJECT["dependencies"], *(line for extra in extras for line in options[extra])}
+    assert declared - {"prl_keras[audit,tuning]"} == set(lines("requirements.txt"))
 
 
 def test_the_oldest_python_is_the_one_that_the_lint_checks_for():

@@ -35,7 +35,8 @@ def wheel(folder, **environment):
 @pytest.mark.long  # it installs setuptools into an environment of its own
 def test_it_trains_without_the_experiments(tmp_path):
     path, names = wheel(tmp_path / "small")
-    assert {"prl_keras/tuning/tuner.py", "prl_keras/py.typed"} <= set(names)
+    assert {"prl_keras/tuning/tuner.py", "prl_keras/py.typed", "prl_keras/audit.py"} <= set(names)
+    assert {f"prl_keras/reports/page.{suffix}" for suffix in ("css", "html", "js")} <= set(names)
     assert not any("experiments" in name or name.startswith("tests") for name in names)
     with zipfile.ZipFile(path) as file:
         file.extractall(tmp_path / "site")

@@ -2,25 +2,11 @@
 
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from prl_keras.experiments.audits import pictures
-
-STYLE = """
-.steps { display: flex; flex-wrap: wrap; gap: .2rem; margin: .3rem 0 1.2rem; padding: 0; list-style: none; }
-.steps li { display: flex; flex-direction: column; padding: .1rem .4rem; border: 1px solid #ddd; }
-.steps small { color: #555; } .steps .predicted::before { content: "\\2192\\00a0"; }
-.steps .agrees span { color: #222; }
-.steps li.flagged { border: 2px solid #b00020; background: #fdecef; }
-.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.pixels { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
-.classes { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; }
-.swatch { display: inline-block; width: 1em; height: 1em; margin-right: .3em; border: 1px solid #555; }
-.flags { margin: 0; padding: 0; list-style: none; } th.left, td.left { text-align: left; }
-h3 { font-size: 1rem; margin: 1rem 0 0; }
-"""
+from prl_keras.reports import pictures
 
 _SHOWN = {"steps": 50, "pixels": 20, "places": 50}  # most suspect examples
 _STEPS = 300  # of a sequence
@@ -38,13 +24,20 @@ _PLACES_NOTE = (
 )
 
 
+class Shown(NamedTuple):
+    """The most suspect examples: how many, and as HTML, an element of class "item" for each."""
+
+    number: int
+    content: str
+
+
 def section(
     table: Any,
     inputs: Any = None,
     class_names: Sequence[str] | None = None,
     attribute_names: Sequence[str] | None = None,
-) -> str:
-    """HTML of the most suspect examples of a table, with a heading.
+) -> Shown:
+    """The most suspect examples of a table.
 
     Args:
         table: From `prl_keras.audit`, with several labels per example.
@@ -61,8 +54,12 @@ def section(
     worst = table[ranks <= _SHOWN[kind]]
     worst = worst.iloc[np.argsort(worst["example_rank"].to_numpy(), kind="stable")]
     count = worst["example_rank"].nunique()
-    heading = f"<h2>The {count} most suspect examples</h2>"
-    return f"{heading}\n{show(table, worst, inputs, _Names(table, class_names, attribute_names))}"
+    return Shown(count, show(table, worst, inputs, _Names(table, class_names, attribute_names)))
+
+
+def tick(example: Any) -> str:
+    """A box to tick an example; useless without JavaScript, and hidden then."""
+    return f"<input type='checkbox' class='mark needs-js' aria-label='tick {html.escape(str(example))}'>"
 
 
 class _Names:
@@ -92,23 +89,31 @@ class _Names:
         )
 
 
+def wide(table: str, name: str) -> str:
+    """A table in a box that scrolls sideways on a narrow screen, by keyboard too; `name` is for readers."""
+    return f"<div class='wide' role='region' tabindex='0' aria-label='{name}'>{table}</div>"
+
+
 def _by_example(worst):
     """-> (example, its rows), the most suspect first."""
     return worst.groupby(level="example", sort=False)
 
 
-def _title(example, rows):
+def _item(example, rows, content):
+    """An example with its heading."""
     flagged = int(rows["is_flagged"].sum())
-    return f"#{example}, score {rows['example_score'].iloc[0]:.3f}, {flagged} of {len(rows)} flagged"
+    title = f"#{example}, score {rows['example_score'].iloc[0]:.3f}, {flagged} of {len(rows)} flagged"
+    return f"<div class='item' data-id='{example}'><h3>{tick(example)} {title}</h3>\n{content}</div>"
 
 
 def _steps(table, worst, inputs, names):
     parts = [f"<p class='note'>{_STEPS_NOTE}</p>"]
     for example, rows in _by_example(worst):
         items = [_step(*row, _word(inputs, example, row[0]), names) for row in _rows(rows.head(_STEPS))]
-        parts.append(f"<h3>{_title(example, rows)}</h3>\n<ol class='steps'>{''.join(items)}</ol>")
+        content = f"<ol class='steps'>{''.join(items)}</ol>"
         if len(rows) > _STEPS:
-            parts.append(f"<p class='note'>The first {_STEPS} of {len(rows):,} steps.</p>")
+            content += f"\n<p class='note'>The first {_STEPS} of {len(rows):,} steps.</p>"
+        parts.append(_item(example, rows, content))
     return "\n".join(parts)
 
 
@@ -162,7 +167,7 @@ def _pixels(table, worst, inputs, names):
         flags = pictures.flags(shape, places, rows["is_flagged"].to_numpy())
         share = f"{rows['is_flagged'].mean():.1%}"
         figures.append(_figure(flags, f"Flagged pixels of example {example}: {share}", f"flagged: {share}"))
-        parts.append(f"<h3>{_title(example, rows)}</h3>\n<div class='pixels'>{''.join(figures)}</div>")
+        parts.append(_item(example, rows, f"<div class='pixels'>{''.join(figures)}</div>"))
     return "\n".join(parts)
 
 
@@ -208,11 +213,16 @@ def _places(table, worst, inputs, names):
         shown = f"<ul class='flags'>{''.join(items)}</ul>" if items else "none"
         score = rows["example_score"].iloc[0]
         lines.append(
-            f"<tr><td>#{example}</td>{picture}<td>{score:.3f}</td><td class='left'>{shown}</td></tr>"
+            f"<tr class='item' data-id='{example}'><td class='tick needs-js'>{tick(example)}</td>"
+            f"<th scope='row'>#{example}</th>{picture}<td class='far' data-value='{score}'>{score:.3f}</td>"
+            f"<td>{shown}</td></tr>"
         )
-    heads = ["example", *["picture"] * has_pictures, "score"]
-    heads = "".join(f"<th scope='col'>{head}</th>" for head in heads)
-    heads += "<th scope='col' class='left'>flagged labels</th>"
+    heads = "<th scope='col' class='needs-js'><span class='hidden'>tick</span></th>"
+    heads += "<th scope='col' aria-sort='none'>example</th>" + "<th scope='col'>picture</th>" * has_pictures
+    heads += (
+        "<th scope='col' class='far' aria-sort='descending'>score</th><th scope='col'>flagged labels</th>"
+    )
     rows = "\n".join(lines)
-    whole = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table>"
+    body = f"<table class='sortable'><thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table>"
+    whole = wide(body, "Table of the suspects")
     return f"<p class='note'>{_PLACES_NOTE}</p>\n{whole}"

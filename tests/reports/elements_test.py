@@ -1,31 +1,18 @@
 """The report of sequences, pixels and attributes: what is in it, and that it stands alone."""
 
-import json
 import re
 
 import keras
 import numpy as np
 import pytest
-from page import Page
+from page import page_of
 
 import prl_keras as prl
-from prl_keras.experiments.audits import report
-from prl_keras.experiments.audits.report import audit_run, report_elements
-from prl_keras.experiments.data.dataset import Dataset
-from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.reports.report import report_elements
 
 RNG = np.random.default_rng(0)
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 NAMES = ["noun", "verb", "<other>"]
-
-
-def page_of(path):
-    """The page of a report, which needs nothing beside it."""
-    page = Page(path.read_text())
-    assert not {"script", "link"} & set(page.tags)
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert all(alt for _, alt in page.pictures)
-    return page
 
 
 def audited(x, y, outputs, loss, *weights, epsilon=0.2):
@@ -68,7 +55,7 @@ class TestSequences:
         assert "<other>" not in page.content and "<other>" in page.text
         first = worst_of(table)
         rows = table.loc[first]
-        block = page.content[page.content.index(f"<h3>#{first},") :]
+        block = page.content[page.content.index(f"data-id='{first}'") :]
         steps = re.findall("<li.*?</li>", block[: block.index("</ol>")])
         assert len(steps) == len(rows) == self.WEIGHTS[first].sum()
         for step, (at, row) in zip(steps, rows.iterrows()):
@@ -137,7 +124,7 @@ class TestPixels:
         assert page.text.index("#3, score inf") < page.text.index("#", page.text.index("#3, score inf") + 1)
 
     def test_inputs_of_any_range(self):
-        from prl_keras.experiments.audits.pictures import in_unit_range
+        from prl_keras.reports.pictures import in_unit_range
 
         image = np.array([[[0], [255]]], "uint8")
         np.testing.assert_array_equal(in_unit_range(image), image / 255)
@@ -162,7 +149,7 @@ class TestAttributes:
             )
         )
         first = worst_of(table)
-        line = re.search(f"<tr><td>#{first}</td>.*", page.content)[0]
+        line = re.search(f"<tr class='item' data-id='{first}'>.*", page.content)[0]
         flagged = table.loc[first].query("is_flagged").sort_values("rank")
         assert re.findall(r"<li>(\w+): given", line) == [attributes[at] for at in flagged.index]
         given = re.findall("class='given'>(.*?)<", line)
@@ -176,21 +163,6 @@ class TestAttributes:
         assert len(page.pictures) == 2 + 10 and re.search(
             r"row \d, column \d, attribute \d: given", page.text
         )
-
-
-def test_of_a_run(tmp_path, monkeypatch):
-    """A folder as a run leaves it, of a data set with a label for each step."""
-    x, y = TestSequences.X, TestSequences.Y
-    data = Dataset("digits", "classification", x, y, x, y, 3, "sequences", ("a", "b", "c"))
-    monkeypatch.setattr(report, "load", lambda name: data)
-    config = RunConfig("digits", "standard", "none", 0, epochs=1)
-    (tmp_path / "config.json").write_text(json.dumps({**vars(config), "source": "sequences"}))
-    model = keras.Sequential([keras.Input((None, 4)), keras.layers.Dense(3)])
-    model.compile("sgd", SPARSE)
-    model.save(tmp_path / "model.keras")
-    page = page_of(audit_run(tmp_path))
-    assert "Which labels of digits are wrong?" in page.text and "360 labels of 60 examples" in page.text
-    assert page.content.count("<ol ") == 50 and (tmp_path / "audit.csv").exists()
 
 
 class TestFaults:

@@ -51,7 +51,8 @@ def confusion(table: Any, names: Sequence[str], unit: str = "examples") -> str:
         unit: What the table's rows are, in words.
     """
     counts = np.zeros((len(names), len(names)), int)
-    np.add.at(counts, (table["given"], table["predicted"]), 1)
+    known = table[table["given"] >= 0]
+    np.add.at(counts, (known["given"], known["predicted"]), 1)
     np.fill_diagonal(counts, 0)
     size = np.clip(0.45 * len(names) + 1.5, 4, 12)
     figure, axis = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
@@ -64,7 +65,7 @@ def confusion(table: Any, names: Sequence[str], unit: str = "examples") -> str:
             is_dark = counts[row, column] > counts.max() / 2
             axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=8,
                       color="white" if is_dark else "black")  # fmt: skip
-    axis.set_xlabel("predicted")
+    axis.set_xlabel("suggested")
     axis.set_ylabel("given")
     return _png(figure)
 
@@ -134,9 +135,10 @@ def flags(shape: Sequence[int], places: tuple[np.ndarray, np.ndarray], is_flagge
     return _pixels(shape, places, colors[is_flagged.astype(int)])
 
 
-def tag(png: str, text: str) -> str:
-    """HTML of a picture, with a description for screen readers."""
-    return f"<img alt='{html.escape(text)}' src='data:image/png;base64,{png}'>"
+def tag(png: str, text: str, kind: str = "") -> str:
+    """HTML of a picture, with a description for screen readers and, if given, its CSS class."""
+    of_kind = f" class='{kind}'" if kind else ""
+    return f"<img{of_kind} alt='{html.escape(text)}' src='data:image/png;base64,{png}'>"
 
 
 def _bytes(colors):
@@ -153,6 +155,6 @@ def _pixels(shape, places, pixels):
 
 def _png(figure):
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, transparent=True)  # the page may be dark
     plt.close(figure)
     return base64.b64encode(buffer.getvalue()).decode()

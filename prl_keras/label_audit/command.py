@@ -1,0 +1,153 @@
+"""The program `python -m prl_keras.audit`."""
+
+import argparse
+import importlib
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+
+from prl_keras import files
+
+_PACKAGES = ("matplotlib", "pandas", "sklearn", "tqdm")  # the extra "audit"
+_REPORT, _LABELS, _TRAINING = "report.html", "labels.csv", ".training"
+_DESCRIPTION = """\
+Which labels of your data are wrong? Trains two small networks that drop what they suspect, and writes a
+report (report.html) and a list of all labels with the suggested ones (labels.csv)."""
+_EPILOG = """\
+examples:
+  python -m prl_keras.audit flowers.csv --label=species
+  python -m prl_keras.audit photos        (a folder with one folder of images per class, or with images and a
+                                           CSV file with the columns name and label)
+
+If it is stopped, the same command goes on where it was."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit status; an error is one line on stderr.
+
+    Args:
+        arguments: The command line without the program's name; None for that of this process.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        _audit(options)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where it was.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        "python -m prl_keras.audit", None, _DESCRIPTION, _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    flags.add_argument("data", type=pathlib.Path, help="a CSV file with a header, or a folder of images")
+    flags.add_argument("--label", help="the column with the labels")
+    flags.add_argument("--output_dir", type=pathlib.Path, help="folder of the results; beside the data")
+    flags.add_argument("--overwrite", action="store_true", help="replace the results that are there")
+    flags.add_argument(
+        "--task",
+        choices=("auto", "classes", "numbers"),
+        default="auto",
+        help="what the labels of a CSV file are",
+    )
+    flags.add_argument("--epochs", type=_epochs, help="passes over the data; 20 to 100 by their number")
+    flags.add_argument(
+        "--epsilon", type=_epsilon, default="auto", help="share of wrong labels, in (0, 0.5]; auto finds it"
+    )
+    flags.add_argument("--seed", type=_seed, default=0, help="another one trains differently")
+    return flags
+
+
+def _epochs(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more.")
+    return int(text)
+
+
+def _seed(text):
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 to {2**32 - 1}.")
+    return int(text)
+
+
+def _epsilon(text):
+    try:
+        value = text if text == "auto" else float(text)
+        if value == "auto" or 0 < value <= 0.5:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} must be auto, or a number in (0, 0.5], such as 0.1.")
+
+
+def _audit(options):
+    missing = [name for name in _PACKAGES if not _can_import(name)]
+    if missing:
+        raise ImportError(f"The audit needs {', '.join(missing)}: pip install 'prl_keras[audit]'.")
+    if not options.data.exists():
+        raise FileNotFoundError(f"{options.data} does not exist. Give a CSV file or a folder of images.")
+    data = options.data.resolve()
+    name = data.name if data.is_dir() else data.stem
+    output = options.output_dir or options.data.parent / f"{name}_audit"
+    if options.data.is_dir() and output.resolve().is_relative_to(data):
+        raise ValueError(f"--output_dir={output} is in the folder of the images. Take another folder.")
+    _check(output, options.overwrite)
+    from prl_keras.label_audit import images, tables
+
+    if data.is_dir():
+        examples = images.read_images(data, options.label)
+    else:
+        examples = tables.read_table(data, options.label, options.task)
+    print(examples.source)
+    for note in examples.notes:
+        print(f"note: {note}")
+    _make(output)
+    with files.locked(output):
+        _check(output, options.overwrite)  # it may have changed
+        _train_and_write(options, examples, output)
+
+
+def _check(output, overwrite):
+    if not overwrite and all((output / name).exists() for name in (_REPORT, _LABELS)):
+        raise FileExistsError(
+            f"{output} holds a finished audit. Write --overwrite to replace it, or take another --output_dir."
+        )
+
+
+def _can_import(name):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _make(output):
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"The folder {output} cannot be made: {error}. Take another --output_dir.") from error
+    if not os.access(output, os.W_OK):
+        raise OSError(f"The folder {output} cannot be written to. Take another --output_dir.")
+
+
+def _train_and_write(options, examples, output):
+    from prl_keras.label_audit import results, training
+
+    epochs = options.epochs or training.epochs_for(examples)
+    folder = output / _TRAINING
+    model, record = training.train(examples, folder, epochs, options.epsilon, options.seed)
+    told = None if options.epsilon == "auto" else options.epsilon
+    found = results.look(model, record, examples, told)
+    results.write_labels(output / _LABELS, found, examples)
+    results.write_report(output / _REPORT, found, examples, epochs, told)
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{results.in_words(found, examples)}\nReport: {output / _REPORT}\nAll labels: {output / _LABELS}")

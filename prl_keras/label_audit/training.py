@@ -1,0 +1,130 @@
+"""Trains a pair of small networks on the examples, and goes on where a killed training stopped."""
+
+import math
+import pathlib
+import shutil
+import time
+import warnings
+from typing import Any
+
+import keras
+from tqdm import tqdm
+
+from prl_keras import files
+from prl_keras.auditing.record import SelectionRecord
+from prl_keras.label_audit.examples import Examples
+from prl_keras.methods import build
+
+_STEPS, _EPOCHS = 1500, (20, 100)  # of the optimizer; the least and the most epochs that this may take
+_WARM_UP = 1 / 3  # of the training
+_SECONDS = 20  # between backups, so that small data do not spend their time on them
+_SETTINGS = "settings.json"
+_REGULARIZED = 0.2  # the dropout rate
+
+
+def epochs_for(examples: Examples) -> int:
+    """How many epochs to train if nobody says: about 1500 steps, in 20 to 100 epochs."""
+    return min(max(_EPOCHS[0], math.ceil(_STEPS / _steps(examples))), _EPOCHS[1])
+
+
+def train(
+    examples: Examples, folder: pathlib.Path, epochs: int, epsilon: float | str, seed: int
+) -> tuple[keras.Model, SelectionRecord]:
+    """Trains by Co-PRL(L).
+
+    Args:
+        examples: What to train on.
+        folder: Keeps a backup of the training, about every 20 seconds. A backup of the same data and settings
+            is continued, another one removed.
+        epochs: Passes over the data.
+        epsilon: The share of wrong labels to drop in training, or "auto".
+        seed: Of the initial weights, dropout and order.
+
+    Returns:
+        `(model, record)`: the pair, and what training suspected and dropped.
+    """
+    settings = {"data": examples.fingerprint, "epochs": epochs, "epsilon": epsilon, "seed": seed}
+    if not _has_backup_of(folder, settings):
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / _SETTINGS, settings)
+    keras.utils.set_random_seed(seed)
+    steps = _steps(examples)
+    loss: Any = (
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True) if examples.class_names else "mse"
+    )
+    model = build(
+        "co_prl_l",
+        lambda: _network(examples),
+        epsilon=epsilon,
+        ramp_steps=max(1, round(_WARM_UP * epochs * steps)),
+        min_keep_per_class=1 if examples.class_names else 0,
+        loss=loss,
+        optimizer="adam",
+    )
+    given = examples.inputs, examples.targets
+    path = folder / "selection.npz"
+    record = SelectionRecord(given, path)
+    backup = _Backup(str(folder / "backup"), epochs)
+    with warnings.catch_warnings(), tqdm(total=epochs, desc="Training", unit="epoch") as bar:
+        warnings.filterwarnings("ignore", message=".*recorded anew")  # the backup may be some epochs behind
+        warnings.filterwarnings("ignore", message="An epsilon of 0.5 or more")
+        callbacks = [backup, _Progress(bar), record]
+        model.fit(*given, batch_size=_batch_size(examples), epochs=epochs, callbacks=callbacks, verbose=0)
+    return model, record.load()
+
+
+def _has_backup_of(folder, settings):
+    try:
+        return files.read_json(folder / _SETTINGS) == settings
+    except (OSError, ValueError):
+        return False
+
+
+def _batch_size(examples):
+    return 32 if len(examples.ids) < 5000 else 128
+
+
+def _steps(examples):
+    return math.ceil(len(examples.ids) / _batch_size(examples))
+
+
+def _network(examples):
+    layers, shape = keras.layers, examples.inputs.shape[1:]
+    outputs = layers.Dense(len(examples.class_names) or 1)
+    if len(shape) == 1:
+        hidden = [layers.Dense(128, "relu"), layers.Dropout(_REGULARIZED)]
+        more = [layers.Dense(128, "relu"), layers.Dropout(_REGULARIZED)]
+        return keras.Sequential([keras.Input(shape), *hidden, *more, outputs])
+    parts, side, filters = [layers.Rescaling(1 / 255)], shape[0], 32
+    while side >= 4 and filters <= 128:
+        parts += [layers.Conv2D(filters, 3, padding="same", activation="relu") for _ in range(2)]
+        parts.append(layers.MaxPooling2D())
+        side, filters = side // 2, 2 * filters
+    parts += [layers.Flatten(), layers.Dropout(_REGULARIZED), layers.Dense(128, "relu"), outputs]
+    return keras.Sequential([keras.Input(shape), *parts])
+
+
+class _Backup(keras.callbacks.BackupAndRestore):
+    """Keras's backup, but not after every epoch, and kept until the report is written."""
+
+    def __init__(self, folder, epochs):
+        super().__init__(folder, double_checkpoint=True, delete_checkpoint=False)
+        self._epochs, self._saved = epochs, time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 == self._epochs or time.monotonic() - self._saved > _SECONDS:
+            super().on_epoch_end(epoch, logs)
+            self._saved = time.monotonic()
+
+
+class _Progress(keras.callbacks.Callback):
+    def __init__(self, bar):
+        super().__init__()
+        self._bar = bar
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._bar.n = epoch  # a continued training begins later
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._bar.update()
