@@ -14,7 +14,10 @@ NAMES = (
     "standard", "normclip", "huber", "bootstrap", "decouple", "min_sgd",
     "spl", "ignormclip", "prl_g", "prl_l", "co_teaching", "co_prl_l",
 )  # fmt: skip
-LATER = ("gce", "sce", "mae", "phuber", "clipped_ce", "taylor", "term", "sigua", "bare")
+LATER = (
+    "gce", "sce", "mae", "phuber", "clipped_ce", "taylor", "term", "sigua", "bare",
+    "jocor", "co_teaching_plus", "elr",
+)  # fmt: skip
 # The table of the design: score, exchange, and the rule's type.
 PARTS = {
     "standard": (None, None, None),
@@ -32,6 +35,9 @@ PARTS = {
     **{name: ("loss", None, prl.WeightByLoss(name)) for name in LATER[:7]},
     "sigua": ("loss", None, prl.Sigua(0.3)),
     "bare": ("loss", None, prl.Bare()),
+    "jocor": ("loss", "joint", prl.Trim(0.3)),
+    "co_teaching_plus": ("loss", "swap_disagreement", prl.Trim(0.3)),
+    "elr": (None, None, None),
 }
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -62,12 +68,20 @@ def test_each_row_builds_the_parts_of_the_design(name):
     assert model.compiled
     if exchange:
         assert type(model) is prl.CoTeachingModel and model.exchange == exchange
-    elif score:
+    elif score or name == "elr":
         assert type(model) is prl.RobustModel
     else:
         assert not isinstance(model, (prl.RobustModel, prl.CoTeachingModel))
         return
     assert (model.score, model.rule) == (score, rule)
+
+
+def test_two_rows_compare_predictions():
+    assert build("jocor", strength=0.5).consistency == prl.Agreement(0.5)
+    model = build("elr", strength=7, momentum=0.9)
+    assert type(model) is prl.RobustModel and (model.score, model.consistency) == (None, prl.EarlyLearning(7))
+    assert (model.optimizer.use_ema, model.optimizer.ema_momentum) == (True, 0.9)
+    assert prl.METHODS["elr"].options == {"momentum": 0.99, "strength": 3.0}
 
 
 def test_the_outer_methods_change_loss_or_optimizer_alone():
@@ -94,6 +108,7 @@ def test_options_reach_their_part():
     assert build("min_sgd", count=3).rule == prl.KeepLowest(3)
     assert build("prl_g", microbatch_size=8).microbatch_size == 8
     assert build("prl_l", run_eagerly=True).run_eagerly
+    assert build("co_teaching_plus", warm_up_steps=7).warm_up_steps == 7
     assert prl.METHODS["ignormclip"].options == {"max_norm": 1.0}
     assert prl.METHODS["bootstrap"].options == {"beta": 0.8}
 
@@ -113,6 +128,10 @@ def test_options_reach_their_part():
         ("bootstrap", {"beta": 1.5}, r"beta=1.5"),
         ("normclip", {"max_norm": 0}, r"max_norm=0"),
         ("ignormclip", {"max_norm": -1}, r"max_norm=-1"),
+        ("jocor", {"loss": "mse"}, r"jocor.*regression"),
+        ("elr", {"loss": "mse"}, r"elr.*regression"),
+        ("co_teaching_plus", {"loss": "mse"}, r"co_teaching_plus.*regression"),
+        ("co_teaching_plus", {"warm_up_steps": -1}, r"warm_up_steps=-1 must be a whole number of at least 0"),
     ],
 )
 def test_bad_arguments_are_refused(method, kwargs, message):
