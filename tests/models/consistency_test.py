@@ -9,7 +9,12 @@ import tensorflow as tf
 import prl_keras as prl
 from tests.promises.oracle_test import KINDS, assert_same_weights, make_batch, make_network, reset, sgd_update
 
-CLASS_KINDS = ("sparse", "one_hot", "binary")
+CASES = [
+    ("sparse", False),
+    ("one_hot", False),
+    ("binary", False),
+    ("sparse", True),
+]  # whether XLA compiles it
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(24, 5)).astype("float32"), RNG.integers(4, size=24)
@@ -52,11 +57,8 @@ def per_network(gradients, twins):
     return [gradients[:of_first], gradients[of_first:]]
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("kind", CLASS_KINDS)
+@pytest.mark.parametrize("kind, jit_compile", CASES)
 def test_a_step_of_jocor_is_that_of_the_joint_loss(kind, jit_compile):
-    if jit_compile and kind != "sparse":
-        pytest.skip("one kind of loss is enough under XLA")
     model = prl.build(
         "jocor", lambda: make_network(kind, "mlp"), epsilon=0.3, loss=KINDS[kind][2],
         optimizer=keras.optimizers.SGD(0.1), strength=0.4, jit_compile=jit_compile,
@@ -86,11 +88,8 @@ def elr_gradients(kind, twin, teacher, x, y, s, strength):
     return weighted_mean(zip(*gradients), np.ones(len(x)) if s is None else s)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("kind", CLASS_KINDS)
+@pytest.mark.parametrize("kind, jit_compile", CASES)
 def test_steps_of_elr_are_those_of_its_loss(kind, jit_compile):
-    if jit_compile and kind != "sparse":
-        pytest.skip("one kind of loss is enough under XLA")
     model = prl.build(
         "elr", lambda: make_network(kind, "mlp"), epsilon=0, loss=KINDS[kind][2],
         optimizer=keras.optimizers.SGD(0.1), strength=2.0, momentum=0.8, jit_compile=jit_compile,
@@ -194,6 +193,16 @@ def test_the_scores_of_a_pair_share_the_term():
     of_both = prl.score_examples(model, (X, Y))
     expected = -0.7 * np.log(p[range(24), Y] * q[range(24), Y]) + term
     np.testing.assert_allclose(of_both, expected / 2, rtol=1e-4)
+
+
+def test_a_score_with_a_teacher_before_and_after_training():
+    model = compiled(taught(score="loss", rule=prl.Trim(0.3)))
+    for _ in range(2):
+        p = tf.nn.softmax(model.network(X)).numpy().astype(float)
+        p_and_t = np.sum(p * np.clip(p, 1e-4, 1 - 1e-4), axis=1)  # after `fit` the network is its teacher
+        expected = -np.log(p[range(24), Y]) + 2.0 * np.log(1 - p_and_t)
+        np.testing.assert_allclose(prl.score_examples(model, (X, Y)), expected, rtol=1e-4, atol=1e-5)
+        model.fit(X, Y, batch_size=8, verbose=0)
 
 
 def masked_and_recomputed():

@@ -135,7 +135,7 @@ def run(program, *arguments):
 
 SCORED = [name for name, row in prl.METHODS.items() if row.score]
 # In `make test` one method of each kind of step on two, and with `recompute` on three.
-KINDS = ["standard", "prl_l", "prl_g", "co_prl_l", "decouple"]
+KINDS = ["standard", "prl_l", "prl_g", "co_prl_l", "decouple", "jocor", "elr"]
 LONG = pytest.mark.long
 two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", marks=LONG)])
 
