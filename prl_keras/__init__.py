@@ -18,6 +18,7 @@ from prl_keras.epsilon.estimated import EstimatedEpsilon
 from prl_keras.losses import Bootstrap
 from prl_keras.methods import METHODS, Method, build
 from prl_keras.models.co_teaching import CoTeachingModel
+from prl_keras.models.consistency import Agreement, EarlyLearning
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.rules.bare import Bare
 from prl_keras.rules.clip_norm import ClipNorm
@@ -41,12 +42,14 @@ if keras.config.backend() != "tensorflow":
 
 __all__ = [
     "METHODS",
+    "Agreement",
     "Bare",
     "BatchMixingError",
     "Bootstrap",
     "ClipNorm",
     "CoTeachingModel",
     "Corrupted",
+    "EarlyLearning",
     "EpsilonEstimate",
     "EstimatedEpsilon",
     "InverseScore",

@@ -17,9 +17,10 @@ import tensorflow as tf
 from prl_keras.epsilon.estimated import EstimatedEpsilon
 from prl_keras.inputs import loss_kinds
 from prl_keras.inputs.shapes import check_classification
-from prl_keras.keras_gaps.optimizers import own_optimizer, whole_copy
+from prl_keras.keras_gaps.optimizers import averaging, own_optimizer, whole_copy
 from prl_keras.losses import Bootstrap
 from prl_keras.models.co_teaching import CoTeachingModel
+from prl_keras.models.consistency import Agreement, EarlyLearning
 from prl_keras.models.robust_model import RobustModel
 from prl_keras.rules import weight_by_loss
 from prl_keras.rules.bare import Bare
@@ -31,6 +32,7 @@ from prl_keras.rules.mixture_posterior import MixturePosterior
 from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
 from prl_keras.rules.weight_by_loss import WeightByLoss
+from prl_keras.validate import is_number
 
 _BOTH = ("classification", "regression")
 _CLASSES = ("classification",)
@@ -54,10 +56,11 @@ class Method:
         title: Its name in the paper, or in its own.
         score: The name of the score, or None.
         rule: Function of `(epsilon, *, option=default, ...)` that returns the rule, or None. Its keyword-only
-            arguments are options of `build`, as are those of `loss` and `optimizer`.
+            arguments are options of `build`, as are those of `loss`, `optimizer` and `model`.
         exchange: A name in `models.exchanges.EXCHANGES` for two networks, None for one.
         loss: Function of `(loss, *, ...)` that returns the loss to train on, or None for the given one.
         optimizer: Function of `(optimizer, *, ...)` that returns the optimizer, or None for the given one.
+        model: Function of `(*, ...)` that returns further arguments of the model as a dict, or None.
         tasks: "classification", "regression" or both.
     """
 
@@ -68,6 +71,7 @@ class Method:
     exchange: str | None = None
     loss: Callable[..., Any] | None = None
     optimizer: Callable[..., keras.optimizers.Optimizer] | None = None
+    model: Callable[..., dict[str, Any]] | None = None
     tasks: tuple[str, ...] = _BOTH
 
     @property
@@ -80,7 +84,7 @@ class Method:
         """Names and defaults of the method's own hyperparameters, for `build`."""
         return {
             name: parameter.default
-            for part in (self.rule, self.loss, self.optimizer)
+            for part in (self.rule, self.loss, self.optimizer, self.model)
             if part is not None
             for name, parameter in inspect.signature(part).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
@@ -167,6 +171,27 @@ def _clipped_optimizer(optimizer, *, max_norm=1.0):
     return optimizer
 
 
+def _averaging_optimizer(optimizer, *, momentum=0.99):
+    if not is_number(momentum) or not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum!r} must be a number in [0, 1), that of the averaged weights.")
+    return averaging(optimizer, float(momentum))
+
+
+def _elr(*, strength=3.0):
+    """ELR with a mean teacher: see `EarlyLearning`. An optimizer with `use_ema=True` keeps its momentum."""
+    return {"consistency": EarlyLearning(strength)}
+
+
+def _jocor(*, strength=0.5):
+    """JoCoR: see `Agreement`, and `exchange="joint"` in `CoTeachingModel`."""
+    return {"consistency": Agreement(strength)}
+
+
+def _co_teaching_plus(*, warm_up_steps=0):
+    """Co-teaching+ (Yu et al. 2019): co-teaching for `warm_up_steps`, then among differing predictions."""
+    return {"warm_up_steps": warm_up_steps}
+
+
 METHODS: Mapping[str, Method] = types.MappingProxyType(
     {
         method.name: method
@@ -195,6 +220,17 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
             Method("bare", "BARE", "loss", _bare, tasks=_CLASSES),
             Method("sever", "SEVER", "sever", _trim),
             Method("geomed", "Geometric median", "distance_to_median", _inverse_score),
+            Method("jocor", "JoCoR", "loss", _trim, "joint", model=_jocor, tasks=_CLASSES),
+            Method(
+                "co_teaching_plus",
+                "Co-teaching+",
+                "loss",
+                _trim,
+                "swap_disagreement",
+                model=_co_teaching_plus,
+                tasks=_CLASSES,
+            ),
+            Method("elr", "ELR", optimizer=_averaging_optimizer, model=_elr, tasks=_CLASSES),
             Method("gmm", "GMM posterior", "loss", _mixture_posterior, tasks=_CLASSES),
         )
     }
@@ -242,9 +278,10 @@ def build(
             as `jit_compile`.
 
     Returns:
-        A `RobustModel`, or a `CoTeachingModel` if the method has an exchange. A method with neither score
-        nor exchange returns a plain `keras.Model`; in the scope of a `tf.distribute` strategy, where Keras's
-        own `fit` may fail (`keras_gaps.replicas`), it returns a `RobustModel` with `score=None`.
+        A `RobustModel`, or a `CoTeachingModel` if the method has an exchange. A method that changes the loss
+        or the optimizer alone returns a plain `keras.Model`; in the scope of a `tf.distribute` strategy,
+        where Keras's own `fit` may fail (`keras_gaps.replicas`), it returns a `RobustModel` with
+        `score=None`.
 
     Raises:
         ValueError: for an unknown method or option, an invalid argument, a missing epsilon, or a loss that
@@ -289,11 +326,13 @@ def build(
     rule = None if row.rule is None else row.rule(epsilon, **_chosen(row.rule, options))
 
     model_options = {name: options[name] for name in _MODEL_OPTIONS if name in options}
+    if row.model is not None:
+        model_options |= row.model(**_chosen(row.model, options))
     if row.exchange is not None:
         model = CoTeachingModel(
             make_network(), make_network(), row.score, rule, row.exchange, **model_options
         )
-    elif row.score is not None or tf.distribute.has_strategy():
+    elif row.score is not None or row.model is not None or tf.distribute.has_strategy():
         model = RobustModel(make_network(), row.score, rule, **model_options)
     else:
         model = make_network()

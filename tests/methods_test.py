@@ -16,7 +16,7 @@ NAMES = (
 )  # fmt: skip
 LATER = (
     "gce", "sce", "mae", "phuber", "clipped_ce", "taylor", "term", "sigua", "bare",
-    "sever", "geomed", "gmm",
+    "sever", "geomed", "jocor", "co_teaching_plus", "elr", "gmm",
 )  # fmt: skip
 # The table of the design: score, exchange, and the rule's type.
 PARTS = {
@@ -37,6 +37,9 @@ PARTS = {
     "bare": ("loss", None, prl.Bare()),
     "sever": ("sever", None, prl.Trim(0.3)),
     "geomed": ("distance_to_median", None, prl.InverseScore()),
+    "jocor": ("loss", "joint", prl.Trim(0.3)),
+    "co_teaching_plus": ("loss", "swap_disagreement", prl.Trim(0.3)),
+    "elr": (None, None, None),
     "gmm": ("loss", None, prl.MixturePosterior()),
 }
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -68,12 +71,20 @@ def test_each_row_builds_the_parts_of_the_design(name):
     assert model.compiled
     if exchange:
         assert type(model) is prl.CoTeachingModel and model.exchange == exchange
-    elif score:
+    elif score or name == "elr":
         assert type(model) is prl.RobustModel
     else:
         assert not isinstance(model, (prl.RobustModel, prl.CoTeachingModel))
         return
     assert (model.score, model.rule) == (score, rule)
+
+
+def test_two_rows_compare_predictions():
+    assert build("jocor", strength=0.5).consistency == prl.Agreement(0.5)
+    model = build("elr", strength=7, momentum=0.9)
+    assert type(model) is prl.RobustModel and (model.score, model.consistency) == (None, prl.EarlyLearning(7))
+    assert (model.optimizer.use_ema, model.optimizer.ema_momentum) == (True, 0.9)
+    assert prl.METHODS["elr"].options == {"momentum": 0.99, "strength": 3.0}
 
 
 def test_the_outer_methods_change_loss_or_optimizer_alone():
@@ -100,6 +111,7 @@ def test_options_reach_their_part():
     assert build("min_sgd", count=3).rule == prl.KeepLowest(3)
     assert build("prl_g", microbatch_size=8).microbatch_size == 8
     assert build("prl_l", run_eagerly=True).run_eagerly
+    assert build("co_teaching_plus", warm_up_steps=7).warm_up_steps == 7
     assert prl.METHODS["ignormclip"].options == {"max_norm": 1.0}
     assert prl.METHODS["bootstrap"].options == {"beta": 0.8}
 
@@ -119,6 +131,10 @@ def test_options_reach_their_part():
         ("bootstrap", {"beta": 1.5}, r"beta=1.5"),
         ("normclip", {"max_norm": 0}, r"max_norm=0"),
         ("ignormclip", {"max_norm": -1}, r"max_norm=-1"),
+        ("jocor", {"loss": "mse"}, r"jocor.*regression"),
+        ("elr", {"loss": "mse"}, r"elr.*regression"),
+        ("co_teaching_plus", {"loss": "mse"}, r"co_teaching_plus.*regression"),
+        ("co_teaching_plus", {"warm_up_steps": -1}, r"warm_up_steps=-1 must be a whole number of at least 0"),
     ],
 )
 def test_bad_arguments_are_refused(method, kwargs, message):

@@ -55,6 +55,8 @@ def _check(model, directory):
 def _training(model):
     config = model.get_config()
     settings = {name: config.get(name) for name in ("score", "rule", "exchange", "recompute")}
+    # Older backups have neither.
+    settings |= {name: config.get(name) or None for name in ("consistency", "warm_up_steps")}
     shapes = [[list(weight.shape) for weight in network.weights] for network in model.networks]
     # A JSON round trip, to compare with what was read.
     return json.loads(json.dumps({"kind": type(model).__name__, **settings, "weights": shapes}))

@@ -7,7 +7,7 @@ arguments of an own class without `get_config`; functions as learning rates cann
 import copy
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -61,6 +61,60 @@ def whole_copy(
         return _copied(source or optimizer)
     except Exception as error:  # an attribute may be anything
         raise ValueError(_advice(optimizer, f"cannot be copied: {error}")) from error
+
+
+def averaging(optimizer: keras.optimizers.Optimizer, momentum: float) -> keras.optimizers.Optimizer:
+    """A copy of an optimizer that keeps moving averages of the weights (Keras's `use_ema`).
+
+    Args:
+        optimizer: A Keras optimizer; if it keeps averages already, the copy keeps its momentum.
+        momentum: The momentum of the averages.
+
+    Raises:
+        ValueError: for a `MultiOptimizer`, or an optimizer that cannot be copied.
+    """
+    _check_is_single(optimizer)
+    optimizer = whole_copy(optimizer)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.use_ema:
+        inner.use_ema, inner.ema_momentum = True, momentum
+    return optimizer
+
+
+def weight_averages(optimizer: keras.optimizers.Optimizer, weights: Sequence[Any]) -> list[tf.Tensor]:
+    """The moving averages that a built optimizer keeps of weights; the weights until its first step.
+
+    Keras's averages are 0 until then. A weight that the optimizer does not average stands for itself.
+
+    Args:
+        optimizer: A Keras optimizer with `use_ema=True`, or a `LossScaleOptimizer` of one.
+        weights: Keras variables.
+
+    Raises:
+        ValueError: for an optimizer that keeps no averages.
+    """
+    _check_is_single(optimizer)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.use_ema:
+        raise ValueError(
+            f"optimizer={type(inner).__name__} keeps no averages of the weights, which the teacher needs. "
+            f"Write keras.optimizers.{type(inner).__name__}(..., use_ema=True)."
+        )
+    known = zip(inner._trainable_variables, inner._model_variables_moving_average)
+    averages = {id(variable): average for variable, average in known if average is not None}
+    has_stepped = tf.convert_to_tensor(inner.iterations) > 0
+    return [
+        tf.where(has_stepped, averages[id(w)].value, w.value) if id(w) in averages else w.value
+        for w in weights
+    ]
+
+
+def _check_is_single(optimizer):
+    if any(hasattr(each, "optimizers") for each in _optimizers_in(optimizer)):
+        raise ValueError(
+            f"{type(optimizer).__name__} gives its optimizers a part of the weights each, and the averages "
+            "of the weights need one optimizer. Write a single optimizer with use_ema=True."
+        )
 
 
 def _check_names_no_weights(optimizer: keras.optimizers.Optimizer) -> None:

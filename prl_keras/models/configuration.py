@@ -24,6 +24,7 @@ def check_configuration(
     recompute: bool,
     microbatch_size: int | None,
     unit: str,
+    consistency: typing.Any,
 ) -> None:
     """Rejects invalid constructor arguments; they are those of `RobustModel`.
 
@@ -60,11 +61,26 @@ def check_configuration(
         is_number(microbatch_size) and microbatch_size >= 1 and microbatch_size % 1 == 0
     ):
         raise ValueError(f"microbatch_size={microbatch_size!r} must be a whole number >= 1, or None.")
+    _check_consistency(networks, consistency)
     for network in networks:
         if needs_network or recompute:
             check_no_state_of_rows(network, "recompute=True" if recompute else "score='gradient'")
         if needs_network:
             check_no_batch_mixing(network)
+
+
+def _check_consistency(networks, consistency):
+    reference = getattr(consistency, "reference", None)
+    if consistency is not None and (isinstance(consistency, type) or reference not in ("peer", "teacher")):
+        raise ValueError(
+            f"consistency={consistency!r} must be prl_keras.EarlyLearning() or prl_keras.Agreement(), an "
+            "object like them (prl_keras.models.consistency), or None."
+        )
+    if reference == "peer" and len(networks) < 2:
+        raise ValueError(
+            f"consistency={consistency!r} compares the two networks of a pair, and this model has one. Write "
+            "CoTeachingModel, or consistency=prl_keras.EarlyLearning()."
+        )
 
 
 def needs_rows(model: keras.Model) -> NeedsRows | None:

@@ -40,4 +40,27 @@ def disagreement(weigh: Callable[[typing.Any], list[typing.Any]], examples: typi
     return [each._replace(weights=ratio * each.weights) for each in weighed]
 
 
-EXCHANGES = {"swap": Exchange(swap), "disagreement": Exchange(disagreement, compares_predictions=True)}
+def swap_disagreement(
+    weigh: Callable[[typing.Any], list[typing.Any]], examples: typing.Any
+) -> list[typing.Any]:
+    """`swap` among the examples of `disagreement`: the mean is over the kept of those (Yu et al. 2019)."""
+    return disagreement(weigh, examples)[::-1]
+
+
+def joint(weigh: Callable[[typing.Any], list[typing.Any]], examples: typing.Any) -> list[typing.Any]:
+    """Both networks train on the examples that the mean of their scores keeps (Wei et al. 2020)."""
+    scores, losses = _mean(examples.scores), _mean(examples.losses)
+    return [weigh(examples._replace(scores=scores, losses=losses))[0]] * 2
+
+
+def _mean(columns):
+    """A list of the mean column; an empty list for an empty one."""
+    return [tf.add_n([column / len(columns) for column in columns])] if columns else []
+
+
+EXCHANGES = {
+    "swap": Exchange(swap),
+    "disagreement": Exchange(disagreement, compares_predictions=True),
+    "swap_disagreement": Exchange(swap_disagreement, compares_predictions=True),
+    "joint": Exchange(joint),
+}

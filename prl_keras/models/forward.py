@@ -1,6 +1,7 @@
 """A network's forward pass, and the state that it changes."""
 
 import contextlib
+import functools
 import typing
 from collections.abc import Iterator, Sequence
 
@@ -8,22 +9,38 @@ import keras
 import tensorflow as tf
 
 from prl_keras.keras_gaps.internals import changed_variables
+from prl_keras.keras_gaps.other_weights import call_with
 from prl_keras.keras_gaps.seeds import seed_states
 from prl_keras.scores.gradient import filled_up, first_rows
 
 
-def forward(network: keras.Model, x: typing.Any, training: bool = True) -> typing.Any:
+def forward(
+    network: keras.Model,
+    x: typing.Any,
+    training: bool = True,
+    weights: Sequence[tf.Tensor] | None = None,
+) -> typing.Any:
     """The network's predictions on `x`.
 
     Some layers reject an empty batch. So a replica without examples runs one row of ones, drops its
     prediction and restores the state. (Zeros may be masked, and the mean over no step is NaN.)
+
+    Args:
+        network: The network to run.
+        x: Inputs.
+        training: Whether to run it in training mode.
+        weights: Values to use for `network.trainable_weights`; the call then changes no state.
+
+    Raises:
+        ValueError: for `weights` if a layer of the network would not use them.
     """
+    run = network if weights is None else functools.partial(call_with, network, weights)
     inputs = keras.tree.flatten(x)
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
-        return network(x, training=training)
+        return run(x, training=training)
     rows = tf.shape(inputs[0])[0]
     before = [(variable, tf.identity(variable.value)) for variable in changed_variables(network)]
-    y_pred = network(filled_up(x, 1, value=1), training=training)
+    y_pred = run(filled_up(x, 1, value=1), training=training)
     for variable, value in before:
         variable.assign(tf.where(rows > 0, variable.value, value))
     return keras.tree.map_structure(lambda t: first_rows(t, rows), y_pred)

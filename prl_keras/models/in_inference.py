@@ -14,6 +14,7 @@ from prl_keras.keras_gaps.internals import compile_config
 from prl_keras.keras_gaps.replicas import on_one_replica
 from prl_keras.models import passes
 from prl_keras.models.batch import batch_of, check_inputs, may_skip_targets, ranked_batch
+from prl_keras.models.consistency import compare
 from prl_keras.models.elements import label_shape
 from prl_keras.models.global_batch import examples_of, weigh_good
 
@@ -91,6 +92,8 @@ def _scored(model, x, y, sample_weight):
     batch = batch_of(model, x, y, sample_weight)._replace(x=x, y=y)
     started = [passes.InferencePass(model, network, batch) for network in model.networks]
     ranked = ranked_batch(model, batch, started)
+    if model.score == "loss":
+        compare(model, ranked, started)
     as_given = ranked._replace(y=tf.reshape(y, tf.shape(ranked.y)) if ranked.examples else y)
     return ranked, [each.score(as_given) for each in started]
 

@@ -10,8 +10,15 @@ from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.inputs.rows import first_positions
 from prl_keras.inputs.shapes import check_by_example, check_shapes
 from prl_keras.models.configuration import most_kept
+from prl_keras.models.consistency import mean_of_terms
 from prl_keras.models.forward import forward, state_unchanged
-from prl_keras.models.ranked import losses_of, ranked_predictions, score_of, share_of_one
+from prl_keras.models.ranked import (
+    consistency_terms,
+    losses_of,
+    ranked_predictions,
+    score_of,
+    share_of_one,
+)
 from prl_keras.models.weights_of_outputs import combine, weights_of_outputs, with_axes_of_predictions
 from prl_keras.scores import gradient
 from prl_keras.scores.loss import number_counted, values_of
@@ -31,20 +38,22 @@ class Pass:
         y_pred: The predictions that are ranked; flat for elements.
         scores: float32 `[n]`; None before `score`, and for `score=None`.
         norms: The gradient norms, float32 `[batch]`, or None.
+        other: The probabilities that `model.consistency` compares with, float32 `[n, classes]`, or None.
     """
 
     predictions: typing.Any
     y_pred: typing.Any
     scores: tf.Tensor | None
     norms: tf.Tensor | None
+    other: tf.Tensor | None
 
     def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
         self.model, self.network, self.x = model, network, batch.x
-        self.scores = self.norms = None
+        self.scores = self.norms = self.other = None
 
     def score(self, batch: typing.Any) -> None:
         """Sets `scores`, float32 `[n]`, for the batch that is ranked."""
-        self.scores = score_of(self.model, batch, self.y_pred, self.norms)
+        self.scores = score_of(self.model, batch, self.y_pred, self.norms, self.other)
 
     @property
     def loss(self) -> typing.Any:
@@ -68,7 +77,7 @@ class Pass:
         self.y_pred = ranked_predictions(self.model, batch.y, predictions)
 
     def loss_with(self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None) -> tf.Tensor:
-        """The Keras loss with the rule's weights times the user's.
+        """The Keras loss with the rule's weights times the user's, and the term of `model.consistency`.
 
         Args:
             batch: The `Batch` that is ranked.
@@ -78,7 +87,12 @@ class Pass:
         parts = self._parts(batch)
         weights = weights_of_outputs(parts, self.y_pred, weights, factors)
         y = with_axes_of_predictions(parts, batch.y)
-        return self.model.network_loss(self.network, self.x, y, self.y_pred, weights)
+        if self.other is None:
+            return self.model.network_loss(self.network, self.x, y, self.y_pred, weights)
+        of_loss = self.model.consistency.share_of_loss * weights
+        loss = self.model.network_loss(self.network, self.x, y, self.y_pred, of_loss)
+        terms = consistency_terms(self.model, self.y_pred, self.other)
+        return loss + mean_of_terms(self.loss, terms, weights, values_of(parts[0])[1])
 
     def counted_losses(self, batch: typing.Any) -> tf.Tensor:
         """How many values Keras averages, per output that has a loss: float32 `[outputs]`.
@@ -151,6 +165,7 @@ class RecomputePass(Pass):
         )
         kept_batch = batch._replace(x=x, y=y, sample_weight=sample_weight)
         kept = TapePass(self.model, self.network, kept_batch)
+        kept.other = _take(self.other, rows)
         if loss_kinds.is_mean(self.loss):
             # Keras averages over the kept examples; "mean_with_sample_weight" divides the factor out again.
             share = tf.math.divide_no_nan(kept.counted_losses(kept_batch), self.counted_losses(batch))

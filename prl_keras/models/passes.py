@@ -71,16 +71,17 @@ class InferencePass:
         batch: A `Batch`.
 
     Attributes:
-        predictions, y_pred, scores: As in `pass_kinds.Pass`.
+        predictions, y_pred, scores, other: As in `pass_kinds.Pass`.
     """
 
     predictions: typing.Any
     y_pred: typing.Any
     scores: typing.Any
+    other: typing.Any
 
     def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
         self._model, self._network = model, network
-        self.predictions, self.scores = network(batch.x, training=False), None
+        self.predictions, self.scores, self.other = network(batch.x, training=False), None, None
         self.y_pred = ranked_predictions(model, batch.y, self.predictions)
 
     def score(self, batch: typing.Any) -> typing.Self:
@@ -91,7 +92,7 @@ class InferencePass:
             arguments = (losses_of(self._model), self._network, batch.x, targets, self._model.microbatch_size)
             by_example = loss_kinds.is_by_example(self._model.loss)
             norms = gradient_norms(*arguments, training=False, by_example=by_example)
-        self.scores = score_of(self._model, batch, self.y_pred, norms)
+        self.scores = score_of(self._model, batch, self.y_pred, norms, self.other)
         return self
 
 
@@ -99,12 +100,12 @@ def _can_be_one_pass(model, network, batch):
     """Whether one pass can give both the norms and the step.
 
     The loss must be a mean over the batch with one weight per example, of losses that depend on one example
-    each. If the network is vectorized, its forward pass must not update statistics or metrics:
-    `tf.vectorized_map` loses the update.
+    each, and have no term of consistency. If the network is vectorized, its forward pass must not update
+    statistics or metrics: `tf.vectorized_map` loses the update.
     """
     losses = [keras.losses.get(loss) for loss in keras.tree.flatten(model.loss) if loss is not None]
     has_own_loss = any(own_methods.defines(each, "compute_loss") for each in (model, network))
-    if has_own_loss or keras.tree.is_nested(batch.sample_weight):
+    if has_own_loss or model.consistency is not None or keras.tree.is_nested(batch.sample_weight):
         return False
     shape = () if batch.sample_weight is None else batch.sample_weight.shape
     is_mean = (

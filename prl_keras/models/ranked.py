@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from prl_keras.inputs import outputs
+from prl_keras.inputs import class_labels, outputs
 from prl_keras.inputs.rows import batch_size
 from prl_keras.models.elements import check_one_output, flat_predictions
 from prl_keras.scores.loss import loss_of_targets, root_of_counted
@@ -30,20 +30,38 @@ def ranked_predictions(model: keras.Model, y: typing.Any, predictions: typing.An
 
 
 def score_of(
-    model: keras.Model, batch: typing.Any, y_pred: typing.Any, norms: tf.Tensor | None
+    model: keras.Model,
+    batch: typing.Any,
+    y_pred: typing.Any,
+    norms: tf.Tensor | None,
+    other: tf.Tensor | None = None,
 ) -> tf.Tensor | None:
     """The model's scores for the batch that is ranked, float32 `[n]`; None for `score=None`.
 
     Args:
         y_pred: The predictions that are ranked.
         norms: The gradient norms `[n]`, for a score that needs the network.
+        other: The probabilities that `model.consistency` compares with. With `score="loss"` the score is then
+            the example's loss with its term; the networks of a pair share the term.
     """
     arguments = (batch.y, y_pred, outputs.loss_of(model, y_pred), batch.sample_weight)
     score, ranks = resolve(model.score), getattr(model.rule, "ranks", False)
     if score.needs_network:
         return norms * root_of_counted(*arguments) if ranks else norms
     function = score.function if ranks or score.norm is None else score.norm
-    return None if function is None else function(*arguments)
+    if function is None:
+        return None
+    scores = function(*arguments)
+    if other is None or score is not resolve("loss"):
+        return scores
+    terms = tf.stop_gradient(consistency_terms(model, y_pred, other)) / len(model.networks)
+    return model.consistency.share_of_loss * scores + terms
+
+
+def consistency_terms(model: typing.Any, y_pred: typing.Any, other: tf.Tensor) -> tf.Tensor:
+    """The term of `model.consistency` for each example, float32 `[n]`, with the gradient of `y_pred`."""
+    probabilities = class_labels.predicted_probabilities(y_pred, outputs.loss_of(model, y_pred))
+    return model.consistency(probabilities, other)
 
 
 def losses_of(model: keras.Model) -> Callable[[typing.Any, typing.Any], tf.Tensor]:

@@ -104,6 +104,9 @@ class RobustModel(WeightedModel):
             layer (`scores.layerwise`), which holds no per-example gradient.
         unit: What is ranked: "example" (default), or "element", each step, pixel or attribute. Elements need
             a single output, and exclude `score="gradient"` and `recompute=True`.
+        consistency: A term in each example's loss that compares the prediction with another one, or None
+            (default): `EarlyLearning()`, or for a pair `Agreement()`; see `models.consistency`. It needs one
+            class label per example. `loss` and `loss_all` include it, the loss of `evaluate` does not.
 
     Raises:
         ValueError: for an unknown score, an invalid `rule`, or a `network` that is not a Keras model; from
@@ -128,9 +131,10 @@ class RobustModel(WeightedModel):
         recompute: bool = False,
         microbatch_size: int | None = None,
         unit: str = "example",
+        consistency: typing.Any = None,
         **kwargs: typing.Any,
     ) -> None:
-        super().__init__([network], score, rule, recompute, microbatch_size, unit, **kwargs)
+        super().__init__([network], score, rule, recompute, microbatch_size, unit, consistency, **kwargs)
         self.network = network
 
     @property

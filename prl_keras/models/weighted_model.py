@@ -20,6 +20,7 @@ from prl_keras.models.configuration import (
     check_jit_compile,
     check_rule_gave_one_weight_each,
 )
+from prl_keras.models.consistency import compare
 from prl_keras.models.forward import forward
 from prl_keras.models.global_batch import Weighed, select
 from prl_keras.models.guard import Guard
@@ -35,8 +36,8 @@ class WeightedModel(keras.Model):
     A subclass defines `networks`, and may override `weigh`.
 
     Attributes:
-        score, rule, recompute, microbatch_size, unit: As given; see `RobustModel`. An assignment has effect
-            from the next step on (`models.settings`).
+        score, rule, recompute, microbatch_size, unit, consistency: As given; see `RobustModel`. An assignment
+            has effect from the next step on (`models.settings`).
         kept_by_class: The kept fraction of each class in the last epoch, a float array `[classes]`; None
             without class labels.
         selection_record: The record that `record_selection` attached, or None.
@@ -48,6 +49,7 @@ class WeightedModel(keras.Model):
     recompute = Setting()
     microbatch_size = Setting()
     unit = Setting()
+    consistency = Setting()
     kept_by_class: typing.Any
     selection_record: typing.Any
     noise_watch: typing.Any
@@ -60,9 +62,10 @@ class WeightedModel(keras.Model):
         recompute: bool,
         microbatch_size: int | None,
         unit: str,
+        consistency: typing.Any,
         **kwargs: typing.Any,
     ) -> None:
-        check_configuration(networks, score, rule, recompute, microbatch_size, unit)
+        check_configuration(networks, score, rule, recompute, microbatch_size, unit, consistency)
         for network in networks:
             own_methods.warn_of_unused(network)
         # compile() chooses loss scaling by this model's precision, so this model takes the network's.
@@ -71,6 +74,7 @@ class WeightedModel(keras.Model):
         # As an attribute, so that Keras saves the variable of an estimated epsilon with the weights.
         self._epsilon = getattr(getattr(self.rule, "epsilon", None), "state", None)
         self.recompute, self.microbatch_size, self.unit = recompute, microbatch_size, unit
+        self.consistency = consistency
         self.supports_jit = can_be_compiled_by_xla(self)
         self.kept_by_class = self.selection_record = self.noise_watch = None
         self.step_metrics = StepMetrics(self, networks[0])
@@ -83,7 +87,7 @@ class WeightedModel(keras.Model):
             ValueError: as the constructor and `compile`.
         """
         options = (self.score, self.rule, self.recompute, self.microbatch_size, self.unit)
-        check_configuration(self.networks, *options)
+        check_configuration(self.networks, *options, self.consistency)
         if self.compiled and self.jit_compile:
             check_jit_compile(self)
         self.supports_jit = can_be_compiled_by_xla(self)
@@ -111,6 +115,7 @@ class WeightedModel(keras.Model):
         # 1. Score the batch.
         passes = [forward_pass(self, network, batch) for network in self.networks]
         batch = ranked_batch(self, batch, passes)
+        compare(self, batch, passes)  # with `consistency` also with the other network or a teacher
         for each in passes:
             each.score(batch)
 
@@ -387,6 +392,7 @@ class WeightedModel(keras.Model):
             "recompute": self.recompute,
             "microbatch_size": self.microbatch_size,
             "unit": self.unit,
+            "consistency": keras.saving.serialize_keras_object(self.consistency),
         }
 
     @classmethod

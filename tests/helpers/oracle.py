@@ -32,6 +32,7 @@ SCORES = {
     "ignormclip": "gradient",
     "co_teaching": "loss",  # Han et al. (2018)
     "co_prl_l": "loss_layer_gradient",  # Algorithm 4
+    "co_teaching_plus": "loss",  # Yu et al. (2019)
 }
 
 
@@ -39,9 +40,9 @@ def step(method, networks, x, y, sample_weight=None, *, loss, epsilon=0.0, max_n
     """The gradients that one step of `method` must apply, as a `Step`.
 
     Args:
-      method: one of the twelve names.
-      networks: list of one network, or of two for `decouple`, `co_teaching`, `co_prl_l`. Their
-        outputs, [n, q], are the logits (classification) or the predictions (regression).
+      method: one of the twelve names, or `co_teaching_plus`.
+      networks: list of one network, or of two for a pair. Their outputs, [n, q], are the logits
+        (classification) or the predictions (regression).
       x: inputs [n, ...].
       y: labels, [n] for the sparse loss, else [n, q].
       sample_weight: [n] or None; 0 marks padding.
@@ -172,22 +173,24 @@ def rule_weights(method, runs, y, counted, loss, epsilon, max_norm):
     """
     if method in ("standard", "huber", "normclip", "bootstrap"):
         return [np.ones(len(counted))]
-    if method == "decouple":  # Malach & Shalev-Shwartz (2017): update where the two disagree
+    among = counted
+    if method in ("decouple", "co_teaching_plus"):
         a, b = [[predicted_label(loss, z) for z in run.outputs] for run in runs]
-        differ = np.array([np.any(p != q) for p, q in zip(a, b, strict=True)])
-        weights = keep(np.flatnonzero(differ & counted), counted)
+        among = counted & np.array([np.any(p != q) for p, q in zip(a, b, strict=True)])
+    if method == "decouple":  # Malach & Shalev-Shwartz (2017): update where the two disagree
+        weights = keep(np.flatnonzero(among), counted)
         return [weights, weights]
     scores = [scores_of(method, run, y, loss) for run in runs]
     if method == "ignormclip":
         return [np.array([clip_factor(score, max_norm) for score in scores[0]])]
     if method == "min_sgd":
         return [keep(lowest(scores[0], counted, 1), counted)]
-    m = counted.sum()
+    m = among.sum()
     k = max(1, int(np.floor((1 - epsilon) * m + 1e-6)))
     goes_by_loss = loss == "mae" and SCORES[method] != "loss"
     ties = [run.losses if goes_by_loss else np.zeros(len(counted)) for run in runs]
-    weights = [keep(lowest(score, counted, k, tie), counted) for score, tie in zip(scores, ties, strict=True)]
-    # Algorithm 4: each network learns from what the other one selected.
+    weights = [keep(lowest(score, among, k, tie), counted) for score, tie in zip(scores, ties, strict=True)]
+    # Algorithm 4, and Yu et al. (2019): each network learns from what the other one selected.
     return weights[::-1]
 
 

@@ -21,6 +21,11 @@ def network(seed, outputs=3, regularizer=None):
     ])  # fmt: skip
 
 
+def two_hidden_layers():
+    hidden = [keras.layers.Dense(64, "relu") for _ in range(2)]
+    return keras.Sequential([keras.Input([4]), *hidden, keras.layers.Dense(4)])
+
+
 def compiled(score="loss", rule=prl.Trim(0.25), exchange="swap", **kwargs):
     model = prl.CoTeachingModel(network(1, **kwargs), network(2, **kwargs), score, rule, exchange)
     model.compile(
@@ -95,6 +100,70 @@ class TestDisagreement:
             model.fit(X, np.ones((40, 1)), verbose=0)
 
 
+class TestSwapDisagreement:
+    def expected(self, model, among):
+        kept = int(0.75 * among.sum() + 1e-6)
+        for other in model.networks[::-1]:
+            weights = np.zeros(40)
+            weights[np.argsort(np.where(among, cross_entropy(other), np.inf))[:kept]] = 40 / kept
+            yield weights
+
+    def test_each_network_trains_on_what_the_other_keeps_of_the_differing_ones(self):
+        model = compiled(exchange="swap_disagreement")
+        differing = model.network_a(X).numpy().argmax(1) != model.network_b(X).numpy().argmax(1)
+        assert 0 < differing.sum() < 40
+        for weights, expected in zip(model.example_weights(X, Y), self.expected(model, differing)):
+            np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+    def test_changes_nothing_where_all_agree(self):
+        model = compiled(exchange="swap_disagreement")
+        model.network_b.set_weights(model.network_a.get_weights())
+        before = model.get_weights()
+        assert model.train_on_batch(X, Y, return_dict=True)["kept_fraction"] == 0
+        for old, new in zip(before, model.get_weights()):
+            np.testing.assert_array_equal(old, new)
+
+    def test_is_swap_in_the_warm_up_and_not_after_it(self):
+        fitted = {}
+        for exchange, steps in (("swap", 0), ("swap_disagreement", 4), ("swap_disagreement", 3)):
+            model = compiled(exchange=exchange)
+            model.warm_up_steps = steps
+            model.fit(X, Y, batch_size=10, shuffle=False, verbose=0)
+            fitted[exchange, steps] = np.concatenate([w.ravel() for w in model.get_weights()])
+        np.testing.assert_array_equal(fitted["swap", 0], fitted["swap_disagreement", 4])
+        assert not np.array_equal(fitted["swap", 0], fitted["swap_disagreement", 3])
+
+    def test_goes_on_after_saving_where_it_was(self, tmp_path):
+        model = compiled(exchange="swap_disagreement")
+        model.warm_up_steps = 4
+        model.fit(X, Y, batch_size=20, verbose=0)
+        model.save(tmp_path / "pair.keras")
+        again = keras.models.load_model(tmp_path / "pair.keras")
+        assert (again.exchange, again.warm_up_steps) == ("swap_disagreement", 4)
+        for each in (model, again):
+            each.fit(X, Y, batch_size=10, shuffle=False, verbose=0)
+        for one, other in zip(model.get_weights(), again.get_weights()):
+            np.testing.assert_array_equal(one, other)
+
+    def test_ends_above_plain_training_under_symmetric_noise(self):
+        rng = np.random.default_rng(0)
+        y = rng.integers(0, 4, 600)
+        x = (np.eye(4)[y] + 0.5 * rng.normal(size=(600, 4))).astype("float32")
+        given = np.where(rng.random(600) < 0.4, rng.integers(0, 4, 600), y)
+        accuracy = {}
+        for method, options in (("standard", {}), ("co_teaching_plus", {"warm_up_steps": 40})):
+            keras.utils.set_random_seed(1)
+            model = prl.build(
+                method,
+                two_hidden_layers,
+                epsilon=0.3, ramp_steps=40, optimizer=keras.optimizers.Adam(0.01),
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options,
+            )  # fmt: skip
+            model.fit(x[:300], given[:300], batch_size=30, epochs=30, verbose=0)
+            accuracy[method] = np.mean(model.predict(x[300:], verbose=0).argmax(1) == y[300:])
+        assert accuracy["co_teaching_plus"] > accuracy["standard"] + 0.05, accuracy
+
+
 class TestReports:
     def test_evaluate_is_the_mean_of_the_two_networks_and_never_trimmed(self):
         model = compiled()
@@ -155,6 +224,10 @@ class TestRefuses:
     def test_an_unknown_exchange(self):
         with pytest.raises(ValueError, match=r"exchange='swop'.*'swap' or 'disagreement'"):
             prl.CoTeachingModel(network(1), network(2), exchange="swop")
+
+    def test_a_warm_up_of_an_exchange_that_compares_nothing(self):
+        with pytest.raises(ValueError, match=r"warm_up_steps=5.*exchange='swap' compares none"):
+            prl.CoTeachingModel(network(1), network(2), warm_up_steps=5)
 
     def test_unequal_shapes_of_networks_built_by_the_first_batch(self):
         def late(outputs):

@@ -70,7 +70,7 @@ SCORED = [method for method, row in prl.METHODS.items() if row.score or row.exch
 FAST_CASES = [(method, "zeros") for method in SCORED if method != "min_sgd"]
 FAST_CASES += [("prl_l", "none"), ("prl_g", "none"), ("co_prl_l", "none"), ("bootstrap", "zeros")]
 METHOD_CASES = [(method, weights) for method in SCORED for weights in WEIGHTS]
-METHOD_CASES += [(method, "zeros") for method in prl.METHODS if method not in SCORED]  # plain Keras models
+METHOD_CASES += [(method, "zeros") for method in prl.METHODS if method not in SCORED]  # most are plain Keras
 METHOD_CASES = [case if case in FAST_CASES else pytest.param(*case, marks=LONG) for case in METHOD_CASES]
 
 

@@ -12,8 +12,8 @@ from keras import losses
 import prl_keras as prl
 from prl_keras.methods import PAPER_METHODS
 
-METHODS = list(PAPER_METHODS)  # the others: tests/rules
-PAIRS = ("decouple", "co_teaching", "co_prl_l")
+METHODS = [*PAPER_METHODS, "co_teaching_plus"]  # the others: tests/rules, tests/models/consistency_test.py
+PAIRS = ("decouple", "co_teaching", "co_prl_l", "co_teaching_plus")
 MAX_NORM = {"normclip": 0.4, "ignormclip": 1.5}
 
 SPARSE_LOSS = losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -29,7 +29,7 @@ INPUTS = {"mlp": [5], "convolution": [6, 6, 2]}
 
 
 def kinds(method):
-    if method in ("bootstrap", "decouple", "co_teaching"):  # classification only
+    if method in ("bootstrap", "decouple", "co_teaching", "co_teaching_plus"):  # classification only
         return ("sparse", "one_hot", "binary")
     return ("mse",) if method == "huber" else tuple(KINDS)
 
@@ -241,6 +241,15 @@ def test_oracle_pair_by_hand():
     step = oracle.step("co_teaching", pair, ONES, TARGETS, loss="mse", epsilon=0.25)
     np.testing.assert_allclose(step.gradients[0][0], [[-(4 + 6 + 20) / 3]], rtol=1e-6)
     np.testing.assert_allclose(step.gradients[1][0], [[(18 + 16 + 14) / 3]], rtol=1e-6)
+
+
+def test_oracle_of_differing_predictions_by_hand():
+    # Logits [log 3, 0] and [-1, 0] at x = 1: both predict class 0 at x = 0, and differ at x = 1 and x = -1.
+    pair = [linear([np.log(3), 0.0]), linear([-1.0, 0.0])]
+    x, y = np.array([[1.0], [0], [-1], [1]]), np.array([0, 0, 0, 1])
+    # p of the label: 3/4, 1/2, 1/4, 1/4 and sigmoid(-1), 1/2, sigmoid(1), sigmoid(1); 2 of the 3 are kept.
+    step = oracle.step("co_teaching_plus", pair, x, y, loss="sparse_softmax_cross_entropy", epsilon=0.3)
+    np.testing.assert_allclose(step.weights, [[0, 0, 2, 2], [2, 0, 2, 0]])
 
 
 def test_oracle_labels_by_hand():

@@ -150,7 +150,7 @@ OF_SHARE = ["sever", "geomed"]
 METHODS = [name for name in prl.METHODS if name not in OF_SHARE]
 SCORED = [name for name in METHODS if prl.METHODS[name].score]
 # In `make test` one method of each kind of step on two, and with `recompute` on three.
-KINDS = ["standard", "prl_l", "prl_g", "co_prl_l", "decouple"]
+KINDS = ["standard", "prl_l", "prl_g", "co_prl_l", "decouple", "jocor", "elr"]
 LONG = pytest.mark.long
 two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", marks=LONG)])
 
