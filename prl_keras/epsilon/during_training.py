@@ -50,6 +50,7 @@ class NoiseWatch(keras.callbacks.Callback):
         self._contradictions, self._told = 0, None
         self._has_warned = False
         self._is_of_classes = None
+        self._first_step = 0
         self._has_warned_of_ties = self._has_warned_of_range = False
         with model.distribute_strategy.scope():
             self._counts = tf.Variable(
@@ -117,6 +118,7 @@ class NoiseWatch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._check_schedules()
+        self._first_step = _number(self.model.optimizer.iterations)
         self._counts.assign(tf.zeros_like(self._counts))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -126,8 +128,9 @@ class NoiseWatch(keras.callbacks.Callback):
             return
         epsilon, step = self.model.rule.epsilon, _number(self.model.optimizer.iterations)
         if isinstance(epsilon, EstimatedEpsilon):
-            epsilon.update(self.estimate.high, self._doubt(), step)
-            self._start_warmup(step / (epoch + 1))  # if the data had no known length before
+            epoch_steps = step - self._first_step
+            self._start_warmup(epoch_steps)  # if the data had no known length before
+            epsilon.update(self.estimate.high, self._doubt(), step, epoch_steps)
         elif not self._has_warned:
             self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))
 

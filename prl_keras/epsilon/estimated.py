@@ -1,6 +1,7 @@
 """epsilon="auto": the fraction to drop, estimated during training."""
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -11,9 +12,10 @@ from prl_keras.validate import check_fraction, check_integer
 
 WARMUP_SHARE = 0.2  # of the steps of a training
 SUREST = 0.1  # the share of examples whose doubt is looked at
-#: Epsilon is at most so many times that doubt. Early in training it was 0.4 to 0.9 of the fraction of wrong
-#: labels, for 20% to 50% on three data sets, and 0.02 at most on their clean labels.
-DOUBTS = 3.0
+#: Epsilon is at most so many times that doubt, less `OF_CLEAN`. Early in training the doubt was 0.4 to 0.9 of
+#: the fraction of wrong labels, for 20% to 50% on three data sets, and 0.01 on their clean labels.
+DOUBTS, OF_CLEAN = 4.0, 0.05
+FALLS = 0.8  # a doubt below so much of that of the epoch before still falls
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
@@ -33,9 +35,11 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
     alone, nearly half of them might be wrong. But a network that has not begun to memorize is nowhere surer
     than the labels are right: where it is surest, it predicts the given class with a probability of about one
     minus the share of wrong labels (the anchor points of Liu & Tao 2016, "Classification with noisy labels by
-    importance reweighting"). So the doubt, one minus the highest probability, is taken in the last whole
-    epoch of the first half of the warm-up, and epsilon is at most `DOUBTS` times the doubt that the surest
-    tenth of the examples stays below. On clean labels little is then dropped.
+    importance reweighting"). So after each epoch in which nothing was dropped, the doubt, one minus the
+    highest probability, is looked at that the surest tenth of the examples stays below. Epsilon is at most
+    `DOUBTS` times this doubt, less `OF_CLEAN`. While the doubt still falls by a fifth in an epoch, the
+    network learns, and the first half of the warm-up is prolonged by an epoch; it ends with an epoch. On
+    clean labels nothing is dropped, if a network learns a tenth of them well.
 
     Two networks distinguish noise from their own errors by where they disagree. `train_on_batch` has no
     epochs, so there epsilon is the ramp up to `most`, and `warmup_steps` must be given.
@@ -49,8 +53,9 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
         most: The largest value of epsilon, in (0, 1).
 
     Attributes:
-        state: `keras.Variable`, float32 `[3]`: the fraction that the last epoch found, `most` before the
-            first; the most that the surest predictions allow; the steps of the warm-up, 0 if not known yet.
+        state: `keras.Variable`, float32 `[5]`: the fraction that the last epoch found, `most` before the
+            first; the most that the surest predictions allow; the steps of the warm-up, 0 if not known yet;
+            the step up to which nothing is dropped; the last doubt.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -63,25 +68,24 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
         if not most:
             raise ValueError("most=0 drops nothing, so nothing can be found; write epsilon=0.")
         self.warmup_steps, self.most = warmup_steps, float(most)
-        start = np.array([self.most, self.most, warmup_steps or 0], "float32")
+        start = np.array([self.most, self.most, warmup_steps or 0, (warmup_steps or 0) // 2, 1.0], "float32")
         self.state = keras.Variable(start, trainable=False, dtype="float32", name="epsilon")
 
     def __call__(self, step: Any) -> Any:
         """The fraction to drop at an optimizer step, a float32 scalar."""
-        found, allowed, warmup = ops.unstack(ops.convert_to_tensor(self.state))
-        plain = ops.floor(warmup / 2)
-        risen = self.most * ops.clip(
-            (ops.cast(step, "float32") - plain) / ops.maximum(warmup - plain, 1), 0, 1
-        )
+        found, allowed, warmup, plain, _ = ops.unstack(ops.convert_to_tensor(self.state))
+        rises = ops.maximum(ops.ceil(warmup / 2), 1.0)
+        risen = self.most * ops.clip((ops.cast(step, "float32") - plain) / rises, 0.0, 1.0)
         return ops.where(warmup > 0, ops.minimum(risen, ops.minimum(found, allowed)), 0.0)
 
     def start(self, steps: int | None) -> None:
         """Sets an unknown warm-up to a fifth of the `steps` of a training; None if they are not known yet."""
-        found, allowed, warmup = self._numbers()
+        found, allowed, warmup, _, doubt = self._numbers()
         if not warmup and steps:
-            self.state.assign([found, allowed, max(2, round(steps * WARMUP_SHARE))])
+            warmup = max(2, round(steps * WARMUP_SHARE))
+            self.state.assign([found, allowed, warmup, warmup // 2, doubt])
 
-    def update(self, high: float, doubt: float | None = None, step: int = 0) -> None:
+    def update(self, high: float, doubt: float | None = None, step: int = 0, epoch_steps: int = 0) -> None:
         """Sets the state after an epoch.
 
         Args:
@@ -89,11 +93,16 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
             doubt: The doubt that the surest tenth of the epoch's examples stays below; None for targets that
                 are not classes.
             step: The optimizer step after the epoch.
+            epoch_steps: The optimizer steps of an epoch.
         """
-        _, allowed, warmup = self._numbers()
-        if doubt is not None and (not warmup or step <= warmup // 2):
-            allowed = min(DOUBTS * doubt, self.most)
-        self.state.assign([min(high, self.most), allowed, warmup])
+        _, allowed, warmup, plain, before = self._numbers()
+        if doubt is not None and (not warmup or step <= plain):  # nothing was dropped
+            allowed = min(max(DOUBTS * doubt - OF_CLEAN, 0.0), self.most)
+            if plain > step or doubt < FALLS * before:  # to the end of an epoch, one more if it still falls
+                epochs = math.ceil(max(plain - step, 1) / max(epoch_steps, 1))
+                plain = max(plain, step + epochs * epoch_steps)
+            before = doubt
+        self.state.assign([min(high, self.most), allowed, warmup, plain, before])
 
     def _numbers(self):
         return keras.ops.convert_to_numpy(self.state).tolist()

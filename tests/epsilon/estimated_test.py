@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import prl_keras as prl
 from prl_keras.experiments.data.load import load
@@ -37,13 +38,137 @@ def told(model):
     return keras.ops.convert_to_numpy(model.rule.epsilon(model.optimizer.iterations)).item()
 
 
-def test_it_is_a_ramp_below_what_was_found_last():
-    epsilon = prl.EstimatedEpsilon(10, most=0.4)
-    np.testing.assert_allclose([epsilon(step) for step in (0, 5, 10, 99)], [0, 0.2, 0.4, 0.4], rtol=1e-6)
+def values(epsilon, *steps):
+    return [float(epsilon(step)) for step in steps]
+
+
+def test_it_rises_after_plain_training_up_to_what_was_found_last():
+    epsilon = prl.EstimatedEpsilon(20, most=0.4)
+    np.testing.assert_allclose(values(epsilon, 0, 10, 15, 20, 99), [0, 0, 0.2, 0.4, 0.4], rtol=1e-6)
     for high, expected in ((0.3, 0.3), (0.9, 0.4), (0.1, 0.1), (0.0, 0.0)):
         epsilon.update(high)
-        assert float(epsilon(99)) == pytest.approx(expected)
-        assert float(epsilon(1)) == pytest.approx(min(0.04, expected))
+        np.testing.assert_allclose(values(epsilon, 99, 11), [expected, min(0.04, expected)], rtol=1e-5)
+
+
+def test_the_surest_predictions_before_anything_is_dropped_limit_it():
+    epsilon = prl.EstimatedEpsilon(20)
+    epsilon.update(0.3, doubt=0.05, step=5)
+    epsilon.update(0.3, doubt=0.04, step=10)
+    assert values(epsilon, 99) == pytest.approx([0.11])
+    epsilon.update(0.3, doubt=0.01, step=15)  # what is dropped makes the network surer
+    assert values(epsilon, 99) == pytest.approx([0.11])
+    epsilon.update(0.05, doubt=0.5, step=20)
+    assert values(epsilon, 99) == pytest.approx([0.05])
+    epsilon = prl.EstimatedEpsilon(20)
+    epsilon.update(0.3, doubt=0.012, step=10)
+    assert values(epsilon, 99) == [0]
+
+
+def test_nothing_is_dropped_while_the_network_learns():
+    epsilon = prl.EstimatedEpsilon(20)
+    for step, doubt in ((10, 0.7), (15, 0.4), (20, 0.2)):
+        epsilon.update(0.3, doubt, step, epoch_steps=5)
+        assert values(epsilon, step + 5) == [0] and values(epsilon, step + 6) > [0]
+    epsilon.update(0.3, 0.18, 25, epoch_steps=5)
+    np.testing.assert_allclose(values(epsilon, 25, 26, 30, 99), [0, 0.05, 0.25, 0.3], rtol=1e-5)
+
+
+def test_plain_training_ends_with_an_epoch():
+    epsilon = prl.EstimatedEpsilon(20)
+    epsilon.update(0.3, 0.9, 8, epoch_steps=8)
+    np.testing.assert_allclose(values(epsilon, 16, 17), [0, 0.05], rtol=1e-5)
+
+
+def test_an_unknown_warm_up_is_a_fifth_of_the_training():
+    epsilon = prl.EstimatedEpsilon()
+    assert values(epsilon, 0, 99) == [0, 0]
+    epsilon.start(None)
+    assert values(epsilon, 99) == [0]
+    epsilon.start(100)
+    np.testing.assert_allclose(values(epsilon, 10, 15, 20), [0, 0.25, 0.5], rtol=1e-6)
+    epsilon.start(1000)  # of a second fit
+    assert values(epsilon, 20) == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("kind", ["arrays", "generator"])
+def test_fit_sets_the_warm_up(kind):
+    x, noisy = digits("symmetric", 0.2)
+    model = prl.build("auto", network, loss=LOGITS, optimizer="adam")
+    if kind == "arrays":
+        data = {"x": x[:256], "y": noisy[:256], "batch_size": 32}
+    else:  # of unknown length
+
+        def batches():
+            for i in range(0, 256, 32):
+                yield x[i : i + 32], noisy[i : i + 32]
+
+        shapes = (tf.TensorSpec((None, 64), tf.float32), tf.TensorSpec((None,), tf.int64))
+        data = {"x": tf.data.Dataset.from_generator(batches, output_signature=shapes)}
+    model.fit(**data, epochs=10, verbose=0)
+    assert float(model.rule.epsilon.state[2]) == 16  # 80 steps
+
+
+def doubt_of(network, x, labels, loss=LOGITS):
+    """What a `NoiseWatch` counts in one epoch of a network that does not change."""
+    model = prl.RobustModel(network, rule=prl.Trim(prl.EstimatedEpsilon(1000)))
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    model.fit(x, labels, batch_size=50, verbose=0, shuffle=False)
+    return (float(model.rule.epsilon.state[1]) + 0.05) / 4
+
+
+@pytest.mark.parametrize("head", ["logits", "softmax"])
+def test_the_doubt_is_that_of_the_surest_tenth(head):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    logits = keras.layers.Rescaling(2.0)(inputs)
+    layer = keras.layers.Dense(4, kernel_initializer="identity", use_bias=False)
+    outputs = layer(logits) if head == "logits" else keras.layers.Softmax()(layer(logits))
+    found = doubt_of(
+        keras.Model(inputs, outputs), x, rng.integers(4, size=500),
+        LOGITS if head == "logits" else "sparse_categorical_crossentropy",
+    )  # fmt: skip
+    exponents = np.exp(2 * x)
+    doubts = 1 - exponents.max(axis=1) / exponents.sum(axis=1)
+    assert found == pytest.approx(np.quantile(doubts, 0.1), abs=0.005)
+
+
+class TestAuto:
+    def test_is_prl_l_that_estimates_epsilon(self):
+        model = prl.build("auto", network, loss=LOGITS, optimizer="adam")
+        assert model.score == "loss_layer_gradient" and type(model) is prl.RobustModel
+        assert isinstance(model.rule.epsilon, prl.EstimatedEpsilon)
+        assert model.rule.epsilon.warmup_steps is None
+
+    def test_takes_the_options_of_prl_l(self):
+        model = prl.build(
+            "auto", network, epsilon="auto", loss=LOGITS, optimizer="adam", ramp_steps=7, min_keep_per_class=2
+        )
+        assert model.rule.min_keep_per_class == 2 and model.rule.epsilon.warmup_steps == 7
+
+    def test_takes_no_epsilon(self):
+        with pytest.raises(ValueError, match=r"method='auto' estimates epsilon; leave epsilon=0\.3 out"):
+            prl.build("auto", network, epsilon=0.3, loss=LOGITS, optimizer="adam")
+
+    def test_takes_regression(self):
+        x = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
+        model = prl.build("auto", network, loss="mse", optimizer="adam")
+        model.fit(x, x[:, :10], batch_size=16, epochs=5, verbose=0)
+        assert 0 <= told(model) <= 0.5
+
+    @pytest.mark.parametrize("epsilon", [0.0, 0.5])
+    def test_drops_little_of_clean_labels_and_enough_of_wrong_ones(self, epsilon):
+        keras.utils.set_random_seed(0)
+        x, noisy = digits("symmetric", epsilon)
+        model = prl.build("auto", network, loss=LOGITS, optimizer=keras.optimizers.Adam(0.003))
+        model.fit(x, noisy, batch_size=128, epochs=30, verbose=0)
+        assert told(model) <= 0.05 if not epsilon else told(model) >= 0.48
+
+
+def test_a_method_that_drops_needs_an_epsilon_and_others_do_not():
+    with pytest.raises(ValueError, match=r"method='spl' drops a fraction .* epsilon=\"auto\""):
+        prl.build("spl", network, loss=LOGITS, optimizer="adam")
+    assert prl.build("gce", network, loss=LOGITS, optimizer="adam").rule == prl.WeightByLoss("gce")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +283,7 @@ def test_two_models_of_one_rule_have_their_own():
     assert models[0].rule.min_keep_per_class == 1
 
 
-def test_its_one_number_is_a_weight_that_does_not_train():
+def test_its_state_is_a_weight_that_does_not_train():
     model = build("prl_l")
     assert len(model.non_trainable_weights) == 1 and len(model.trainable_weights) == 4
 
@@ -181,8 +306,6 @@ def test_where_nothing_is_estimated_it_is_refused(kind):
 
 
 def test_faults():
-    with pytest.raises(ValueError, match="needs a warm-up"):
-        build(warmup_steps=0)
     with pytest.raises(ValueError, match="epsilon='Auto' must be"):
         prl.build("prl_l", network, epsilon="Auto", loss=LOGITS, optimizer="adam")
     for steps in (0, 1.5, True):

@@ -139,7 +139,7 @@ LIBRARY = [
 EXTRAS = {"label_audit", "reports", "tuning"}
 EXPERIMENTS = [
     {"programs", "gpu_check", "hypermodel", "tuning"},
-    {"benchmark", "audits"},
+    {"audits", "benchmark", "leaderboard"},
     {"paper"},
     {"runs", "markdown"},
     {"data"},
