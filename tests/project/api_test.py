@@ -16,7 +16,12 @@ import prl_keras as prl
 MODULES = ("scores", "rules", "tuning.hypermodel", "tuning.tuner", "tuning.objectives", "tuning.final")
 # What Keras's base classes define: their documentation is Keras's.
 OF_KERAS = re.compile(r"get_config|from_config|call|set_model|networks|on_(train|epoch)_(begin|end)")
-REFERENCE = re.findall(r"^::: prl_keras\.(\S+)", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+# `prl_keras.audit` is the function, but the file audit.py is what a reader of the sources finds by that name.
+ELSEWHERE = {"auditing.table.audit": "audit"}
+REFERENCE = [
+    ELSEWHERE.get(name, name)
+    for name in re.findall(r"^::: prl_keras\.(\S+)", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+]
 
 
 def public_names():
