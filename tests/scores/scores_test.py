@@ -244,6 +244,15 @@ class TestGradientNorm:
         assert prl.scores.gradient_norm(*data, training=False).shape == (4,)
 
 
+def test_a_function_of_no_module_is_a_score():
+    found = eval("lambda y, p: tf.abs(y - p)[:, 0]", {"tf": tf, "__name__": None})
+    y, p = np.array([[1.0], [2.0]]), np.array([[1.5], [4.0]])
+    model = prl.RobustModel(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]), score=found)
+    model.compile("sgd", found)
+    assert model.train_on_batch(p, y)[0] > 0
+    np.testing.assert_allclose(resolve(found).function(y, p, "mse", None), [0.5, 2])
+
+
 class TestResolve:
     def test_takes_the_mean_of_a_functions_values_over_further_axes(self):
         y = RNG.normal(size=(3, 5)).astype(np.float32)

@@ -13,6 +13,7 @@ EPOCHS = types.MappingProxyType({"digits": 40, "cifar10_features": 30, "scipy_do
 DATA = tuple(EPOCHS)
 SEEDS = (0, 1, 2, 3, 4)
 _WARM_UP = ("co_teaching_plus", "gmm")  # as their authors do
+DEFAULT = "auto"  # `build("auto", ...)`
 BASELINE = "standard"  # the entry that all others are compared with
 
 
@@ -98,7 +99,7 @@ def entries() -> dict[str, Entry]:
         if "classification" in row.tasks
     ]
     found += [Entry(f"standard, EMA {momentum}", "standard", ema=momentum) for momentum in (0.99, 0.999)]
-    found += [Entry("auto", AUTO, "auto"), Entry("co_prl_l, auto", "co_prl_l", "auto")]
+    found += [Entry(DEFAULT, AUTO, "auto"), Entry("co_prl_l, auto", "co_prl_l", "auto")]
     return {entry.name: entry for entry in found}
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from prl_keras import files
-from prl_keras.experiments.leaderboard.entries import BASELINE, Entry, Setting
-from prl_keras.experiments.leaderboard.standing import cells, differences, run_values, standing
+from prl_keras.experiments.leaderboard.entries import BASELINE, DEFAULT, Entry, Setting
+from prl_keras.experiments.leaderboard.standing import cells, complete, differences, run_values, standing
 from prl_keras.experiments.markdown import NOTHING, markdown_table, number
+from prl_keras.experiments.paper.comparisons import paired
 
 COMMAND = "python -m binaries.leaderboard --data_dir=DIR --workers=2"
 _TOLD = {"true": "true epsilon", "auto": "auto", "nothing": "-"}
@@ -42,11 +43,14 @@ def write_page(
     if runs.empty:
         raise ValueError("No run of the leaderboard is finished; leave --report away to make them.")
     used = [content for content in contents if content["config"] in wanted]
+    finished, runs = len(runs), complete(runs, wanted)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / "README.md", directory / "cells.csv"]
     with files.replacing(paths[0]) as temporary:
-        temporary.write_text("\n\n".join(sections(runs, used, len(wanted), entries, costs)) + "\n", "utf-8")
+        temporary.write_text(
+            "\n\n".join(sections(runs, used, (finished, len(wanted)), entries, costs)) + "\n", "utf-8"
+        )
     with files.replacing(paths[1]) as temporary:
         cells(runs).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     return paths
@@ -55,7 +59,7 @@ def write_page(
 def sections(
     runs: pd.DataFrame,
     used: Sequence[Mapping[str, Any]],
-    count: int,
+    counts: tuple[int, int],
     entries: Mapping[str, Entry],
     costs: Mapping[str, float],
 ) -> list[str]:
@@ -65,18 +69,25 @@ def sections(
     table = standing(runs, noisy)
     page = [
         "# Leaderboard",
-        caption(used, count),
+        caption(runs, used, counts),
         "A run's accuracy, in percent on clean test examples, is taken at three epochs. **Last** is what "
         "`fit` leaves. **Chosen** is the epoch at which `prl_keras.LabelWave` would stop, without clean "
         "labels; the last one if it would not. **Best** is chosen with the clean test labels, which nobody "
         'has in practice. `told` is what the method is told: the true epsilon, `epsilon="auto"`, or nothing.',
         "## All noisy settings",
-        f"Means over {len(noisy)} settings; the interval (95%, Student's t) is over the seeds. *Gain* is the "
-        "last epoch less plain training's, paired by setting and seed; p is adjusted for the number of "
-        "entries (Benjamini and Hochberg). *Worst* is the lowest gain of a setting. *Memorized* is the "
-        "percentage of wrong labels that the network predicts at the end. *Cost* is the time of a training "
-        "step relative to plain training of one network.",
+        f"Means over {len(noisy)} settings. *Gain* is the last epoch less plain training's, paired by "
+        "setting and seed, with its 95% interval (Student's t); p is adjusted for the number of entries "
+        "(Benjamini and Hochberg). *Worst* is the lowest gain of a setting. *Memorized* is the percentage of "
+        "wrong labels that the network predicts at the end. *Cost* is the time of a training step relative "
+        "to plain training of one network. cells.csv has the interval of each setting.",
         standing_table(table, entries, costs),
+    ]
+    untold = table[[entries[name].told != "true" for name in table["entry"]]]
+    page += [
+        "## Without epsilon",
+        "The entries of the table above that are told nothing.",
+        standing_table(untold, entries, costs),
+        *the_default(runs, table, entries),
     ]
     for dataset in found["dataset"].unique():
         page += [f"## {dataset}", by_noise(found[found["dataset"] == dataset], table["entry"])]
@@ -97,8 +108,8 @@ def sections(
     return page
 
 
-def caption(used: Sequence[Mapping[str, Any]], count: int) -> str:
-    """What was run, on what."""
+def caption(runs: pd.DataFrame, used: Sequence[Mapping[str, Any]], counts: tuple[int, int]) -> str:
+    """What was run, on what; `counts` are the numbers of finished and of all runs."""
     protocols = {}
     for content in used:
         config = content["config"]
@@ -107,11 +118,12 @@ def caption(used: Sequence[Mapping[str, Any]], count: int) -> str:
             f"{config.epochs} epochs of batches of {config.batch_size}, Adam {config.learning_rate:g}; for "
             "methods that drop a fraction a ramp of a fifth of the epochs"
         )
-    seeds = sorted({content["config"].seed for content in used})
+    seeds = runs.groupby("dataset", sort=False)["seed"].unique()
+    shown = "; ".join(f"{name} {', '.join(map(str, sorted(found)))}" for name, found in seeds.items())
     hours = sum(content["history"]["seconds"].sum() for content in used) / 3600
     lines = [
         f"Made by: `{COMMAND}`",
-        f"Runs: {len(used)} of {count}; seeds {', '.join(map(str, seeds))}",
+        f"Runs: {counts[0]} of {counts[1]}; seeds on this page, complete if any is: {shown}",
         *protocols.values(),
         f"Training took {hours:.2f} hours in all, tests not counted, on "
         + "; ".join(sorted({str(content.get("device", "a device not stated")) for content in used})),
@@ -119,27 +131,44 @@ def caption(used: Sequence[Mapping[str, Any]], count: int) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def the_default(runs: pd.DataFrame, table: pd.DataFrame, entries: Mapping[str, Entry]) -> list[str]:
+    """How `DEFAULT` compares with plain training and with the best entry that is told the true epsilon."""
+    told = [name for name in table["entry"] if entries[name].told == "true"]
+    if not told or DEFAULT not in set(table["entry"]):
+        return []
+    rivals = {"plain training": BASELINE, f"`{told[0]}`": told[0]}
+    found = {title: differences(runs, DEFAULT, name, "last", "last") for title, name in rivals.items()}
+    settings = list(dict.fromkeys(setting for part in found.values() for setting in part["setting"]))
+    lines = []
+    for setting in settings:
+        line = [setting]
+        for part in found.values():
+            own = part[part["setting"] == setting]
+            line.append(_difference(own.iloc[0]) if len(own) else NOTHING)
+        lines.append(line)
+    lines.append(["mean of the noisy settings"])
+    noisy = runs[~runs["setting"].str.endswith(", clean")].set_index(["setting", "seed"])
+    ours = noisy[noisy["entry"] == DEFAULT]["last"]
+    for name in rivals.values():
+        lines[-1].append(_difference(paired(ours, noisy[noisy["entry"] == name]["last"])))
+    return [
+        f'## The default, `build("{DEFAULT}")`',
+        "Its last epoch less that of plain training, and of the best entry that is told the true epsilon, "
+        "paired by the seed, with 95% intervals.",
+        markdown_table(["setting", *(f"less {title}" for title in rivals)], lines),
+    ]
+
+
 def standing_table(table: pd.DataFrame, entries: Mapping[str, Entry], costs: Mapping[str, float]) -> str:
     """The table of `standing`, a line per entry."""
     header = [
-        "entry",
-        "told",
-        "last",
-        "95%",
-        "chosen",
-        "best",
-        "gain",
-        "95%",
-        "p",
-        "worst",
-        "memorized",
-        "cost",
-    ]
+        "entry", "told", "last", "chosen", "best", "gain", "95%", "p", "worst", "memorized", "cost",
+    ]  # fmt: skip
     lines = []
     for line in table.itertuples():
         lines.append([
             f"`{line.entry}`", _TOLD[entries[line.entry].told], number(line.last, 2),
-            _interval(line.low, line.high), number(line.chosen, 2), number(line.best, 2),
+            number(line.chosen, 2), number(line.best, 2),
             number(line.gain, 2), _interval(line.gain_low, line.gain_high), _p(line.p_bh),
             number(line.worst, 2), number(line.memorized, 1), number(costs.get(line.entry), 2),
         ])  # fmt: skip
@@ -208,10 +237,13 @@ def on_clean(runs: pd.DataFrame, clean: Sequence[str], order: Sequence[str]) -> 
             if setting not in table.index:
                 line.append(NOTHING)
                 continue
-            own = table.loc[setting]
-            line.append(f"{number(own['difference'], 2)} {_interval(own['ci_low'], own['ci_high'])}")
+            line.append(_difference(table.loc[setting]))
         lines.append(line)
     return markdown_table(["entry", *(setting.removesuffix(", clean") for setting in clean)], lines)
+
+
+def _difference(test):
+    return f"{number(test['difference'], 2)} {_interval(test['ci_low'], test['ci_high'])}"
 
 
 def _interval(low, high):

@@ -50,23 +50,40 @@ def run_values(
     return pd.DataFrame(lines)
 
 
+def complete(runs: pd.DataFrame, wanted: Mapping[Any, tuple[str, Setting]]) -> pd.DataFrame:
+    """The runs of the seeds of a data set for which every wanted run is finished, so that means compare.
+
+    If there is no such seed, all runs.
+    """
+    missing = {(setting.dataset, config.seed): set() for config, (_, setting) in wanted.items()}
+    for config, (name, setting) in wanted.items():
+        missing[setting.dataset, config.seed].add((name, setting.label))
+    for key, part in runs.groupby(["dataset", "seed"]):
+        missing[key] -= set(zip(part["entry"], part["setting"]))
+    is_complete = [not missing[pair] for pair in zip(runs["dataset"], runs["seed"])]
+    return runs[is_complete] if any(is_complete) else runs
+
+
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """A line per entry and setting: means over the seeds of the columns of `run_values`, and `seeds`."""
+    """A line per entry and setting: means over the seeds of the columns of `run_values`, `seeds`, their
+    number, and `low` and `high`, the 95% interval of `last` by Student's t.
+    """
     keys = ["entry", "setting", "dataset", "noise"]
     grouped = runs.groupby(keys, sort=False)
-    return grouped.mean(numeric_only=True).drop(columns="seed").assign(seeds=grouped.size()).reset_index()
+    low, high = zip(*(interval(part) for _, part in grouped["last"]))
+    found = grouped.mean(numeric_only=True).drop(columns="seed")
+    return found.assign(low=low, high=high, seeds=grouped.size()).reset_index()
 
 
 def standing(runs: pd.DataFrame, settings: Iterable[str]) -> pd.DataFrame:
-    """A line per entry, the highest `last` first: the mean over settings that it has runs in.
+    """A line per entry, the highest `last` first: the mean over the settings of their means over the seeds.
 
     A pair is a setting and a seed that the entry shares with plain training.
 
     Returns:
-        DataFrame: `entry`; `last`, `chosen` and `best`; `low` and `high`, the 95% interval of `last`, by
-        Student's t over the seeds' means of all settings; `gain`, `gain_low`, `gain_high` and `p`: `last`
-        less plain training's, paired by setting and seed; `p_bh`, p adjusted by Benjamini and Hochberg for
-        the number of entries; `worst`, the lowest gain of a setting; `memorized`; `runs`, their number.
+        DataFrame: `entry`; `last`, `chosen` and `best`; `gain`, `gain_low`, `gain_high` and `p`: `last` less
+        plain training's, paired by setting and seed; `p_bh`, p adjusted by Benjamini and Hochberg for the
+        number of entries; `worst`, the lowest gain of a setting; `memorized`; `runs`, their number.
 
     Args:
         runs: From `run_values`.
@@ -77,12 +94,10 @@ def standing(runs: pd.DataFrame, settings: Iterable[str]) -> pd.DataFrame:
     plain = by_pair[by_pair["entry"] == BASELINE]
     lines = []
     for name, own in by_pair.groupby("entry", sort=False):
-        by_seed = own.groupby("seed")["last"].mean()
-        low, high = interval(by_seed)
         test = paired(own["last"], plain["last"])
         gains = (own["last"] - plain["last"]).dropna().groupby("setting").mean()
         lines.append({
-            "entry": name, **own.groupby("setting")[list(CHOICES)].mean().mean(), "low": low, "high": high,
+            "entry": name, **own.groupby("setting")[list(CHOICES)].mean().mean(),
             "gain": test["difference"], "gain_low": test["ci_low"], "gain_high": test["ci_high"],
             "p": test["p"], "worst": gains.min(),
             "memorized": own["memorized"].mean(), "runs": len(own),

@@ -3,11 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from prl_keras.experiments.data.load import load
 from prl_keras.experiments.leaderboard import cost, entries, page, standing
-from prl_keras.experiments.leaderboard.entries import CLEAN, NOISES, Entry, Noise, Setting
+from prl_keras.experiments.leaderboard.entries import CLEAN, NOISES, Noise, Setting
 from prl_keras.experiments.programs.leaderboard import leaderboard
 from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.training import build_model
 from prl_keras.methods import METHODS
 
 KNOWN = entries.entries()
@@ -18,7 +21,8 @@ class TestEntries:
     def test_are_all_methods_for_classes_and_more(self):
         for name, row in METHODS.items():
             if "classification" in row.tasks:
-                assert KNOWN[name] == Entry(name, name, "true" if row.drops_a_fraction else "nothing")
+                assert (KNOWN[name].method, KNOWN[name].ema) == (name, 0)
+                assert KNOWN[name].told == ("true" if row.drops_a_fraction else "nothing")
         assert "huber" not in KNOWN
         assert KNOWN["co_prl_l, auto"].told == "auto"
         assert KNOWN["standard, EMA 0.999"].ema == 0.999
@@ -29,6 +33,11 @@ class TestEntries:
         assert KNOWN["prl_l"].config(SETTING, 3).ramp_epochs == 8
         assert KNOWN["gce"].config(SETTING, 3).ramp_epochs == 0
 
+    @pytest.mark.parametrize("name", ["gmm", "co_teaching_plus"])
+    def test_who_begins_with_plain_training(self, name):
+        model = build_model(KNOWN[name].config(SETTING, 0), load("digits"))  # 8 epochs of 12 steps
+        assert (model if name == "co_teaching_plus" else model.rule).warm_up_steps == 96
+
     def test_a_seed_is_that_of_the_network_and_of_the_noise(self):
         config = KNOWN["prl_l"].config(SETTING, 3)
         assert (config.seed, config.noise_seed, config.network) == (3, 3, "mlp")
@@ -36,7 +45,7 @@ class TestEntries:
     def test_clean_labels_are_for_entries_that_do_not_know_so(self):
         found = entries.configs(KNOWN.values(), [Setting("digits", CLEAN)], [0])
         names = {name for name, _ in found.values()}
-        assert {"standard", "gce", "bare", "prl_l, auto"} <= names
+        assert {"standard", "gce", "bare", "auto"} <= names
         assert not {"prl_l", "spl", "co_teaching"} & names
 
     def test_all_runs_differ(self):
@@ -104,11 +113,8 @@ class TestStanding:
         assert found["gain"].tolist() == pytest.approx([20, 5, 0])
         assert found["worst"].tolist() == pytest.approx([10, -10, 0])
         assert found["runs"].tolist() == [6, 6, 6]
-        assert found.loc["prl_l", "low"] < 75 < found.loc["prl_l", "high"]
 
     def test_p_is_that_of_a_paired_test_and_adjusted(self, runs):
-        from scipy import stats
-
         found = standing.standing(runs, [SETTING.label, self.OTHER.label]).set_index("entry")
         by_pair = runs.set_index(["setting", "seed", "entry"])["last"].unstack()
         p = {name: stats.ttest_rel(by_pair[name], by_pair["standard"]).pvalue for name in ("prl_l", "gce")}
@@ -147,6 +153,28 @@ class TestStanding:
         assert "10.00 (10.00 to 10.00)" in text.split("## Clean labels")[1]
         assert pd.read_csv(paths[1]).set_index(["entry", "noise"])["seeds"].eq(2).all()
 
+    def test_the_page_compares_the_default(self, tmp_path):
+        levels = {"standard": 0.6, "prl_l": 0.9, "spl": 0.8, "auto": 0.85}
+        contents = [
+            content(name, seed, [0.3, level + seed / 1000], setting=setting)
+            for name, level in levels.items()
+            for setting in (SETTING, Setting("digits", CLEAN))
+            for seed in (0, 1)
+            if setting.noise.epsilon or name in ("standard", "auto")
+        ]
+        settings = (SETTING, Setting("digits", CLEAN))
+        text = page.write_page(contents, wanted(settings), KNOWN, {}, tmp_path)[0].read_text()
+        part = text.split("## The default")[1].split("##")[0]
+        assert "less `prl_l`" in part and "spl" not in part
+        lines = {
+            line.split(" | ")[0].strip("| "): line for line in part.splitlines() if line.startswith("| ")
+        }
+        for name in ("digits, symmetric 50", "mean of the noisy settings"):
+            assert "25.00" in lines[name] and "-5.00" in lines[name]
+        assert "25.00" in lines["digits, clean"] and lines["digits, clean"].split("|")[3].strip() == "-"
+        assert "`auto`" in text.split("## Without epsilon")[1].split("##")[0]
+        assert "`prl_l`" not in text.split("## Without epsilon")[1].split("##")[0]
+
     def test_nothing_to_report(self, tmp_path):
         with pytest.raises(ValueError, match="No run of the leaderboard is finished"):
             page.write_page([], wanted(), KNOWN, {}, tmp_path)
@@ -165,6 +193,23 @@ def test_costs_are_medians_of_ratios_within_a_round(monkeypatch):
     assert found == {"standard": 1, "co_prl_l, auto": 2.5}
 
 
+def test_only_seeds_that_are_complete_are_compared():
+    chosen = {name: KNOWN[name] for name in ("standard", "prl_l")}
+    some = entries.configs(chosen.values(), [SETTING], [0, 1])
+    contents = [content("standard", 0, [0.5]), content("prl_l", 0, [0.6]), content("prl_l", 1, [0.9])]
+    runs = standing.run_values(contents, some)
+    found = standing.complete(runs, some)
+    assert found[["entry", "seed"]].values.tolist() == [["standard", 0], ["prl_l", 0]]
+    assert len(standing.complete(runs[1:], some)) == 2  # none is
+
+
+def test_the_interval_of_a_setting():
+    runs = standing.run_values([content("prl_l", seed, [0.5 + seed / 10]) for seed in (0, 1, 2)], wanted())
+    found = standing.cells(runs).iloc[0]
+    half = stats.t.ppf(0.975, 2) * 10 / 3**0.5
+    assert (found["low"], found["high"]) == pytest.approx((60 - half, 60 + half))
+
+
 class TestProgram:
     def run(self, output_dir, **options):
         return leaderboard(output_dir, ["standard"], ["digits"], ["0"], **options)
@@ -175,7 +220,7 @@ class TestProgram:
         assert "6 runs to do of 6" in capsys.readouterr().out and not (tmp_path / "runs").exists()
         assert not self.run(tmp_path)
         text = (tmp_path / "README.md").read_text()
-        assert "Runs: 6 of " in text and "| `standard`" in text
+        assert "Runs: 6 of " in text and "digits 0" in text and "| `standard`" in text
         assert not self.run(tmp_path)
         assert "0 runs to do of 6" in capsys.readouterr().out
         (tmp_path / "README.md").unlink()
