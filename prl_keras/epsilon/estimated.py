@@ -104,6 +104,10 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
             before = doubt
         self.state.assign([min(high, self.most), allowed, warmup, plain, before])
 
+    def go_on_from(self, found: float) -> None:
+        """Sets the state of a model saved with its value alone, which rose from the first step on."""
+        self.state.assign([found, self.most, 2 * (self.warmup_steps or 0), 0, 1])
+
     def _numbers(self):
         return keras.ops.convert_to_numpy(self.state).tolist()
 

@@ -4,6 +4,7 @@ import typing
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from prl_keras.epsilon.estimated import own_epsilon
@@ -381,7 +382,11 @@ class WeightedModel(keras.Model):
 
     def load_own_variables(self, store: typing.Any) -> None:
         """`keras.Model.load_own_variables`, and the states of random layers if the file has them."""
-        super().load_own_variables(seeds.without_seeds(store))
+        own = seeds.without_seeds(store)
+        if self._epsilon is not None and np.ndim(own["0"]) == 0:  # saved when its state was one number
+            self.rule.epsilon.go_on_from(np.asarray(own["0"]).item())
+        else:
+            super().load_own_variables(own)
         seeds.load_seeds(self.networks, store)
 
     def get_config(self) -> dict[str, typing.Any]:

@@ -147,12 +147,24 @@ SUMMARIES = {
 JOINED = ("epsilon 0, 0.1, 0.2, 0.3, 0.4", "the other three cases", "22.6, ", "19.2, ", "8.6, ")
 
 
-def summary_rows():
+# A section whose tables have a column for each setting, which margins.md has a table for.
+BY_SETTING = "## The area under the margin"
+
+
+def summary_rows(by_setting=False):
     for folder in SUMMARIES:
-        for _, rows in tables((ROOT / "results" / folder / "README.md").read_text()):
+        text, _, rest = (ROOT / "results" / folder / "README.md").read_text().partition(BY_SETTING)
+        for _, rows in tables(rest if by_setting else text):
             for row in rows:
                 if not any(part in " ".join(row) for part in JOINED):
                     yield pytest.param(folder, row, id=f"{folder}: {row[0]}")
+
+
+@pytest.mark.parametrize(("folder", "row"), summary_rows(by_setting=True))
+def test_each_number_of_a_row_by_setting_stands_in_the_margins(folder, row):
+    found = [number for line in lines_of(ROOT / "results" / folder / "margins.md", False) for number in line]
+    for cell in row[1:]:
+        assert all(stand_in([number], found) for number in numbers(prose(cell))), cell
 
 
 @pytest.mark.parametrize(("folder", "row"), summary_rows())

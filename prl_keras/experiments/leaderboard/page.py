@@ -96,6 +96,7 @@ def sections(
         "Plain training at its last, its chosen and its best epoch, and the entries whose last epoch is "
         "below each by more than noise: the 95% interval of the difference, paired by seed, lies below 0.",
         against_plain(runs, found, noisy),
+        *below_plain(table),
     ]
     clean = [setting for setting in found["setting"].unique() if setting not in noisy]
     if clean:
@@ -221,6 +222,21 @@ def against_plain(runs: pd.DataFrame, found: pd.DataFrame, noisy: Sequence[str])
     for choice in ("last", "chosen (epoch)", "best (epoch)"):
         header += [choice, "below it"]
     return markdown_table(header, lines)
+
+
+def below_plain(table: pd.DataFrame) -> list[str]:
+    """Which entries' last epochs are, in the mean of all settings, below plain training's other epochs."""
+    plain = table[table["entry"] == BASELINE]
+    lines = []
+    for choice in ("chosen", "best") if len(plain) else ():
+        level = plain[choice].item()
+        names = [f"`{name}`" for name in table[table["last"] < level]["entry"] if name != BASELINE]
+        listed = f"below it end {', '.join(names)}" if names else "no entry ends below it"
+        lines.append(
+            f"* In the mean of all noisy settings, plain training has {number(level, 2)} at its {choice} "
+            f"epoch: {listed}."
+        )
+    return ["\n".join(lines)] if lines else []
 
 
 def on_clean(runs: pd.DataFrame, clean: Sequence[str], order: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ CHOICES = ("last", "chosen", "best")
 def run_values(
     contents: Iterable[Mapping[str, Any]], wanted: Mapping[Any, tuple[str, Setting]]
 ) -> pd.DataFrame:
-    """A DataFrame with a line per run.
+    """A DataFrame with a line per run, in the order of `wanted`.
 
     Columns: `entry`, `setting` (its label), `dataset`, `noise`, `seed`; the accuracy in percent `last`, of
     the last epoch, `best`, the highest of all epochs, and `chosen`, of the epoch at which `LabelWave` would
@@ -47,6 +47,10 @@ def run_values(
             "best_epoch": best + 1, "chosen_epoch": chosen + 1,
             "memorized": 100 * history["memorized"].iloc[-1] if "memorized" in history else np.nan,
         })  # fmt: skip
+    labels = [setting.label for _, setting in wanted.values()]
+    place = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    names = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in wanted.values()))}
+    lines.sort(key=lambda line: (place[line["setting"]], names[line["entry"]], line["seed"]))
     return pd.DataFrame(lines)
 
 

@@ -147,6 +147,7 @@ class TestStanding:
         text = paths[0].read_text()
         line = next(line for line in text.splitlines() if line.startswith("| digits, symmetric 50"))
         assert "1: `prl_l`" in line and "`gce`" not in line
+        assert "has 60.05 at its chosen epoch: below it end `prl_l`." in text
         order = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")][:3]
         assert order == ["gce", "standard", "prl_l"]
         assert "| `prl_l`    | true epsilon |" in text and "1.25 |" in text
