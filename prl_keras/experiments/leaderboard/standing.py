@@ -59,7 +59,9 @@ def complete(runs: pd.DataFrame, wanted: Mapping[Any, tuple[str, Setting]]) -> p
 
     If there is no such seed, all runs.
     """
-    missing = {(setting.dataset, config.seed): set() for config, (_, setting) in wanted.items()}
+    missing: dict[tuple[str, int], set[tuple[str, str]]] = {
+        (setting.dataset, config.seed): set() for config, (_, setting) in wanted.items()
+    }
     for config, (name, setting) in wanted.items():
         missing[setting.dataset, config.seed].add((name, setting.label))
     for key, part in runs.groupby(["dataset", "seed"]):
