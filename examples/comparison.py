@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import app, flags
 
+from examples.results import SMOKE
+
 SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds, of data, noise and network.", lower_bound=1)
-SMOKE = flags.DEFINE_bool("smoke", False, "Two methods and less work: a try that says little.")
 OUTPUT = flags.DEFINE_string("output", None, "Markdown file for the table, with the command and the setting.")
 
 

@@ -17,7 +17,7 @@ if sys.argv[1] == "prl_keras.audit":
     for arguments in json.loads(sys.argv[2]):
         parser().parse_args(["data", *arguments])
 module = importlib.import_module(sys.argv[1])
-if sys.argv[1].startswith("binaries."):
+if sys.argv[1].startswith(("binaries.", "examples.")):
     from absl import flags
     for arguments in json.loads(sys.argv[2]):
         flags.FLAGS.unparse_flags()

@@ -1,11 +1,14 @@
 """Every example in its smallest setting: what its table says, not only that it ends."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from matplotlib import image
 from project import ROOT
 
 TEXT = {"classify_text", "finetune_language_model"}
@@ -18,9 +21,12 @@ def run(*arguments):
 
 
 def table_of(text):
-    """{method: {column: number}} of the Markdown table in `text`."""
+    """{method: {column: number}} of the Markdown table in `text`; an empty cell, "-", has no number."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
-    return {row[0]: {name: float(cell) for name, cell in zip(rows[0][1:], row[1:])} for row in rows[2:]}
+    return {
+        row[0]: {name: float(cell) for name, cell in zip(rows[0][1:], row[1:]) if cell != "-"}
+        for row in rows[2:]
+    }
 
 
 def table_by(name, *flags):
@@ -132,3 +138,81 @@ def test_a_preset_takes_the_place_of_the_small_network(name, short):
 def test_an_unknown_argument_is_named(short):
     code, said = short["unknown argument"]
     assert code != 0 and "Unknown arguments ['seeds=5']" in said
+
+
+# The examples of docs/examples.md: each leaves a picture and a table in its folder.
+
+
+def example_in(folder, name, *flags):
+    """The table that an example prints in its smallest setting, after a look at what it wrote."""
+    done = run("-m", f"examples.{name}", "--smoke", f"--output_dir={folder}", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pixels = image.imread(folder / f"{name}.png")
+    assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 10
+    printed = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line[:1] == "|"]
+    with (folder / "results.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [printed[0], *printed[2:]]
+    return table_of(done.stdout)
+
+
+def test_labels_that_were_looked_at_are_fixed_and_help(tmp_path):
+    table = example_in(tmp_path, "clean_my_labels")
+    given, fixed = table["as given"], table["fixed"]
+    assert given["wrong labels"] == 200 and table["true"]["wrong labels"] == 0
+    found = given["wrong labels"] - fixed["wrong labels"]
+    assert found > 170 and 0.8 * fixed["looked at"] < found <= fixed["looked at"]
+    accuracy = "test accuracy, plain training"
+    assert given[accuracy] + 0.015 < fixed[accuracy]
+    assert "Which digits are wrong?" in (tmp_path / "report.html").read_text()
+
+
+def test_regression_survives_wrong_targets(tmp_path):
+    table = example_in(tmp_path, "regress_table")
+    assert list(table) == ["plain", "PRL(L)"]
+    assert table["plain"]["test R2, mean"] < 0 < table["PRL(L)"]["test R2, mean"]
+
+
+def test_fine_tuning_on_a_folder_survives_files_in_wrong_folders(tmp_path):
+    table = example_in(tmp_path, "classify_image_folder")
+    assert table["plain"]["fine-tuned"] + 0.05 < table["PRL(L)"]["fine-tuned"]
+    assert 0.8 < table["PRL(L)"]["average precision"] <= 1
+    suspects = list(csv.DictReader((tmp_path / "suspects.csv").open()))
+    assert len(suspects) == 240
+    assert all(row["file"].startswith(f"train/{row['folder']}/") for row in suspects)
+
+
+@pytest.mark.long
+def test_a_folder_of_ones_own_takes_the_place_of_the_digits(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 10)):
+        for name, shade in (("dark", 0.1), ("light", 0.9)):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(shade + rng.normal(0, 0.05, (12, 10, 3)), 0, 1)
+                image.imsave(folder / f"{number}.png", pixels)
+    table = example_in(
+        tmp_path / "out", "classify_image_folder", f"--folder={tmp_path / 'images'}", "--epsilon=0.1"
+    )
+    assert set(table["PRL(L)"]) == {"frozen backbone", "fine-tuned"}  # nobody knows which files are wrong
+    suspects = list(csv.DictReader((tmp_path / "out/suspects.csv").open()))
+    assert len(suspects) == 8 and {row["folder"] for row in suspects} <= {"dark", "light"}
+
+
+def test_the_search_chooses_the_lowest_loss_and_repeats_no_trial(tmp_path):
+    pytest.importorskip("keras_tuner")
+    table = example_in(tmp_path, "search_epsilon")
+    losses = [row["val_trimmed_loss"] for row in table.values()]
+    assert table["found by val_trimmed_loss"]["val_trimmed_loss"] == min(losses)
+    assert all(0 <= row["epsilon"] <= 0.6 and 0.3 < row["test accuracy"] <= 1 for row in table.values())
+    records = {path: path.read_text() for path in (tmp_path / "search").glob("trial_*/execution_*.json")}
+    assert len(records) == 3
+    assert example_in(tmp_path, "search_epsilon") == table
+    assert all(path.read_text() == text for path, text in records.items())  # none ran twice
+
+
+def test_two_replicas_train_the_model_of_one_device(tmp_path):
+    table = example_in(tmp_path, "two_replicas")
+    one, several = table["one device"], table["2 replicas"]
+    assert several["largest difference of weights"] < 1e-5
+    assert one["test accuracy"] == several["test accuracy"] > 0.5
