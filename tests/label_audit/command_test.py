@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -144,7 +145,7 @@ class TestStopped:
         assert main(command) == 130 and "The same command goes on" in capsys.readouterr().err
         assert not (folder_of(data) / "report.html").exists()
         epochs = count_epochs(monkeypatch)
-        monkeypatch.setattr(results, "write_report", lambda *arguments: os.kill(os.getpid(), 2))
+        monkeypatch.setattr(results, "write_report", Mock(side_effect=KeyboardInterrupt))
         assert main(command) == 130 and epochs == [3, 4]  # and stopped again, when it writes
         monkeypatch.undo()
         epochs = count_epochs(monkeypatch)
