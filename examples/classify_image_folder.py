@@ -154,6 +154,9 @@ def draw(accuracies: dict[str, tuple[float, float]], suspects: pd.DataFrame) -> 
 
 
 def main(argv: Sequence[str]) -> None:
+    for part in ("train", "test") if _FOLDER.value else ():
+        if not (pathlib.Path(_FOLDER.value) / part).is_dir():
+            raise app.UsageError(f"{_FOLDER.value} has no folder {part}: make train/CLASS and test/CLASS.")
     output = results.make_folder("classify_image_folder", argv)
     epochs = 4 if results.SMOKE.value else 12
     with tempfile.TemporaryDirectory() as made:

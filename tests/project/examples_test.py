@@ -183,6 +183,8 @@ def test_fine_tuning_on_a_folder_survives_files_in_wrong_folders(tmp_path):
 
 @pytest.mark.long
 def test_a_folder_of_ones_own_takes_the_place_of_the_digits(tmp_path):
+    refused = run("-m", "examples.classify_image_folder", f"--folder={tmp_path}")
+    assert refused.returncode == 1 and f"{tmp_path} has no folder train: make" in refused.stderr
     rng = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 10)):
         for name, shade in (("dark", 0.1), ("light", 0.9)):
