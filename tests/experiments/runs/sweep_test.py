@@ -73,7 +73,7 @@ def test_a_damaged_run_is_reported_and_done_again(tmp_path, undisturbed, name):
 
 def test_what_is_packed_is_not_pending(tmp_path, undisturbed):
     shutil.copytree(undisturbed, tmp_path / "runs")
-    results.pack(tmp_path / "runs", 1, results.read_all(tmp_path / "runs")[0])
+    results.pack(tmp_path / "runs" / "table1.jsonl", results.read_all(tmp_path / "runs")[0])
     assert sweep.pending(configs(), tmp_path / "runs", "cpu") == ([], [])
     assert_same_results(tmp_path / "runs", undisturbed, configs())
 
