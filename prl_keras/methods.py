@@ -32,7 +32,7 @@ from prl_keras.rules.mixture_posterior import MixturePosterior
 from prl_keras.rules.sigua import Sigua
 from prl_keras.rules.trim import Trim
 from prl_keras.rules.weight_by_loss import WeightByLoss
-from prl_keras.validate import is_number
+from prl_keras.validate import check_integer, is_number
 
 _BOTH = ("classification", "regression")
 _CLASSES = ("classification",)
@@ -311,6 +311,9 @@ def build(
         )
     if loss is None:
         raise ValueError("loss=None: every method needs the task's loss, such as 'mse'.")
+    if optimizer is None:
+        raise ValueError("optimizer=None: write a Keras optimizer or its name, such as 'adam'.")
+    check_integer("ramp_steps", ramp_steps, 0)
     if isinstance(make_network, keras.Model) or not callable(make_network):
         raise ValueError(
             f"make_network={make_network!r} must be a function without arguments that gives a fresh Keras "

@@ -52,6 +52,8 @@ class LabelWave(keras.callbacks.Callback):
         self.x = x
         self.window, self.patience = check_integer("window", window), check_integer("patience", patience)
         self.batch_size = check_integer("batch_size", batch_size)
+        if not isinstance(restore_best_weights, bool):
+            raise ValueError(f"restore_best_weights={restore_best_weights!r} must be True or False.")
         self.restore_best_weights = restore_best_weights
         self._forget()
 

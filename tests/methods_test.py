@@ -218,3 +218,17 @@ def test_metrics_are_those_of_plain_keras(method, metrics):
     )
     expected = plain.evaluate(x, y, verbose=0, return_dict=True)
     assert model.evaluate(x, y, verbose=0, return_dict=True).keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"optimizer": None}, "optimizer=None: write a Keras optimizer"),
+        ({"ramp_steps": -3}, "ramp_steps=-3 must be a whole number of at least 0"),
+        ({"ramp_steps": 1.5}, "ramp_steps=1.5 must be a whole number"),
+    ],
+)
+def test_arguments_of_build_are_named_as_they_were_written(options, message):
+    arguments = {"epsilon": 0.3, "loss": CROSS_ENTROPY, "optimizer": "adam", **options}
+    with pytest.raises(ValueError, match=message):
+        prl.build("prl_l", lambda: keras.Sequential([keras.layers.Dense(3)]), **arguments)

@@ -113,6 +113,11 @@ def test_stops_before_wrong_labels_are_memorized():
     assert wave.stopped_epoch is not None and wave.stopped_epoch < 30
 
 
+def test_a_flag_is_true_or_false():
+    with pytest.raises(ValueError, match="restore_best_weights='no' must be True or False"):
+        prl.LabelWave(X, restore_best_weights="no")
+
+
 @pytest.mark.parametrize("options", [{"window": 0}, {"patience": 0}, {"batch_size": 1.5}])
 def test_bad_numbers(options):
     (name,) = options

@@ -105,13 +105,13 @@ class NoiseWatch(keras.callbacks.Callback):
         return None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._start_warmup(self._params("steps"))
+        self._start_warmup(self._params("steps"), _number(self.model.optimizer.iterations))
 
-    def _start_warmup(self, steps):
-        """Tells an `EstimatedEpsilon` how long the training is; `steps` are those of an epoch."""
+    def _start_warmup(self, epoch_steps, step):
+        """Tells an `EstimatedEpsilon` how long the training is."""
         epsilon, epochs = getattr(self.model.rule, "epsilon", None), self._params("epochs")
-        if isinstance(epsilon, EstimatedEpsilon) and steps and epochs:
-            epsilon.start(int(steps * epochs))
+        if isinstance(epsilon, EstimatedEpsilon) and epoch_steps and epochs:
+            epsilon.start(epochs, epoch_steps, step)
 
     def _params(self, name):
         return (self.params or {}).get(name)
@@ -129,7 +129,7 @@ class NoiseWatch(keras.callbacks.Callback):
         epsilon, step = self.model.rule.epsilon, _number(self.model.optimizer.iterations)
         if isinstance(epsilon, EstimatedEpsilon):
             epoch_steps = step - self._first_step
-            self._start_warmup(epoch_steps)  # if the data had no known length before
+            self._start_warmup(epoch_steps, step)  # if the data had no known length before
             epsilon.update(self.estimate.high, self._doubt(), step, epoch_steps)
         elif not self._has_warned:
             self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))

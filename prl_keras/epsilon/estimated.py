@@ -49,7 +49,7 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         warmup_steps: Optimizer steps of the warm-up, at least 1; None for a fifth of the first `fit`, as in
-            Han et al. 2018.
+            Han et al. 2018. If that `fit` is short and others follow, give the number.
         most: The largest value of epsilon, in (0, 1).
 
     Attributes:
@@ -78,12 +78,23 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
         risen = self.most * ops.clip((ops.cast(step, "float32") - plain) / rises, 0.0, 1.0)
         return ops.where(warmup > 0, ops.minimum(risen, ops.minimum(found, allowed)), 0.0)
 
-    def start(self, steps: int | None) -> None:
-        """Sets an unknown warm-up to a fifth of the `steps` of a training; None if they are not known yet."""
-        found, allowed, warmup, _, doubt = self._numbers()
-        if not warmup and steps:
-            warmup = max(2, round(steps * WARMUP_SHARE))
-            self.state.assign([found, allowed, warmup, warmup // 2, doubt])
+    def start(self, epochs: int, epoch_steps: int, step: int = 0) -> None:
+        """Prepares for a training whose length is known: an unknown warm-up is a fifth of it.
+
+        The first epoch drops nothing, however short the warm-up is.
+
+        Args:
+            epochs: The number of epochs of the training.
+            epoch_steps: The optimizer steps of an epoch.
+            step: The optimizer step before the training.
+        """
+        found, allowed, warmup, plain, doubt = self._numbers()
+        if not warmup:
+            warmup = max(2, round(epochs * epoch_steps * WARMUP_SHARE))
+            plain = warmup // 2
+        if step == 0:
+            plain = max(plain, epoch_steps)
+        self.state.assign([found, allowed, warmup, plain, doubt])
 
     def update(self, high: float, doubt: float | None = None, step: int = 0, epoch_steps: int = 0) -> None:
         """Sets the state after an epoch.

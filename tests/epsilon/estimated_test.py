@@ -82,12 +82,29 @@ def test_plain_training_ends_with_an_epoch():
 def test_an_unknown_warm_up_is_a_fifth_of_the_training():
     epsilon = prl.EstimatedEpsilon()
     assert values(epsilon, 0, 99) == [0, 0]
-    epsilon.start(None)
-    assert values(epsilon, 99) == [0]
-    epsilon.start(100)
+    epsilon.start(50, 2)
     np.testing.assert_allclose(values(epsilon, 10, 15, 20), [0, 0.25, 0.5], rtol=1e-6)
-    epsilon.start(1000)  # of a second fit
+    epsilon.start(100, 10, 100)  # of a second fit
     assert values(epsilon, 20) == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("warmup_steps", [None, 4])
+def test_the_first_epoch_drops_nothing(warmup_steps):
+    epsilon = prl.EstimatedEpsilon(warmup_steps)
+    epsilon.start(2, 10)
+    assert values(epsilon, 10) == [0] and values(epsilon, 11) > [0]
+
+
+def test_a_training_of_one_epoch_is_plain_training():
+    x, noisy = digits("symmetric", 0.2)
+    weights = []
+    for method in ("standard", "auto"):
+        keras.utils.set_random_seed(0)
+        model = prl.build(method, network, loss=LOGITS, optimizer="adam")
+        model.fit(x, noisy, batch_size=32, verbose=0, shuffle=False)
+        weights.append(model.get_weights()[:4] if method == "standard" else model.network.get_weights())
+    for plain, auto in zip(*weights, strict=True):
+        np.testing.assert_allclose(auto, plain, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["arrays", "generator"])

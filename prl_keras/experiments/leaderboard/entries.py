@@ -56,7 +56,7 @@ class Entry:
     """One line of the leaderboard.
 
     Attributes:
-        name: Its name there.
+        name: Its name there, without a comma.
         method: A name in `METHODS`.
         told: What the method is told: "true" for the true epsilon, "auto" for `epsilon="auto"`, "nothing" if
             it needs none.
@@ -98,8 +98,8 @@ def entries() -> dict[str, Entry]:
         for row in METHODS.values()
         if "classification" in row.tasks
     ]
-    found += [Entry(f"standard, EMA {momentum}", "standard", ema=momentum) for momentum in (0.99, 0.999)]
-    found += [Entry(DEFAULT, AUTO, "auto"), Entry("co_prl_l, auto", "co_prl_l", "auto")]
+    found += [Entry(f"standard EMA {momentum}", "standard", ema=momentum) for momentum in (0.99, 0.999)]
+    found += [Entry(DEFAULT, AUTO, "auto"), Entry("co_prl_l auto", "co_prl_l", "auto")]
     return {entry.name: entry for entry in found}
 
 

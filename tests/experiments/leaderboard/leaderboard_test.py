@@ -24,12 +24,12 @@ class TestEntries:
                 assert (KNOWN[name].method, KNOWN[name].ema) == (name, 0)
                 assert KNOWN[name].told == ("true" if row.drops_a_fraction else "nothing")
         assert "huber" not in KNOWN
-        assert KNOWN["co_prl_l, auto"].told == "auto"
-        assert KNOWN["standard, EMA 0.999"].ema == 0.999
+        assert KNOWN["co_prl_l auto"].told == "auto"
+        assert KNOWN["standard EMA 0.999"].ema == 0.999
 
     def test_what_a_method_is_told(self):
         told = {name: entry.config(SETTING, 0).told_epsilon for name, entry in KNOWN.items()}
-        assert (told["prl_l"], told["co_prl_l, auto"], told["gce"]) == (0.5, "auto", 0.0)
+        assert (told["prl_l"], told["co_prl_l auto"], told["gce"]) == (0.5, "auto", 0.0)
         assert KNOWN["prl_l"].config(SETTING, 3).ramp_epochs == 8
         assert KNOWN["gce"].config(SETTING, 3).ramp_epochs == 0
 
@@ -190,8 +190,8 @@ def test_costs_are_medians_of_ratios_within_a_round(monkeypatch):
         return next(rounds)
 
     monkeypatch.setattr(cost, "_epoch", scripted)
-    found = cost.relative_costs([KNOWN["standard"], KNOWN["co_prl_l, auto"]], rounds=4)
-    assert found == {"standard": 1, "co_prl_l, auto": 2.5}
+    found = cost.relative_costs([KNOWN["standard"], KNOWN["co_prl_l auto"]], rounds=4)
+    assert found == {"standard": 1, "co_prl_l auto": 2.5}
 
 
 def test_only_seeds_that_are_complete_are_compared():
