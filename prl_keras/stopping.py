@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from prl_keras.validate import check_integer
+from prl_keras.validate import check_bool, check_integer
 
 
 class LabelWave(keras.callbacks.Callback):
@@ -52,8 +52,7 @@ class LabelWave(keras.callbacks.Callback):
         self.x = x
         self.window, self.patience = check_integer("window", window), check_integer("patience", patience)
         self.batch_size = check_integer("batch_size", batch_size)
-        if not isinstance(restore_best_weights, bool):
-            raise ValueError(f"restore_best_weights={restore_best_weights!r} must be True or False.")
+        check_bool("restore_best_weights", restore_best_weights)
         self.restore_best_weights = restore_best_weights
         self._forget()
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.epsilon import intervals
-from prl_keras.epsilon.estimated import SUREST, EstimatedEpsilon, check_estimated
+from prl_keras.epsilon.estimated import SUREST, check_estimated, estimated_of
 from prl_keras.inputs import class_labels, loss_kinds
 from prl_keras.rules.epsilon import is_in_range
 from prl_keras.scores.loss import per_example_loss, unreduced_loss
@@ -89,7 +89,7 @@ class NoiseWatch(keras.callbacks.Callback):
             columns = tf.where(is_counted, tf.stack(_class_columns(batch, passes)), 0.0)
             columns = tf.concat([[tf.cast(batch.is_bad, tf.float32)], columns], axis=0)
             counts = tf.reduce_sum(columns * ranked, axis=1)  # float32: exact to 16 million examples
-            if isinstance(getattr(self.model.rule, "epsilon", None), EstimatedEpsilon):
+            if estimated_of(self.model.rule) is not None:
                 is_below = tf.cast(columns[3] <= _DOUBTS[:, None], tf.float32)
                 below = tf.reduce_sum(is_below * columns[1] * ranked, axis=1)
                 counts = tf.concat([counts, below], axis=0)
@@ -109,8 +109,8 @@ class NoiseWatch(keras.callbacks.Callback):
 
     def _start_warmup(self, epoch_steps, step):
         """Tells an `EstimatedEpsilon` how long the training is."""
-        epsilon, epochs = getattr(self.model.rule, "epsilon", None), self._params("epochs")
-        if isinstance(epsilon, EstimatedEpsilon) and epoch_steps and epochs:
+        epsilon, epochs = estimated_of(self.model.rule), self._params("epochs")
+        if epsilon is not None and epoch_steps and epochs:
             epsilon.start(epochs, epoch_steps, step)
 
     def _params(self, name):
@@ -122,16 +122,18 @@ class NoiseWatch(keras.callbacks.Callback):
         self._counts.assign(tf.zeros_like(self._counts))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._warn_of_ties()
-        self.estimate = self._estimate()
+        counts = tf.convert_to_tensor(self._counts).numpy()
+        self._warn_of_ties(counts)
+        self.estimate = self._estimate(counts)
         if self.estimate is None or not hasattr(self.model.rule, "epsilon"):
             return
-        epsilon, step = self.model.rule.epsilon, _number(self.model.optimizer.iterations)
-        if isinstance(epsilon, EstimatedEpsilon):
+        step, estimated = _number(self.model.optimizer.iterations), estimated_of(self.model.rule)
+        if estimated is not None:
             epoch_steps = step - self._first_step
             self._start_warmup(epoch_steps, step)  # if the data had no known length before
-            epsilon.update(self.estimate.high, self._doubt(), step, epoch_steps)
+            estimated.update(self.estimate.high, self._doubt(counts), step, epoch_steps)
         elif not self._has_warned:
+            epsilon = self.model.rule.epsilon
             self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))
 
     def _check_schedules(self):
@@ -140,7 +142,7 @@ class NoiseWatch(keras.callbacks.Callback):
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         is_in_range("learning rate", getattr(optimizer, "_learning_rate", None), optimizer.iterations, steps)
         epsilon = getattr(self.model.rule, "epsilon", None)
-        is_good = isinstance(epsilon, EstimatedEpsilon) or is_in_range(
+        is_good = estimated_of(self.model.rule) is not None or is_in_range(
             "epsilon", epsilon, optimizer.iterations, steps
         )
         if not is_good and not self._has_warned_of_range:
@@ -170,9 +172,9 @@ class NoiseWatch(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    def _warn_of_ties(self):
+    def _warn_of_ties(self, counts):
         """Warns once per model if the score distinguishes too few examples."""
-        tied, ranked = tf.convert_to_tensor(self._counts).numpy()[-2:]
+        tied, ranked = counts[-2:]
         if self._has_warned_of_ties or tied <= _MANY * ranked:
             return
         self._has_warned_of_ties = True
@@ -183,17 +185,16 @@ class NoiseWatch(keras.callbacks.Callback):
             stacklevel=2,
         )
 
-    def _doubt(self):
+    def _doubt(self, counts):
         """The doubt that the surest examples of the epoch stay below; None without classes."""
         if not self._is_of_classes:
             return None
-        counts = tf.convert_to_tensor(self._counts).numpy()
         number, below = counts[1], counts[_CLASS_COUNTS : _CLASS_COUNTS + len(_DOUBTS)]
         return float(np.interp(SUREST * number, [0.0, *below], [0.0, *_DOUBTS]))
 
-    def _estimate(self):
+    def _estimate(self, counts):
         """`EpsilonEstimate` of the epoch so far, or None if nothing was counted."""
-        bad, *counts = tf.convert_to_tensor(self._counts).numpy()[:-2].astype(float)
+        bad, *counts = counts[:-2].astype(float)
         n = counts[0] if self._is_of_classes else sum(counts)
         if self._is_of_classes is None or not n:
             return None

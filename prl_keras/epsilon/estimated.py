@@ -126,9 +126,15 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
         return {"warmup_steps": self.warmup_steps, "most": self.most}
 
 
+def estimated_of(rule: Any) -> EstimatedEpsilon | None:
+    """The `EstimatedEpsilon` that a rule has, or None."""
+    epsilon = getattr(rule, "epsilon", None)
+    return epsilon if isinstance(epsilon, EstimatedEpsilon) else None
+
+
 def check_estimated(rule: Any, is_estimated: bool) -> None:
     """Rejects an `EstimatedEpsilon` if training estimates nothing (ValueError)."""
-    if not is_estimated and isinstance(getattr(rule, "epsilon", None), EstimatedEpsilon):
+    if not is_estimated and estimated_of(rule) is not None:
         raise ValueError(
             "epsilon='auto' needs a model of one output, with one class label for each example or one of "
             "Keras's losses for real targets: of others fit estimates no epsilon. Write a number."
@@ -137,6 +143,7 @@ def check_estimated(rule: Any, is_estimated: bool) -> None:
 
 def own_epsilon(rule: Any) -> Any:
     """The rule, with a copy of its `EstimatedEpsilon` if it has one."""
-    if isinstance(getattr(rule, "epsilon", None), EstimatedEpsilon):
-        return dataclasses.replace(rule, epsilon=EstimatedEpsilon(**rule.epsilon.get_config()))
-    return rule
+    epsilon = estimated_of(rule)
+    if epsilon is None:
+        return rule
+    return dataclasses.replace(rule, epsilon=EstimatedEpsilon(**epsilon.get_config()))

@@ -211,5 +211,9 @@ def _is_by_example(loss):
     if is_of_pairs(loss) or is_over_axis(loss):
         return False
     parts = [getattr(loss, "fn", loss), *([type(loss)] if isinstance(loss, keras.losses.Loss) else [])]
-    modules = [getattr(part, "__module__", None) or "" for part in parts]
-    return all(module.startswith(("keras.", "prl_keras.")) for module in modules)
+    return all(module_of(part).startswith(("keras.", "prl_keras.")) for part in parts)
+
+
+def module_of(loss: Any) -> str:
+    """The module that defines a loss, "" if it has none."""
+    return getattr(loss, "__module__", None) or ""

@@ -54,9 +54,7 @@ def check_shapes(y_true: Any, y_pred: Any, loss: Any) -> None:
     if loss_kinds.is_sparse(loss):
         fits = len(true_shape) == len(pred_shape) - 1 or true_shape[-1:] == (1,)
         need = "one integer label per prediction, shape " + show(pred_shape[:-1])
-    elif (getattr(loss, "__module__", None) or "").startswith("keras.") and not loss_kinds.takes_other_shapes(
-        loss
-    ):
+    elif loss_kinds.module_of(loss).startswith("keras.") and not loss_kinds.takes_other_shapes(loss):
         fits = len(true_shape) == len(pred_shape) and all(
             None in (true, pred) or true == pred for true, pred in zip(true_shape[1:], pred_shape[1:])
         )

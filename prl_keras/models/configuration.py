@@ -14,7 +14,7 @@ from prl_keras.inputs.tensors import NeedsRows
 from prl_keras.models.elements import UNITS
 from prl_keras.scores.batch_mixing import check_no_batch_mixing, check_no_state_of_rows
 from prl_keras.scores.names import resolve
-from prl_keras.validate import is_number
+from prl_keras.validate import check_bool, is_number
 
 
 def check_configuration(
@@ -55,8 +55,7 @@ def check_configuration(
             "recompute=True trains on the kept examples alone, and with unit='element' nearly every example "
             "keeps some elements. Leave recompute=False."
         )
-    if not isinstance(recompute, bool):
-        raise ValueError(f"recompute={recompute!r} must be True or False.")
+    check_bool("recompute", recompute)
     if microbatch_size is not None and not (
         is_number(microbatch_size) and microbatch_size >= 1 and microbatch_size % 1 == 0
     ):

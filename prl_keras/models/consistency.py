@@ -23,6 +23,7 @@ import tensorflow as tf
 from prl_keras.inputs import class_labels, outputs
 from prl_keras.keras_gaps.internals import set_mask
 from prl_keras.keras_gaps.optimizers import weight_averages
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.models.forward import forward
 from prl_keras.models.ranked import ranked_predictions
 from prl_keras.validate import is_number, shortest
@@ -33,7 +34,7 @@ _MARGIN = 1e-4  # the authors' of ELR
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class Agreement:
+class Agreement(SavedFields):
     """The two networks of a pair agree: `(1 - strength) loss + strength (KL(p || q) + KL(q || p))`.
 
     With `score="loss"` and `exchange="joint"` the pair trains as JoCoR (Wei et al. 2020, "Combating noisy
@@ -70,17 +71,10 @@ class Agreement:
         # KL(p || q) + KL(q || p), in one sum.
         return self.strength * tf.reduce_sum((p - q) * (logarithms[0] - logarithms[1]), axis=1)
 
-    def get_config(self) -> dict[str, typing.Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, typing.Any]) -> typing.Self:
-        return cls(**config)
-
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class EarlyLearning:
+class EarlyLearning(SavedFields):
     """The network holds on to what it learnt early: `loss + strength log(1 - <p, q>)`.
 
     `q` is what a teacher predicts in inference mode, the network with the moving averages that its optimizer
@@ -118,13 +112,6 @@ class EarlyLearning:
         p = tf.clip_by_value(p, _MARGIN, 1 - _MARGIN)
         # In half precision the sum of `q` may be above 1.
         return self.strength * tf.math.log(tf.maximum(1 - tf.reduce_sum(p * q, axis=1), _MARGIN / 2))
-
-    def get_config(self) -> dict[str, typing.Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, typing.Any]) -> typing.Self:
-        return cls(**config)
 
 
 def compare(model: typing.Any, batch: typing.Any, passes: Sequence[typing.Any]) -> None:

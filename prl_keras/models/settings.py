@@ -4,7 +4,7 @@ import typing
 
 import keras
 
-from prl_keras.epsilon.estimated import EstimatedEpsilon
+from prl_keras.epsilon.estimated import estimated_of
 
 _MISSING = object()
 _ANEW = "Make a new model of the same network, such as RobustModel(network, {}=...), and compile it."
@@ -50,7 +50,7 @@ def trace_again(model: keras.Model) -> None:
 
 def _check_change(name, before, after):
     """Rejects a change that would add or remove variables of a model."""
-    estimated = [isinstance(getattr(rule, "epsilon", None), EstimatedEpsilon) for rule in (before, after)]
+    estimated = [estimated_of(rule) is not None for rule in (before, after)]
     if (name == "unit" and before != after) or (name == "score" and (before is None) != (after is None)):
         raise ValueError(f"{name}={before!r} cannot become {after!r}. {_ANEW.format(name)}")
     if name == "rule" and before is not after and any(estimated):

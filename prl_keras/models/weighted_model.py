@@ -87,8 +87,8 @@ class WeightedModel(keras.Model):
         Raises:
             ValueError: as the constructor and `compile`.
         """
-        options = (self.score, self.rule, self.recompute, self.microbatch_size, self.unit)
-        check_configuration(self.networks, *options, self.consistency)
+        options = (self.score, self.rule, self.recompute, self.microbatch_size, self.unit, self.consistency)
+        check_configuration(self.networks, *options)
         if self.compiled and self.jit_compile:
             check_jit_compile(self)
         self.supports_jit = can_be_compiled_by_xla(self)

@@ -22,8 +22,8 @@ A rule may have these attributes, which a model reads:
 * `most_kept(count)`: the largest number of `count` examples that it keeps, or None if it depends on the
   step. `recompute=True` needs it to run under XLA.
 
-To add a rule, write a frozen dataclass in a new file here, with `register_keras_serializable`, `get_config`
-and `from_config`, so that it is saved with a model. `ranking.prepare` cleans its scores. To make it
+To add a rule, write a frozen dataclass in a new file here, with `register_keras_serializable` and
+`SavedFields`, so that it is saved with a model. `ranking.prepare` cleans its scores. To make it
 `prl_keras.X`, import it here and in `prl_keras/__init__.py`. A method that uses it is a row in `methods.py`.
 A rule that is passed as a score is recognised by its argument `is_ranked`.
 """

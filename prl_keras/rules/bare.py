@@ -1,18 +1,19 @@
 """Bare: keeps labels that are probable for their class in the batch; it needs no epsilon."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.rules.ranking import LARGEST_SCORE, prepare
 from prl_keras.validate import is_number
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class Bare:
+class Bare(SavedFields):
     """Keeps an example if its label's probability is high among the examples with that label.
 
     For `score="loss"` and cross-entropy, `p = exp(-loss)` is the probability of the given label. In each
@@ -62,10 +63,3 @@ class Bare:
         is_kept = ops.logical_and(p >= threshold, counts)
         kept = ops.sum(ops.cast(is_kept, "float32"))
         return ops.where(is_kept, count / ops.maximum(kept, 1.0), 0.0)
-
-    def get_config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**config)

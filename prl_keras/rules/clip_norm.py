@@ -2,18 +2,19 @@
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras import ops
 
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.rules.ranking import LARGEST_SCORE, prepare
 from prl_keras.validate import is_number
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class ClipNorm:
+class ClipNorm(SavedFields):
     """Weight `min(1, max_norm / score)`: applied to gradient norms, this clips every example's gradient.
 
     The mean stays over all `n` examples, clipped or not. A score of 0 weighs 1; a non-finite score weighs 0;
@@ -47,10 +48,3 @@ class ClipNorm:
     def most_kept(self, count: Any) -> Any:
         """`count`: every example is kept."""
         return count
-
-    def get_config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**config)

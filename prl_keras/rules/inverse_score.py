@@ -2,18 +2,19 @@
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras import ops
 
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.rules.ranking import LARGEST_SCORE, mean_one, prepare
 from prl_keras.validate import is_number, shortest
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class InverseScore:
+class InverseScore(SavedFields):
     """Weight proportional to `1 / max(score, smallest)`, with mean 1; it needs no epsilon.
 
     With `score="distance_to_median"` the weighted mean of the gradients at the logits,
@@ -49,10 +50,3 @@ class InverseScore:
     def most_kept(self, count: Any) -> Any:
         """`count`: every example may count."""
         return count
-
-    def get_config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**config)

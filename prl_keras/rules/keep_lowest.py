@@ -1,18 +1,19 @@
 """KeepLowest: keeps a fixed number of examples of each batch."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.rules.ranking import keep_lowest, prepare
 from prl_keras.validate import check_integer
 
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class KeepLowest:
+class KeepLowest(SavedFields):
     """Keeps the `min(count, n)` lowest scores of `n` ranked examples; each weighs `n / min(count, n)`.
 
     `KeepLowest(1)` on the loss is min-SGD (Shah et al. 2020, "Choosing the sample with lowest loss
@@ -43,10 +44,3 @@ class KeepLowest:
     def most_kept(self, count: Any) -> Any:
         """The number of `count` examples that are kept, an integer scalar tensor."""
         return ops.minimum(self.count, ops.maximum(count, 1))
-
-    def get_config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**config)

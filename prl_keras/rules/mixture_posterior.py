@@ -1,11 +1,12 @@
 """MixturePosterior: the probability that an example is of the half of the batch with the smaller losses."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.rules.ranking import LARGEST_SCORE, mean_one, prepare
 from prl_keras.validate import check_integer
 
@@ -16,7 +17,7 @@ _FEW = 1e-6  # examples that a component keeps at its last mean, so that it alwa
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class MixturePosterior:
+class MixturePosterior(SavedFields):
     """Weighs an example by the probability that its loss is of the lower of two Gaussians; needs no epsilon.
 
     For `score="loss"` and cross-entropy, `p = exp(-loss)` is the probability of the given label. In each
@@ -66,13 +67,6 @@ class MixturePosterior:
     def most_kept(self, count: Any) -> Any:
         """`count`: every example may count."""
         return count
-
-    def get_config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**config)
 
 
 def _posterior(x, counted):

@@ -1,11 +1,12 @@
 """Sigua: Trim that unlearns a part of what it drops."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras import ops
 
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.rules.epsilon import check_epsilon, epsilon_at
 from prl_keras.rules.ranking import LARGEST_SCORE, is_among_lowest, prepare
 from prl_keras.rules.trim import kept_count
@@ -14,7 +15,7 @@ from prl_keras.validate import is_number, shortest
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class Sigua:
+class Sigua(SavedFields):
     """Keeps what `Trim` keeps, and takes a small step against the dropped examples with the lowest scores.
 
     Of `n` ranked examples `Trim` keeps `k`, which weigh `n / k`. Of the `n - k` dropped ones the
@@ -53,11 +54,3 @@ class Sigua:
         is_low = ops.logical_and(is_low, scores < LARGEST_SCORE)  # nothing to unlearn where it is not finite
         weights = ops.where(is_kept, 1.0, ops.where(is_low, -self.gamma, 0.0))
         return weights * count / kept
-
-    def get_config(self) -> dict[str, Any]:
-        config = dataclasses.asdict(self)
-        return {**config, "epsilon": keras.saving.serialize_keras_object(self.epsilon)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**{**config, "epsilon": keras.saving.deserialize_keras_object(config["epsilon"])})

@@ -2,11 +2,12 @@
 
 import dataclasses
 import numbers
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
+from prl_keras.keras_gaps.saved_fields import SavedFields
 from prl_keras.rules.epsilon import check_epsilon, epsilon_at, is_schedule, warn_of_half
 from prl_keras.rules.ranking import LARGEST_SCORE, keep_lowest, lowest_of_each_class, prepare
 from prl_keras.validate import check_integer, shortest
@@ -14,7 +15,7 @@ from prl_keras.validate import check_integer, shortest
 
 @keras.saving.register_keras_serializable(package="prl_keras")
 @dataclasses.dataclass(frozen=True)
-class Trim:
+class Trim(SavedFields):
     """Drops the `epsilon` fraction with the highest scores (the paper's algorithm 1).
 
     Of `n` ranked examples exactly `k = max(1, floor((1 - epsilon) * n + 1e-6))` are kept and weigh
@@ -80,14 +81,6 @@ class Trim:
         """How many of `count` examples are kept at most, int32 scalar; None if the step or batch decides."""
         is_known = isinstance(self.epsilon, numbers.Real) and not self.min_keep_per_class
         return kept_count(count, self.epsilon) if is_known else None
-
-    def get_config(self) -> dict[str, Any]:
-        config = dataclasses.asdict(self)
-        return {**config, "epsilon": keras.saving.serialize_keras_object(self.epsilon)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**{**config, "epsilon": keras.saving.deserialize_keras_object(config["epsilon"])})
 
 
 def kept_count(count: Any, epsilon: Any) -> Any:

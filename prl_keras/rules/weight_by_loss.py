@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import keras
 from keras import ops
 
-from prl_keras.rules.ranking import LARGEST_SCORE, prepare
+from prl_keras.rules.ranking import LARGEST_SCORE, mean_one, prepare
 from prl_keras.validate import check_integer, is_number, shortest
 
 
@@ -54,8 +54,7 @@ def _term(losses, is_ranked, *, t=-1.0):
     _check("t", t, lambda: t < 0, "negative; towards 0 all examples weigh 1")
     lowest = ops.min(ops.where(is_ranked, losses, LARGEST_SCORE))
     tilted = ops.where(is_ranked, ops.exp(t * (losses - lowest)), 0.0)  # the largest is 1
-    count = ops.sum(ops.cast(is_ranked, "float32"))
-    return tilted * count / ops.maximum(ops.sum(tilted), 1e-30)
+    return mean_one(tilted, is_ranked)
 
 
 #: Name -> function of (losses, is_ranked, *, parameter=default) that returns the weights of finite losses.

@@ -8,7 +8,7 @@ from prl_keras import files
 from prl_keras.experiments.leaderboard import cost as costs
 from prl_keras.experiments.leaderboard import entries as lines
 from prl_keras.experiments.leaderboard.page import write_page
-from prl_keras.experiments.programs.reproduce import parse_shard
+from prl_keras.experiments.programs.reproduce import parse_seeds, parse_shard
 from prl_keras.experiments.runs import results, sweep
 
 _SCALE = "cpu"
@@ -49,9 +49,7 @@ def leaderboard(
     known = lines.entries()
     chosen = [known[name] for name in _known("entries", entries, known)]
     within = lines.settings(_known("datasets", datasets, lines.DATA))
-    if seeds is not None and not (seeds and all(text.strip().isdecimal() for text in seeds)):
-        raise ValueError(f"--seeds={','.join(seeds)} must be whole numbers of at least 0, such as 0,1,2.")
-    numbers = lines.SEEDS if seeds is None else [int(text) for text in seeds]
+    numbers = lines.SEEDS if seeds is None else parse_seeds(seeds)
     configs = list(lines.configs(chosen, within, numbers))
     failures: dict[Any, str] = {}
     if cost:

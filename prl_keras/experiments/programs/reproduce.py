@@ -138,14 +138,13 @@ def select(
     labels = [_bare(row.label) for row in table.rows + table.clean_rows]
     rows = labels if rows is None else _known("rows", rows, labels)
     methods = table.methods if methods is None else _known("methods", methods, table.methods)
-    if seeds is not None and not (seeds and all(text.strip().isdecimal() for text in seeds)):
-        raise ValueError(f"--seeds={','.join(seeds)} must be whole numbers of at least 0, such as 0,1,2.")
+    numbers = None if seeds is None else parse_seeds(seeds)
     part = dataclasses.replace(
         table,
         rows=tuple(row for row in table.rows if _bare(row.label) in rows),
         clean_data=tuple(row.dataset for row in table.clean_rows if _bare(row.label) in rows),
     )
-    configs = part.configs(scale, None if seeds is None else [int(text) for text in seeds], precision)
+    configs = part.configs(scale, numbers, precision)
     return [config for config in configs if config.method in methods]
 
 
@@ -159,6 +158,17 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not match or not int(match[1]) < int(match[2]):
         raise ValueError(f"--shard={text} must be i/n with 0 <= i < n, such as 0/4 for the first of four.")
     return int(match[1]), int(match[2])
+
+
+def parse_seeds(seeds: Sequence[str]) -> list[int]:
+    """The seeds as numbers.
+
+    Raises:
+        ValueError: if there is none, or one is no whole number of at least 0.
+    """
+    if not (seeds and all(text.strip().isdecimal() for text in seeds)):
+        raise ValueError(f"--seeds={','.join(seeds)} must be whole numbers of at least 0, such as 0,1,2.")
+    return [int(text) for text in seeds]
 
 
 def _known(name, given, choices):

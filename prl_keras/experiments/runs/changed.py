@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from prl_keras.experiments.runs.predicted import predicted_classes
+
 #: The training examples that are looked at, at most: the first ones.
 MOST = 2000
 
@@ -34,7 +36,4 @@ class Changed(keras.callbacks.Callback):
             logs["changed"] = float(np.mean(self._classes != before))
 
     def _predict(self):
-        # Not `predict`, which would hand a process of a cluster only a part of the examples.
-        starts = range(0, len(self.x), self.batch_size)
-        outputs = [self.model(self.x[i : i + self.batch_size], training=False) for i in starts]
-        return np.argmax(np.concatenate(outputs), axis=-1)
+        return predicted_classes(self.model, self.x, self.batch_size)

@@ -11,7 +11,7 @@ from prl_keras import METHODS
 from prl_keras.corruption import LABEL_KINDS, TARGET_KINDS
 from prl_keras.experiments.data.load import DATASETS
 from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
-from prl_keras.validate import check_integer, is_number
+from prl_keras.validate import check_bool, check_integer, is_number
 
 #: Fields that older runs do not have, and the value that they were made with.
 LATER_FIELDS = types.MappingProxyType({"precision": "float32", "recompute": False, "ema": 0.0})
@@ -98,8 +98,7 @@ class RunConfig:
             raise ValueError(
                 f"ema={self.ema!r} must be a number in [0, 1), such as 0.99; 0 averages nothing."
             )
-        if not isinstance(self.recompute, bool):
-            raise ValueError(f"recompute={self.recompute!r} must be True or False.")
+        check_bool("recompute", self.recompute)
         if self.recompute and not METHODS[self.method].drops_a_fraction:
             raise ValueError(
                 f"recompute=True is for methods that drop examples, and method={self.method!r} drops no "

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from prl_keras.experiments.runs.predicted import predicted_classes
+
 #: The wrong labels that are looked at, at most: the first ones of the training data.
 MOST = 1000
 
@@ -28,9 +30,6 @@ class Memorized(keras.callbacks.Callback):
         self.x, self.labels, self.batch_size = x[rows], labels[rows], batch_size
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        # Not `predict`, which would hand a process of a cluster only a part of the examples.
-        starts = range(0, len(self.x), self.batch_size)
-        outputs = [self.model(self.x[i : i + self.batch_size], training=False) for i in starts]
-        predicted = np.argmax(np.concatenate(outputs), axis=-1)
+        predicted = predicted_classes(self.model, self.x, self.batch_size)
         if logs is not None:
             logs["memorized"] = float(np.mean(predicted == self.labels))
