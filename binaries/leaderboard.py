@@ -10,12 +10,12 @@ from typing import Any
 from absl import flags
 
 from binaries import door
-from prl_keras.experiments.leaderboard.entries import DATA, entries
+from prl_keras.experiments.leaderboard.entries import DATA, UNSEEN, entries
 from prl_keras.experiments.programs import leaderboard
 
 flags.DEFINE_string("output_dir", "results/leaderboard", "Gets runs/ with a folder per run, and the page.")
 flags.DEFINE_list("entries", None, f"Lines of the board; all if left out. {'; '.join(entries())}.")
-flags.DEFINE_list("datasets", None, f"Of {', '.join(DATA)}; all if left out.")
+flags.DEFINE_list("datasets", None, f"Of {', '.join(DATA)}, all these if left out; or {', '.join(UNSEEN)}.")
 flags.DEFINE_list("seeds", None, "Seeds, such as 0,1,2; 0 to 4 if left out.")
 flags.DEFINE_integer("workers", 1, "Processes on this machine.", lower_bound=1)
 flags.DEFINE_string("shard", "0/1", "i/n: of every n runs do the i-th, i from 0; for n machines.")

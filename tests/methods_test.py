@@ -224,6 +224,8 @@ def test_metrics_are_those_of_plain_keras(method, metrics):
     "options, message",
     [
         ({"optimizer": None}, "optimizer=None: write a Keras optimizer"),
+        ({"optimizer": keras.optimizers.Adam}, r"optimizer=Adam is a class; write Adam\(\)"),
+        ({"epsilon": "Auto"}, "epsilon='Auto' must be a number .*takes \"auto\", too"),
         ({"ramp_steps": -3}, "ramp_steps=-3 must be a whole number of at least 0"),
         ({"ramp_steps": 1.5}, "ramp_steps=1.5 must be a whole number"),
     ],

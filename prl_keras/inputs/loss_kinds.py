@@ -207,6 +207,11 @@ def name_of(loss: Any) -> str:
     return name
 
 
+def names_of(losses: Any) -> str:
+    """The names of a structure of losses in error messages, separated by commas."""
+    return ", ".join(name_of(loss) for loss in keras.tree.flatten(losses) if loss is not None)
+
+
 def _is_by_example(loss):
     if is_of_pairs(loss) or is_over_axis(loss):
         return False

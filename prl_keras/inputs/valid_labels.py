@@ -13,6 +13,9 @@ from prl_keras.inputs import loss_kinds, outputs
 _ROUNDING = 1e-3  # float16 numbers above 1 are 0.00098 apart; pixels, signs and class numbers are off by 1
 _SHARES = "The loss takes labels in [0, 1]"
 _RENUMBER = "Write 0 and 1, or one-hot labels; class numbers go with SparseCategoricalCrossentropy."
+_ONE_HOT = (
+    "Class numbers go with SparseCategoricalCrossentropy; for this loss write keras.utils.to_categorical(y)."
+)
 
 
 class Labels(typing.NamedTuple):
@@ -37,7 +40,7 @@ class Labels(typing.NamedTuple):
             ValueError: with the first invalid index and value.
         """
         if self.is_shares:
-            check_shares(self.y, start)
+            check_shares(self.y, start, self.classes)
         else:
             check_labels(self.y, self.classes, self.ignored, start)
 
@@ -96,12 +99,13 @@ def labels_for(loss: Any, y: Any, classes: int | None, rank: int | None = None) 
     return Labels(y, classes, getattr(loss, "ignore_class", None), is_shares=kind == "shares")
 
 
-def check_shares(y: Any, start: int = 0) -> None:
+def check_shares(y: Any, start: int = 0, classes: int | None = None) -> None:
     """Checks labels that are shares of classes, such as one-hot labels or labels 0 and 1.
 
     Args:
         y: An array `[n, ...]`. NaN passes; `nonfinite` handles it.
         start: Index of `y[0]` in the data, for the message.
+        classes: Size of the predictions' last axis, or None if unknown.
 
     Raises:
         ValueError: with the first invalid index and value.
@@ -113,7 +117,9 @@ def check_shares(y: Any, start: int = 0) -> None:
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         shown = ", ".join(map(str, (start + index[0], *index[1:])))
-        raise ValueError(f"{_SHARES}; y[{shown}] is {y[index]}. {_RENUMBER}")
+        is_number = classes is not None and classes > 1 and y.shape[1:] in ((), (1,))
+        way = _ONE_HOT if is_number else _RENUMBER
+        raise ValueError(f"{_SHARES}; y[{shown}] is {y[index]}. {way}")
 
 
 def is_bad_share(y: Any) -> Any:

@@ -44,7 +44,7 @@ def read_images(folder: pathlib.Path, label: str | None) -> Examples:
     pixels, is_readable = _pixels(files)
     bad = [path.relative_to(folder).as_posix() for path, good in zip(files, is_readable) if not good]
     if bad:
-        notes.append(f"{len(bad):,} files are no images that can be read, and are left out: {listed(bad)}.")
+        notes.append(f"Files without a readable image ({len(bad):,}) are left out: {listed(bad)}.")
     files = [path for path, good in zip(files, is_readable) if good]
     labels = [text for text, good in zip(labels, is_readable) if good]
     if not files:

@@ -212,7 +212,8 @@ def _class_labels(model, y, y_pred):
     labels = class_labels.class_labels(y, y_pred, loss) if outputs.is_single(loss, y_pred) else None
     if labels is None and getattr(model.rule, "takes_labels", False):
         raise ValueError(
-            f"rule={model.rule!r} needs one class label per example; the loss {model.loss!r} on outputs of "
+            f"rule={model.rule!r} needs one class label per example; the loss "
+            f"{loss_kinds.names_of(model.loss)} on outputs of "
             f"shape {keras.tree.map_structure(lambda t: tuple(t.shape), y_pred)} has none. "
             "Leave min_keep_per_class=0, or take a rule that needs no classes."
         )
@@ -231,6 +232,7 @@ def _check_reads_probability(model, loss, labels):
     if labels is None or not loss_kinds.is_log_probability(loss):
         raise ValueError(
             f"rule={model.rule!r} reads the probability of the given label from the loss, and of "
-            f"{model.loss!r} it cannot. Take a cross-entropy without label smoothing, with one label per "
-            "example; where an example has several, write unit='element'."
+            f"{loss_kinds.names_of(model.loss)} it cannot. Take one of Keras's cross-entropies or a class "
+            "derived from it, without label smoothing, with one label per example; where an example has "
+            "several, write unit='element'."
         )

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from prl_keras.inputs import class_labels, outputs
+from prl_keras.inputs import class_labels, loss_kinds, outputs
 from prl_keras.keras_gaps.internals import set_mask
 from prl_keras.keras_gaps.optimizers import weight_averages
 from prl_keras.keras_gaps.saved_fields import SavedFields
@@ -83,7 +83,7 @@ class EarlyLearning(SavedFields):
     their part of the gradient, and that of a wrong label is opposed (Liu et al. 2020, "Early-learning
     regularization prevents memorization of noisy labels"). The original averages the predictions for each
     example of the data; a teacher of averaged weights is a part of the authors' ELR+. As in their code, `p`
-    is clipped to `[1e-4, 1 - 1e-4]`.
+    is clipped to `[1e-4, 1 - 1e-4]`. The term is negative, and so may be the loss that `fit` shows.
 
     Keras puts the averages into the weights when `fit` ends: `evaluate`, `predict` and a further `fit` start
     from them. Validation and checkpoints in `fit` see the weights that train; for the averages add
@@ -149,8 +149,9 @@ def _probabilities(model, y_pred):
     if probabilities is None:
         raise ValueError(
             f"consistency={model.consistency!r} compares the probabilities of one class label per example, "
-            f"which the loss {model.loss!r} on these outputs does not have. Take a cross-entropy with one "
-            "output; where an example has several labels, write unit='element'."
+            f"which are not known for the loss {loss_kinds.names_of(model.loss)} on these outputs. Take "
+            "one of Keras's cross-entropies or a class derived from it, with one output; where an example has "
+            "several labels, write unit='element'."
         )
     is_by_weights = getattr(loss, "reduction", None) == "mean_with_sample_weight"
     if is_by_weights and model.consistency.share_of_loss != 1:

@@ -48,6 +48,11 @@ def check_epsilon(epsilon: Any) -> None:
     Raises:
         ValueError: with the value.
     """
+    if isinstance(epsilon, str):
+        raise ValueError(
+            f'epsilon={epsilon!r} must be a number in [0, 1) or a schedule. prl_keras.build takes "auto", '
+            "too; a rule takes prl_keras.EstimatedEpsilon() instead."
+        )
     if not is_schedule(epsilon):
         check_fraction("epsilon", epsilon)
 

@@ -53,6 +53,19 @@ def test_bad_data_is_refused_before_any_weight_changes(x, y, message):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.parametrize(
+    ("loss", "outputs", "y", "message"),
+    [
+        (keras.losses.CategoricalCrossentropy(from_logits=True), 3, Y[:, None], "to_categorical"),
+        (keras.losses.BinaryCrossentropy(from_logits=True), 1, Y[:, None], "Write 0 and 1"),
+        (keras.losses.BinaryCrossentropy(from_logits=True), 3, np.eye(3)[Y] * 2, "Write 0 and 1"),
+    ],
+)
+def test_labels_outside_0_and_1_get_the_advice_for_their_loss(loss, outputs, y, message):
+    with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; y.*{message}"):
+        compiled(loss, outputs).fit(X, y, verbose=0)
+
+
 @pytest.mark.fault(8)
 def test_a_label_that_the_loss_ignores_is_accepted():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)

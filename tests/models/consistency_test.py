@@ -411,6 +411,10 @@ def fitted(network, loss, optimizer, y=Y, consistency=prl.EarlyLearning()):
     model.fit(X, y, verbose=0)
 
 
+def own_loss(y_true, y_pred):
+    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+
 def averaging():
     return keras.optimizers.SGD(0.1, use_ema=True)
 
@@ -426,7 +430,8 @@ def averaging():
         (lambda: prl.RobustModel(small(), consistency="teacher"), "consistency='teacher' must be"),
         (lambda: prl.RobustModel(small(), consistency=prl.EarlyLearning), r"must be prl_keras.EarlyL"),
         (lambda: fitted(small(), LOGITS, "sgd"), r"SGD keeps no averages.*SGD\(..., use_ema=True\)"),
-        (lambda: fitted(small(), "mse", averaging(), np.ones((24, 4))), "one class label per example.*'mse'"),
+        (lambda: fitted(small(), "mse", averaging(), np.ones((24, 4))), "of one class.*loss 'mse' on"),
+        (lambda: fitted(small(), own_loss, averaging()), "loss own_loss on.*Keras's cross-entropies"),
         (lambda: fitted(two_outputs(), [LOGITS, LOGITS], averaging(), [Y, Y]), "with one output"),
         (lambda: fitted(traced(), LOGITS, averaging()), "call of layer 'mine' is a tf.function"),
         (

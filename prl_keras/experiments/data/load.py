@@ -10,6 +10,7 @@ from prl_keras.experiments.data.cifar import cifar10, cifar100
 from prl_keras.experiments.data.cifar_features import cifar10_features, cifar100_features
 from prl_keras.experiments.data.dataset import Dataset
 from prl_keras.experiments.data.scipy_docs import scipy_docs
+from prl_keras.experiments.data.tables import breast_cancer, wine
 from prl_keras.experiments.data.toy import digits, teacher
 from prl_keras.validate import check_integer
 
@@ -35,6 +36,8 @@ DATASETS = types.MappingProxyType(
     {
         "digits": Source(digits, "classification", "digits"),
         "scipy_docs": Source(scipy_docs, "classification", "docs"),
+        "wine": Source(wine, "classification", "wine"),
+        "breast_cancer": Source(breast_cancer, "classification", "cancer"),
         "teacher": Source(teacher, "regression", "teacher"),
         "cifar10": Source(cifar10, "classification", "CF10"),
         "cifar100": Source(cifar100, "classification", "CF100"),

@@ -9,8 +9,13 @@ from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.methods import AUTO, METHODS
 
 #: Data set -> epochs: enough for plain training to memorize most wrong labels.
-EPOCHS = types.MappingProxyType({"digits": 40, "cifar10_features": 30, "scipy_docs": 30})
-DATA = tuple(EPOCHS)
+EPOCHS = types.MappingProxyType(
+    {"digits": 40, "cifar10_features": 30, "scipy_docs": 30, "wine": 40, "breast_cancer": 40}
+)
+DATA = ("digits", "cifar10_features", "scipy_docs")  # what the leaderboard means over
+#: The constants of `EstimatedEpsilon` were chosen on `DATA`; on these nothing was chosen. They are small.
+UNSEEN = ("wine", "breast_cancer")
+_TWO_CLASSES = ("breast_cancer",)  # half of the labels wrong says nothing of two classes
 SEEDS = (0, 1, 2, 3, 4)
 _WARM_UP = ("co_teaching_plus", "gmm")  # as their authors do
 DEFAULT = "auto"  # `build("auto", ...)`
@@ -40,7 +45,7 @@ CLEAN = Noise("none", 0.0)
 
 
 class Setting(NamedTuple):
-    """A data set in `DATA` and its noise."""
+    """A data set in `EPOCHS` and its noise."""
 
     dataset: str
     noise: Noise
@@ -71,7 +76,10 @@ class Entry:
     ema: float = 0.0
 
     def config(self, setting: Setting, seed: int) -> RunConfig:
-        """The `RunConfig` of this entry in a setting: the paper's MLP, batch size and learning rate."""
+        """The `RunConfig` of this entry in a setting: the paper's MLP, batch size and learning rate.
+
+        Small data have smaller batches.
+        """
         kind, epsilon = setting.noise
         told: dict[str, Any] = {"true": None, "auto": "auto", "nothing": 0.0}
         epochs = EPOCHS[setting.dataset]
@@ -84,6 +92,7 @@ class Entry:
             # As in Han et al. 2018; EstimatedEpsilon does so by itself.
             ramp_epochs=epochs // 5 if self.told == "true" or self.warms_up else 0,
             epochs=epochs,
+            batch_size=32 if setting.dataset in UNSEEN else 128,
             network="mlp",
             seed=seed,
             noise_seed=seed,
@@ -104,8 +113,13 @@ def entries() -> dict[str, Entry]:
 
 
 def settings(datasets: Iterable[str] = DATA) -> list[Setting]:
-    """Every data set with every kind of noise, then with clean labels."""
-    return [Setting(dataset, noise) for dataset in datasets for noise in (*NOISES, CLEAN)]
+    """Every data set with every kind of noise that its classes allow, then with clean labels."""
+    return [
+        Setting(dataset, noise)
+        for dataset in datasets
+        for noise in (*NOISES, CLEAN)
+        if noise.epsilon < 0.5 or dataset not in _TWO_CLASSES
+    ]
 
 
 def configs(

@@ -13,7 +13,6 @@ from prl_keras.experiments.leaderboard.standing import cells, complete, differen
 from prl_keras.experiments.markdown import NOTHING, markdown_table, number
 from prl_keras.experiments.paper.comparisons import paired
 
-COMMAND = "python -m binaries.leaderboard --data_dir=DIR --workers=2"
 _TOLD = {"true": "true epsilon", "auto": "auto", "nothing": "-"}
 
 
@@ -23,6 +22,7 @@ def write_page(
     entries: Mapping[str, Entry],
     costs: Mapping[str, float],
     directory: pathlib.Path | str,
+    command: str,
 ) -> list[pathlib.Path]:
     """Writes README.md and cells.csv into `directory`.
 
@@ -32,6 +32,7 @@ def write_page(
         entries: From `entries.entries`.
         costs: Entry name -> time of a step relative to plain training; entries may be missing.
         directory: The folder; made if missing.
+        command: What makes the wanted runs and the page.
 
     Returns:
         The paths.
@@ -49,7 +50,8 @@ def write_page(
     paths = [directory / "README.md", directory / "cells.csv"]
     with files.replacing(paths[0]) as temporary:
         temporary.write_text(
-            "\n\n".join(sections(runs, used, (finished, len(wanted)), entries, costs)) + "\n", "utf-8"
+            "\n\n".join(sections(runs, used, (finished, len(wanted)), entries, costs, command)) + "\n",
+            "utf-8",
         )
     with files.replacing(paths[1]) as temporary:
         cells(runs).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
@@ -62,6 +64,7 @@ def sections(
     counts: tuple[int, int],
     entries: Mapping[str, Entry],
     costs: Mapping[str, float],
+    command: str,
 ) -> list[str]:
     """The page, a list of headings, texts and tables; the arguments are those of `write_page`."""
     found = cells(runs)
@@ -69,7 +72,7 @@ def sections(
     table = standing(runs, noisy)
     page = [
         "# Leaderboard",
-        caption(runs, used, counts),
+        caption(runs, used, counts, command),
         "A run's accuracy, in percent on clean test examples, is taken at three epochs. **Last** is what "
         "`fit` leaves. **Chosen** is the epoch at which `prl_keras.LabelWave` would stop, without clean "
         "labels; the last one if it would not. **Best** is chosen with the clean test labels, which nobody "
@@ -109,8 +112,10 @@ def sections(
     return page
 
 
-def caption(runs: pd.DataFrame, used: Sequence[Mapping[str, Any]], counts: tuple[int, int]) -> str:
-    """What was run, on what; `counts` are the numbers of finished and of all runs."""
+def caption(
+    runs: pd.DataFrame, used: Sequence[Mapping[str, Any]], counts: tuple[int, int], command: str
+) -> str:
+    """What was run, by what, on what; `counts` are the numbers of finished and of all runs."""
     protocols = {}
     for content in used:
         config = content["config"]
@@ -123,7 +128,7 @@ def caption(runs: pd.DataFrame, used: Sequence[Mapping[str, Any]], counts: tuple
     shown = "; ".join(f"{name} {', '.join(map(str, sorted(found)))}" for name, found in seeds.items())
     hours = sum(content["history"]["seconds"].sum() for content in used) / 3600
     lines = [
-        f"Made by: `{COMMAND}`",
+        f"Made by: `{command}`",
         f"Runs: {counts[0]} of {counts[1]}; seeds on this page, complete if any is: {shown}",
         *protocols.values(),
         f"Training took {hours:.2f} hours in all, tests not counted, on "

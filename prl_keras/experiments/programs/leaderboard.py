@@ -12,6 +12,7 @@ from prl_keras.experiments.programs.reproduce import parse_seeds, parse_shard
 from prl_keras.experiments.runs import results, sweep
 
 _SCALE = "cpu"
+_COMMAND = "python -m binaries.leaderboard"
 
 
 def leaderboard(
@@ -30,7 +31,8 @@ def leaderboard(
 
     Args:
         output_dir: Gets the runs in `runs`, a folder each, and the page.
-        entries, datasets, seeds: Strings that select runs; None for all.
+        entries, datasets, seeds: Strings that select runs; None for all, of data sets for `DATA`. With a data
+            set that is not in `DATA`, the page has the selected entries and data sets alone.
         workers, shard, dry_run: As in `reproduce.reproduce`.
         report: Only write the page.
         cost: Only measure the time of the steps, which needs a quiet machine, and write the page.
@@ -48,7 +50,8 @@ def leaderboard(
     directory, of_cost = output_dir / "runs", output_dir / "cost.json"
     known = lines.entries()
     chosen = [known[name] for name in _known("entries", entries, known)]
-    within = lines.settings(_known("datasets", datasets, lines.DATA))
+    names = _known("datasets", lines.DATA if datasets is None else datasets, lines.EPOCHS)
+    within = lines.settings(names)
     numbers = lines.SEEDS if seeds is None else parse_seeds(seeds)
     configs = list(lines.configs(chosen, within, numbers))
     failures: dict[Any, str] = {}
@@ -66,8 +69,13 @@ def leaderboard(
         failures = sweep.sweep(missing, directory, _SCALE, workers, data_options)
     contents, problems = results.read_all(directory)
     wanted = lines.configs(known.values(), lines.settings())
+    command = f"{_COMMAND} --data_dir=DIR --workers=2"
+    if not set(names) <= set(lines.DATA):  # a page of their own
+        wanted = lines.configs(chosen, within)
+        command = f"{_COMMAND} --datasets={','.join(names)} --output_dir=DIR"
+        command += "" if entries is None else f" --entries={','.join(entries)}"
     measured = files.read_json(of_cost) if of_cost.exists() else {}
-    paths = write_page(contents, wanted, known, measured, output_dir)
+    paths = write_page(contents, wanted, known, measured, output_dir, command)
     if not set(wanted) - {content["config"] for content in contents}:
         results.pack(directory / "runs.jsonl", contents)
     for problem in problems:

@@ -24,7 +24,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", "scipy_docs", "teacher"]
+    "name", ["digits", "scipy_docs", "wine", "breast_cancer", "teacher"]
 )  # the others: tfds_datasets_test, landmarks_test
 def test_the_fields_are_what_they_are_said_to_be(name):
     data = load(name)
@@ -46,8 +46,8 @@ def test_the_fields_are_what_they_are_said_to_be(name):
 
 def test_names_and_what_they_are_read_from():
     assert list(DATASETS) == [
-        "digits", "scipy_docs", "teacher", "cifar10", "cifar100", "cifar10_features", "cifar100_features",
-        "celeb_a",
+        "digits", "scipy_docs", "wine", "breast_cancer", "teacher", "cifar10", "cifar100", "cifar10_features",
+        "cifar100_features", "celeb_a",
     ]  # fmt: skip
     assert load("digits").source == "digits of scikit-learn"
     assert load("teacher", 3).source == "random network and inputs, seed 3"

@@ -48,6 +48,11 @@ class TestEntries:
         assert {"standard", "gce", "bare", "auto"} <= names
         assert not {"prl_l", "spl", "co_teaching"} & names
 
+    def test_half_of_two_classes_is_no_setting(self):
+        assert Noise("symmetric", 0.5) in {setting.noise for setting in entries.settings(["wine"])}
+        found = {setting.noise for setting in entries.settings(["breast_cancer"])}
+        assert found == {*NOISES, CLEAN} - {Noise("symmetric", 0.5)}
+
     def test_all_runs_differ(self):
         noisy, clean = len(KNOWN) * len(NOISES), sum(entry.told != "true" for entry in KNOWN.values())
         assert len(entries.configs(KNOWN.values(), entries.settings())) == 5 * 3 * (noisy + clean)
@@ -142,7 +147,12 @@ class TestStanding:
             if setting.noise.epsilon or name != "prl_l"
         ]
         paths = page.write_page(
-            contents, wanted((SETTING, Setting("digits", CLEAN))), KNOWN, {"prl_l": 1.25}, tmp_path / "page"
+            contents,
+            wanted((SETTING, Setting("digits", CLEAN))),
+            KNOWN,
+            {"prl_l": 1.25},
+            tmp_path / "page",
+            "make",
         )
         text = paths[0].read_text()
         line = next(line for line in text.splitlines() if line.startswith("| digits, symmetric 50"))
@@ -164,7 +174,7 @@ class TestStanding:
             if setting.noise.epsilon or name in ("standard", "auto")
         ]
         settings = (SETTING, Setting("digits", CLEAN))
-        text = page.write_page(contents, wanted(settings), KNOWN, {}, tmp_path)[0].read_text()
+        text = page.write_page(contents, wanted(settings), KNOWN, {}, tmp_path, "make")[0].read_text()
         part = text.split("## The default")[1].split("##")[0]
         assert "less `prl_l`" in part and "spl" not in part
         lines = {
@@ -178,7 +188,7 @@ class TestStanding:
 
     def test_nothing_to_report(self, tmp_path):
         with pytest.raises(ValueError, match="No run of the leaderboard is finished"):
-            page.write_page([], wanted(), KNOWN, {}, tmp_path)
+            page.write_page([], wanted(), KNOWN, {}, tmp_path, "make")
 
 
 def test_costs_are_medians_of_ratios_within_a_round(monkeypatch):
@@ -227,6 +237,13 @@ class TestProgram:
         (tmp_path / "README.md").unlink()
         assert not self.run(tmp_path, report=True)
         assert (tmp_path / "README.md").read_text() == text
+
+    def test_other_data_get_a_page_of_their_own(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(entries, "EPOCHS", {**entries.EPOCHS, "wine": 2})
+        assert not leaderboard(tmp_path, ["standard", "auto"], ["wine"], ["0"])
+        text = (tmp_path / "README.md").read_text()
+        assert "--datasets=wine --output_dir=DIR --entries=standard,auto`" in text
+        assert "Runs: 12 of 60; " in text and "wine 0" in text and "digits" not in text
 
     @pytest.mark.parametrize(
         "options, message",
