@@ -150,8 +150,8 @@ def _probabilities(model, y_pred):
         raise ValueError(
             f"consistency={model.consistency!r} compares the probabilities of one class label per example, "
             f"which are not known for the loss {loss_kinds.names_of(model.loss)} on these outputs. Take "
-            "one of Keras's cross-entropies or a class derived from it, with one output; where an example has "
-            "several labels, write unit='element'."
+            "one of Keras's cross-entropies or a class derived from it, with one output; where an example "
+            "has several labels, write unit='element'."
         )
     is_by_weights = getattr(loss, "reduction", None) == "mean_with_sample_weight"
     if is_by_weights and model.consistency.share_of_loss != 1:
