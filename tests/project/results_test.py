@@ -8,6 +8,7 @@ from project import ROOT
 
 from prl_keras.experiments.audits import tables as audits
 from prl_keras.experiments.benchmark import kernels, published, report
+from prl_keras.experiments.leaderboard.entries import UNSEEN
 from prl_keras.experiments.paper import report as paper
 from prl_keras.experiments.paper.tables import TABLES
 from prl_keras.experiments.programs.leaderboard import leaderboard
@@ -52,6 +53,13 @@ def test_the_page_of_the_leaderboard(tmp_path):
     leaderboard(tmp_path, report=True)
     for name in ("README.md", "cells.csv"):
         assert_written(RESULTS / "leaderboard" / name, tmp_path / name)
+
+
+def test_the_page_of_data_that_the_default_has_not_seen(tmp_path):
+    shutil.copytree(RESULTS / "leaderboard/unseen", tmp_path, dirs_exist_ok=True)
+    leaderboard(tmp_path, ["standard", "gce", "prl_l", "auto"], UNSEEN, report=True)
+    for name in ("README.md", "cells.csv"):
+        assert_written(RESULTS / "leaderboard/unseen" / name, tmp_path / name)
 
 
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.long), 2, 3, 6])
