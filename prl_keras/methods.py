@@ -272,8 +272,8 @@ def build(
             make their own copies of it, as it was before it trained.
         metrics: Keras metrics in any form that `compile` takes, or one metric's name.
         ramp_steps: If positive, epsilon rises linearly from 0 over this number of optimizer steps
-            (`linear_ramp`). For epsilon "auto" it is the warm-up, by default a fifth of the training. Methods
-            that drop no fraction do not use it; some have an option `warm_up_steps`.
+            (`linear_ramp`). For epsilon "auto" it is the warm-up, by default that of `EstimatedEpsilon`.
+            Methods that drop no fraction do not use it; some have an option `warm_up_steps`.
         **options: The method's own options (`METHODS[method].options`), `recompute`, `microbatch_size` and
             `unit` as in `RobustModel` (unused by methods without a score), and arguments of `compile` such
             as `jit_compile`.

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from prl_keras.auditing.score_examples import count_different
+from prl_keras.epsilon.estimated import estimated_of
 from prl_keras.inputs import loss_kinds, outputs
 from prl_keras.inputs.arrays import check_batched, check_data, check_targets_given, check_weights
 from prl_keras.inputs.shapes import check_weight_shape
@@ -238,6 +239,11 @@ def _look_at_kept(model, x, y, sample_weight):
     if model.score is None or not hasattr(model.rule, "epsilon"):
         return True, text
     epsilon = model.rule.epsilon
+    if estimated_of(model.rule) is not None:
+        return (
+            True,
+            f"{text}; training decides how many later, at least {int(kept_count(rows, epsilon.most))}",
+        )
     if isinstance(epsilon, keras.optimizers.schedules.LearningRateSchedule):
         epsilon = float(epsilon(10**9))
         text += f"; {int(kept_count(rows, epsilon))} at the schedule's end, epsilon {epsilon:.4g}"

@@ -11,6 +11,9 @@ from keras import ops
 from prl_keras.validate import check_fraction, check_integer
 
 WARMUP_SHARE = 0.2  # of the steps of a training
+#: But at most so many epochs, the paper's ramp: in a long training the network would memorize before it ends.
+#: Epochs of a few steps may be more.
+WARMUP_EPOCHS, WARMUP_STEPS = 10, 100
 SUREST = 0.1  # the share of examples whose doubt is looked at
 #: Epsilon is at most so many times that doubt, less `OF_CLEAN`. Early in training the doubt was 0.4 to 0.9 of
 #: the fraction of wrong labels, for 20% to 50% on three data sets, and 0.01 on their clean labels.
@@ -48,8 +51,9 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
     schedule that it is given.
 
     Args:
-        warmup_steps: Optimizer steps of the warm-up, at least 1; None for a fifth of the first `fit`, as in
-            Han et al. 2018. If that `fit` is short and others follow, give the number.
+        warmup_steps: Optimizer steps of the warm-up, at least 1; None for a fifth of the first `fit`, but at
+            most ten epochs (Han et al. 2018) or 100 steps, whichever is more: a network memorizes in a longer
+            one. If that `fit` is short and others follow, give the number.
         most: The largest value of epsilon, in (0, 1).
 
     Attributes:
@@ -79,7 +83,7 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(warmup > 0, ops.minimum(risen, ops.minimum(found, allowed)), 0.0)
 
     def start(self, epochs: int, epoch_steps: int, step: int = 0) -> None:
-        """Prepares for a training whose length is known: an unknown warm-up is a fifth of it.
+        """Prepares for a training whose length is known: an unknown warm-up is a fifth of it, or ten epochs.
 
         The first epoch drops nothing, however short the warm-up is.
 
@@ -90,7 +94,8 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
         """
         found, allowed, warmup, plain, doubt = self._numbers()
         if not warmup:
-            warmup = max(2, round(epochs * epoch_steps * WARMUP_SHARE))
+            most = max(WARMUP_EPOCHS * epoch_steps, WARMUP_STEPS)
+            warmup = max(2, min(round(epochs * epoch_steps * WARMUP_SHARE), most))
             plain = warmup // 2
         if step == 0:
             plain = max(plain, epoch_steps)
@@ -118,6 +123,9 @@ class EstimatedEpsilon(keras.optimizers.schedules.LearningRateSchedule):
     def go_on_from(self, found: float) -> None:
         """Sets the state of a model saved with its value alone, which rose from the first step on."""
         self.state.assign([found, self.most, 2 * (self.warmup_steps or 0), 0, 1])
+
+    def __repr__(self) -> str:
+        return f"EstimatedEpsilon(warmup_steps={self.warmup_steps}, most={self.most})"
 
     def _numbers(self):
         return keras.ops.convert_to_numpy(self.state).tolist()

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from prl_keras.inputs.outputs import expected_outputs
 from prl_keras.inputs.tensors import is_batch
 from prl_keras.inputs.valid_labels import labels_of
 
@@ -38,7 +39,7 @@ def check_data(model: Any, x: Any, y: Any, may_be_empty: bool = False) -> None:
         leaf.shape[0] for leaf in (arrays[0], *keras.tree.flatten(y)) if leaf is not None
     ]:
         raise ValueError("The data set is empty (0 examples); there is nothing to train on.")
-    for labels in labels_of(model, y):
+    for labels in labels_of(model, y, expected_outputs(model.networks[0], x)):
         labels.check()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds
 from prl_keras.inputs.loss_places import Place, at, check_keys, describe, is_nested, keys_of, places, plain
@@ -214,6 +215,26 @@ def symbolic_outputs(network: keras.Model) -> Any:
         return network.output
     except (AttributeError, ValueError):
         return None  # a subclass
+
+
+def expected_outputs(network: keras.Model, x: Any) -> Any:
+    """As `symbolic_outputs`; for a Sequential model that is not built yet, what it will give for `x`.
+
+    Args:
+        network: The network, which is not changed.
+        x: An array or tensor, or a `tf.data.Dataset` of batches of one; for others only a built network's
+            outputs are known.
+    """
+    known = symbolic_outputs(network)
+    if isinstance(x, tf.data.Dataset):
+        x = x.element_spec[0] if isinstance(x.element_spec, tuple) else None
+    shape = getattr(x, "shape", None)
+    if known is not None or not isinstance(network, keras.Sequential) or not shape:
+        return known
+    try:
+        return keras.KerasTensor(network.compute_output_shape((None, *shape[1:])))
+    except Exception:  # of any layer: the first step shows it
+        return None
 
 
 def symbolic_inputs(network: keras.Model) -> Any:

@@ -143,6 +143,9 @@ def check_labels(y: Any, classes: int | None, ignored: int | None = None, start:
         ValueError: with the first invalid index and value.
     """
     y = np.asarray(y)
+    if y.dtype.kind == "f" and np.isnan(y).any():
+        row = start + int(np.argwhere(np.isnan(y))[0][0])
+        raise ValueError(f"y[{row}] is NaN. Leave out the examples without a label, or use pandas' dropna.")
     check_label_dtype(y.dtype, y.shape)
     bad = is_bad_label(y, classes, ignored)
     if bad.any():

@@ -16,7 +16,7 @@ from prl_keras.label_audit.examples import Examples
 from prl_keras.methods import build
 
 _STEPS, _EPOCHS = 1500, (20, 100)  # of the optimizer; the least and the most epochs that this may take
-_WARM_UP = 1 / 3  # of the training
+_RAMP = 10  # epochs, at most half of the training; "auto" has its own
 _SECONDS = 20  # between backups, so that small data do not spend their time on them
 _SETTINGS = "settings.json"
 _REGULARIZED = 0.2  # the dropout rate
@@ -57,7 +57,7 @@ def train(
         "co_prl_l",
         lambda: _network(examples),
         epsilon=epsilon,
-        ramp_steps=max(1, round(_WARM_UP * epochs * steps)),
+        ramp_steps=0 if epsilon == "auto" else min(_RAMP, max(1, epochs // 2)) * steps,
         min_keep_per_class=1 if examples.class_names else 0,
         loss=loss,
         optimizer="adam",

@@ -13,6 +13,7 @@ import numpy as np
 from prl_keras.epsilon.during_training import NoiseWatch
 from prl_keras.inputs import streams
 from prl_keras.inputs.arrays import check_class_weight, check_data, check_weights
+from prl_keras.inputs.outputs import expected_outputs
 from prl_keras.inputs.valid_labels import labels_of
 from prl_keras.keras_gaps import backups
 from prl_keras.keras_gaps.internals import moving_variables
@@ -59,7 +60,8 @@ def checked_fit(
     given["callbacks"] = _with_watch(model, given.get("callbacks"))
 
     def fit():
-        data = streams.checked(x, functools.partial(labels_of, model), needs_rows(model))
+        y_pred = expected_outputs(model.networks[0], x)
+        data = streams.checked(x, functools.partial(labels_of, model, y_pred=y_pred), needs_rows(model))
         with streams.as_value_errors():
             return keras_fit(data, y, **given)
 

@@ -143,6 +143,12 @@ class OwnLoss(keras.losses.Loss):
             r"20 of 20 now \(step 0\); 14 at the schedule's end, epsilon 0.3",
         ),
         (
+            lambda: compiled(network(), rule=prl.Trim(prl.EstimatedEpsilon())),
+            (X, Y),
+            None,
+            r"20 of 20 now \(step 0\); training decides how many later, at least 10",
+        ),
+        (
             lambda: compiled(network(policy="mixed_float16")),
             (X, Y),
             None,

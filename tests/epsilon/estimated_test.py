@@ -88,6 +88,15 @@ def test_an_unknown_warm_up_is_a_fifth_of_the_training():
     assert values(epsilon, 20) == pytest.approx([0.5])
 
 
+@pytest.mark.parametrize(
+    ("epochs", "epoch_steps", "warmup"), [(40, 15, 120), (100, 15, 150), (1000, 15, 150), (1000, 1, 100)]
+)
+def test_a_long_training_warms_up_for_ten_epochs_or_100_steps(epochs, epoch_steps, warmup):
+    epsilon = prl.EstimatedEpsilon()
+    epsilon.start(epochs, epoch_steps)
+    assert values(epsilon, warmup // 2, warmup - 1, warmup) == [0, pytest.approx(0.5, abs=0.01), 0.5]
+
+
 @pytest.mark.parametrize("warmup_steps", [None, 4])
 def test_the_first_epoch_drops_nothing(warmup_steps):
     epsilon = prl.EstimatedEpsilon(warmup_steps)

@@ -36,6 +36,7 @@ def with_label(value, index=5, dtype="int64"):
         (X, with_label(-1), r"at least 0.*y\[5\] is -1"),
         (X, with_label(-1)[:, None], r"y\[5\] is -1"),
         (X, with_label(1.5, dtype="float32"), r"dtype float32.*astype\('int64'\)"),
+        (X, with_label(np.nan, dtype="float32"), r"y\[5\] is NaN. Leave out"),
         (X, np.array(list("abcabcabcabc")), r"must be integers"),
         (X, None, r"no targets y; give \(x, y\)"),
         (X[:0], Y[:0], r"empty \(0 examples\)"),
@@ -51,6 +52,21 @@ def test_bad_data_is_refused_before_any_weight_changes(x, y, message):
         model.fit(x, y, verbose=0)
     for old, new in zip(before, model.get_weights()):
         np.testing.assert_array_equal(old, new)
+
+
+def batches(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize(
+    "data", [lambda x, y: (x, y), lambda x, y: (batches(x, y),)], ids=["arrays", "dataset"]
+)
+def test_a_network_that_is_not_built_yet_gets_the_same_message(data):
+    model = prl.RobustModel(keras.Sequential([keras.layers.Dense(8), keras.layers.Dense(3)]))
+    model.compile("sgd", CROSS_ENTROPY)
+    with pytest.raises(ValueError, match=r"at least 0, and at most 2 for 3 outputs; .* 3\."):
+        model.fit(*data(X, Y + 1), verbose=0)
 
 
 @pytest.mark.parametrize(
