@@ -27,6 +27,7 @@ class Examples:
         notes: Sentences on what was left out, or needs a look.
         cells: A pandas `DataFrame` that the report shows, or None.
         scale: Mean and standard deviation of the labels if they are numbers; `targets` are standardized.
+        all_ids: The ids of all rows of a table, in order, with those that were left out; empty for files.
     """
 
     inputs: np.ndarray
@@ -39,6 +40,7 @@ class Examples:
     notes: list[str]
     cells: Any = None
     scale: tuple[float, float] = (0.0, 1.0)
+    all_ids: Sequence[Any] = ()
 
     def __post_init__(self):
         if len(self.ids) < _FEWEST:

@@ -41,30 +41,32 @@ def look(model: Any, record: SelectionRecord, examples: Examples, epsilon: float
 
 
 def write_labels(path: pathlib.Path, found: Found, examples: Examples) -> None:
-    """Writes all examples in the order of the data, with the suggested label, rank and score of each.
+    """Writes all rows of the data in their order, with the columns of `prl_keras.audit` that count most.
 
-    `corrected` is the suggested label where the given one is flagged, and the given one elsewhere.
+    `corrected` is the predicted label where the given one is flagged, and the given one elsewhere. Rows that
+    were left out are not flagged, and their other cells are empty.
     """
     table, is_classes = found.table, bool(examples.class_names)
     if is_classes:
-        suggested = np.array(examples.class_names, object)[table["predicted"].to_numpy()]
+        predicted = np.array(examples.class_names, object)[table["predicted"].to_numpy()]
     else:
-        suggested = np.array([f"{value:.6g}" for value in table["predicted_0"]], object)
+        predicted = np.array([f"{value:.6g}" for value in table["predicted_0"]], object)
     columns = {
-        examples.id_name: examples.ids,
         "given": examples.given,
-        "suggested": suggested,
-        "corrected": np.where(table["is_flagged"], suggested, examples.given),
-        "flagged": np.where(table["is_flagged"], "yes", "no"),
-        "rank": table["rank"].to_numpy(),
+        "predicted": predicted,
+        "corrected": np.where(table["is_flagged"], predicted, examples.given),
+        "is_flagged": table["is_flagged"].to_numpy(),
+        "rank": table["rank"].astype("Int64").array,
         "score": table["score"].round(6).to_numpy(),
     }
     if is_classes:
         likely = table.filter(regex=r"^probability_\d+$").to_numpy()
-        columns["probability_of_given"] = table["given_probability"].round(6).to_numpy()
-        columns["probability_of_suggested"] = likely.max(axis=1).round(6)
+        columns["given_probability"] = table["given_probability"].round(6).to_numpy()
+        columns["predicted_probability"] = likely.max(axis=1).round(6)
+    frame = pd.DataFrame(columns, index=examples.ids).reindex(examples.all_ids or examples.ids)
+    frame["is_flagged"] = frame["is_flagged"].eq(True)
     with files.replacing(path) as temporary:
-        pd.DataFrame(columns).to_csv(temporary, index=False)
+        frame.to_csv(temporary, index_label=examples.id_name)
 
 
 def write_report(

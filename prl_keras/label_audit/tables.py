@@ -47,6 +47,7 @@ def read_table(path: pathlib.Path, label: str | None, task: str = "auto") -> Exa
         raise ValueError(f"{name} has no column {label!r}. It has {listed(list(frame))}.{hint}")
     is_empty = (frame == "").all(axis=1)
     has_label = ~frame[label].str.lower().isin({"", "nan", "null"})
+    all_rows = list(frame.index)
     notes = []
     if is_empty.any():
         notes.append(f"{int(is_empty.sum()):,} empty rows are left out.")
@@ -77,13 +78,25 @@ def read_table(path: pathlib.Path, label: str | None, task: str = "auto") -> Exa
         )
     kind = f"{len(names):,} classes" if names else "labels that are numbers"
     source = f"{name}: {len(frame):,} labelled rows, {used:,} columns to learn from, {kind}"
+    rows = list(frame.index)
     return Examples(
-        inputs, targets, given.to_numpy(), names, list(frame.index), "row", source, notes, cells, scale
+        inputs, targets, given.to_numpy(), names, rows, "row", source, notes, cells, scale, all_rows
     )
 
 
 def _read(path):
-    """All cells as text, indexed by the row as a spreadsheet numbers it: the header is row 1."""
+    """All cells as text, indexed by the row as a spreadsheet numbers it: the header is row 1.
+
+    Blank lines are counted but have no row here, as in `pandas.read_csv`.
+    """
+
+    def cells(**more):
+        frame = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+            skipinitialspace=True, low_memory=False, **more,
+        )  # fmt: skip
+        return frame.fillna("").apply(lambda column: column.str.strip())
+
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             start = file.read(1 << 16)
@@ -93,10 +106,8 @@ def _read(path):
             separator = csv.Sniffer().sniff(start.split("\n")[0], ",;\t|").delimiter
         except csv.Error:
             separator = ","
-        frame = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False,
-            encoding="utf-8-sig", skipinitialspace=True, low_memory=False,
-        )  # fmt: skip
+        frame = cells(skip_blank_lines=False)
+        is_blank = _is_blank(frame, cells)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: {error}. Save the table as CSV, UTF-8.") from error
     except pd.errors.EmptyDataError as error:
@@ -107,9 +118,22 @@ def _read(path):
         raise ValueError(
             f"{path} has rows with more cells than its header. Name every column in the first row."
         )
-    frame = frame.fillna("").apply(lambda column: column.str.strip())
     frame.columns = [str(name).strip() for name in frame.columns]
-    return frame.set_axis(range(2, 2 + len(frame)))
+    return frame.set_axis(range(2, 2 + len(frame)))[~is_blank.to_numpy()]
+
+
+def _is_blank(frame, cells):
+    """Whether each row of the frame is a blank line, not a row of empty cells, which looks the same there.
+
+    Of several side by side the last ones are taken for the blank lines.
+    """
+    is_empty = (frame == "").all(axis=1)
+    if not is_empty.any():
+        return is_empty
+    is_empty_cells = (cells() == "").all(axis=1)  # the same rows, but no blank lines
+    after = (~is_empty_cells).cumsum()[is_empty_cells]  # how many full rows are before each
+    number = (~is_empty).cumsum().map(after.value_counts()).fillna(0)
+    return is_empty & (is_empty.groupby((~is_empty).cumsum()).cumsum() > number)
 
 
 def _number(text: str) -> float:

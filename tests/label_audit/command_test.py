@@ -55,12 +55,12 @@ class TestTable:
         assert is_wrong[found["rank"] <= is_wrong.sum()].mean() > 0.9
         given = pd.read_csv(data)["kind"]
         assert list(found["given"]) == list(given)
-        right = found["suggested"] == [NAMES[i % 3] for i in range(N)]
+        right = found["predicted"] == [NAMES[i % 3] for i in range(N)]
         assert right.mean() > 0.95
-        flagged = found["flagged"] == "yes"
-        assert list(found["corrected"]) == list(np.where(flagged, found["suggested"], given))
+        flagged = found["is_flagged"]
+        assert list(found["corrected"]) == list(np.where(flagged, found["predicted"], given))
         assert 0 < flagged.sum() < N / 4 and flagged.equals(found["rank"] <= flagged.sum())
-        assert found["probability_of_suggested"].ge(found["probability_of_given"] - 1e-6).all()
+        assert found["predicted_probability"].ge(found["given_probability"] - 1e-6).all()
 
     def test_the_report_stands_alone_and_names_are_text(self, finished):
         data, _ = finished
@@ -80,8 +80,26 @@ class TestTable:
         monkeypatch.undo()
         assert main([str(data), "--label=kind", "--overwrite", "--epochs=3", "--epsilon=0.2"]) == 0
         found = pd.read_csv(folder_of(data) / "labels.csv")
-        assert (found["flagged"] == "yes").sum() == 0.2 * N
+        assert found["is_flagged"].sum() == 0.2 * N
         assert "told that 20% are wrong" in (folder_of(data) / "report.html").read_text()
+
+
+def test_rows_without_a_label_keep_their_places(tmp_path):
+    data, _ = made(tmp_path)
+    header, *lines = data.read_text().splitlines()
+    lines[5:5] = ["1,2,3,4,dark,", ",,,,,", "", "1,2,3,4,dark,nan"]
+    data.write_text("\n".join([header, *lines]) + "\n")
+    assert main([str(data), "--label=kind", "--epochs=2", "--epsilon=0.1"]) == 0
+    frame, found = pd.read_csv(data), pd.read_csv(folder_of(data) / "labels.csv")
+    assert list(found["given"].fillna("")) == list(frame["kind"].fillna(""))
+    assert list(found["row"]) == [*range(2, 9), 10, *range(11, N + 6)]  # row 9 is a blank line
+    assert found["is_flagged"].dtype == bool and found["is_flagged"].sum() == 0.1 * N
+    left_out = found.loc[5:7].drop(columns=["row", "is_flagged"])
+    assert left_out.isna().all(axis=None) and not found["is_flagged"][5:8].any()
+    assert found.drop(index=range(5, 8)).notna().all(axis=None)
+    assert ",1.0," not in (folder_of(data) / "labels.csv").read_text()  # ranks are whole numbers
+    frame["kind"] = found["corrected"]
+    assert list(frame.index[frame["kind"].isna()]) == [5, 6, 7]
 
 
 def test_a_folder_of_images(tmp_path, capsys):
@@ -113,7 +131,7 @@ def test_labels_that_are_numbers(tmp_path, capsys):
     assert "its labels are taken as numbers" in capsys.readouterr().out
     found = pd.read_csv(tmp_path / "data_audit" / "labels.csv")
     assert set(found.sort_values("rank")["row"].head(6)) == set(range(2, 8))
-    assert (found["suggested"] - price)[10:].abs().median() < 100
+    assert (found["predicted"] - price)[10:].abs().median() < 100
     assert "Which numbers of data.csv are wrong?" in (tmp_path / "data_audit" / "report.html").read_text()
 
 

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 from prl_keras.label_audit.images import read_images
@@ -51,8 +52,18 @@ class TestTables:
         lines = ["size,kind", *rows("{x},{label}", 4), ",", "1.5,", *rows("{x},{label}", 8)]
         found = read_table(written(tmp_path, lines), "kind")
         assert found.ids == [2, 3, 4, 5, *range(8, 16)]
+        assert found.all_ids == list(range(2, 16))
         assert any("1 empty rows" in note for note in found.notes)
         assert any("1 rows have no label" in note and "rows 7" in note for note in found.notes)
+
+    def test_a_blank_line_counts_but_is_no_row_as_in_pandas(self, tmp_path):
+        lines = ["", *rows("{x},{label}", 3), "", ",", "  ", ",", '""', *rows("{x},{label}", 9), "", ",", ""]
+        path = written(tmp_path, ["size,kind", *lines])
+        found = read_table(path, "kind")
+        assert len(found.all_ids) == len(pd.read_csv(path)) == 12 + 4
+        assert found.ids == [3, 4, 5, *range(11, 20)] and set(found.ids) < set(found.all_ids)
+        kinds = dict(zip(found.ids, found.given))
+        assert [kinds.get(i, "") for i in found.all_ids] == list(pd.read_csv(path)["kind"].fillna(""))
 
     def test_a_column_that_says_the_same_as_the_label_is_no_input(self, tmp_path):
         lines = ["size,number,kind", *[f"{i * i % 7},{1 + i % 2},{'ab'[i % 2]}" for i in range(12)]]

@@ -7,9 +7,13 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 from pages import PAGES, blocks, commands, page_before
 from project import ROOT
+
+from prl_keras.label_audit.command import main
 
 COMMANDS = [(name, command) for name in PAGES for command in commands(name)]
 
@@ -58,11 +62,29 @@ def estimates_hold(percent, names):
     return abs(estimate - 40) < 6 and low <= 40 <= high
 
 
+def audited_flowers():
+    """flowers.csv, with a row that has no label, and the folder that the command makes of it."""
+    rng = np.random.default_rng(0)
+    lines = [f"{kind + rng.normal():.3f},{'ab'[kind]}" for kind in rng.integers(2, size=40)]
+    lines[7] = "1.5,"
+    pathlib.Path("flowers.csv").write_text("\n".join(["size,species", *lines]))
+    assert main(["flowers.csv", "--label=species", "--epochs=2", "--epsilon=0.2"]) == 0
+
+
+def flowers_are_corrected(percent, names):
+    before = pd.read_csv("flowers.csv")["species"]
+    changed = names["flowers"]["species"].fillna("") != before.fillna("")
+    return 0 < changed.sum() <= 8 and not changed[7]
+
+
+# Page -> what makes the files that its code reads.
+FILES = {"audit.md": audited_flowers}
+
 # Page -> what the printed percentages and the names at its end must fulfil.
 OUTCOMES = {
     "README.md": [most_suspect_are_wrong],
     "getting_started.md": [drops_are_wrong, lambda percent, names: pathlib.Path("network.keras").exists()],
-    "audit.md": [most_suspect_are_wrong, estimates_hold],
+    "audit.md": [most_suspect_are_wrong, estimates_hold, flowers_are_corrected],
     "epsilon.md": [lambda percent, names: percent[0] <= 40 <= percent[1], estimates_hold],
     "searching.md": [lambda percent, names: len(names["tuner"].oracle.trials) == 3],
     "elements.md": [
@@ -87,6 +109,7 @@ def test_python_blocks_run_one_after_the_other(name, namespaces, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     if page_before(name):
         namespaces.setdefault(page_before(name), run(page_before(name), namespaces))
+    FILES.get(name, lambda: None)()
     capsys.readouterr()
     names = run(name, namespaces)
     shown = capsys.readouterr().out
