@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from prl_keras import files
 
-_PACKAGES = ("matplotlib", "pandas", "sklearn", "tqdm")  # the extra "audit"
+# The extra "audit": module -> its name for pip.
+_PACKAGES = {"matplotlib": "matplotlib", "pandas": "pandas", "sklearn": "scikit-learn", "tqdm": "tqdm"}
 _REPORT, _LABELS, _TRAINING = "report.html", "labels.csv", ".training"
 _DESCRIPTION = """\
 Which labels of your data are wrong? Trains two small networks that drop what they suspect, and writes a
@@ -49,20 +50,43 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     flags.add_argument("data", type=pathlib.Path, help="a CSV file with a header, or a folder of images")
-    flags.add_argument("--label", help="the column with the labels")
-    flags.add_argument("--output_dir", type=pathlib.Path, help="folder of the results; beside the data")
+    flags.add_argument(
+        "--label",
+        metavar="COLUMN",
+        help="the column with the labels; a CSV file needs it (default for the CSV file in a folder of "
+        "images: label, or the second column)",
+    )
+    flags.add_argument(
+        "--output_dir",
+        type=pathlib.Path,
+        help="folder of the results (default: NAME_audit beside NAME.csv or the folder NAME)",
+    )
     flags.add_argument("--overwrite", action="store_true", help="replace the results that are there")
     flags.add_argument(
         "--task",
         choices=("auto", "classes", "numbers"),
         default="auto",
-        help="what the labels of a CSV file are",
+        help="what the labels of a CSV file are (default: auto, numbers if there are fractions or more than "
+        "30 different integers, else classes)",
     )
-    flags.add_argument("--epochs", type=_epochs, help="passes over the data; 20 to 100 by their number")
     flags.add_argument(
-        "--epsilon", type=_epsilon, default="auto", help="share of wrong labels, in (0, 0.5]; auto finds it"
+        "--epochs",
+        type=_epochs,
+        help="passes over the data (default: 20 to 100, the fewer examples the more). Give fewer for a first "
+        "look at large data, more if many suggestions are plainly wrong",
     )
-    flags.add_argument("--seed", type=_seed, default=0, help="another one trains differently")
+    flags.add_argument(
+        "--epsilon",
+        type=_epsilon,
+        default="auto",
+        help="share of wrong labels, in (0, 0.5] (default: auto, which estimates it)",
+    )
+    flags.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        help="of the weights and the order of the examples (default: 0)",
+    )
     return flags
 
 
@@ -89,23 +113,27 @@ def _epsilon(text):
 
 
 def _audit(options):
-    missing = [name for name in _PACKAGES if not _can_import(name)]
+    missing = [name for module, name in _PACKAGES.items() if not _can_import(module)]
     if missing:
-        raise ImportError(f"The audit needs {', '.join(missing)}: pip install 'prl_keras[audit]'.")
+        raise ImportError(f"The audit needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if not options.data.exists():
         raise FileNotFoundError(f"{options.data} does not exist. Give a CSV file or a folder of images.")
+    from prl_keras.label_audit import images, tables
+
+    if options.data.is_file() and images.is_image(options.data):
+        raise ValueError(f"{options.data} is an image; give the folder that it lies in.")
     data = options.data.resolve()
     name = data.name if data.is_dir() else data.stem
     output = options.output_dir or options.data.parent / f"{name}_audit"
     if options.data.is_dir() and output.resolve().is_relative_to(data):
         raise ValueError(f"--output_dir={output} is in the folder of the images. Take another folder.")
-    _check(output, options.overwrite)
-    from prl_keras.label_audit import images, tables
-
     if data.is_dir():
+        images.find_labels(data, options.label)  # wrong flags are named first, but the images not read for it
+        _check(output, options.overwrite)
         examples = images.read_images(data, options.label)
     else:
         examples = tables.read_table(data, options.label, options.task)
+        _check(output, options.overwrite)
     print(examples.source)
     for note in examples.notes:
         print(f"note: {note}")

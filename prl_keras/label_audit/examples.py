@@ -96,6 +96,15 @@ def listed(things: Sequence[Any]) -> str:
     return shown if len(things) <= _NAMED else f"{shown} and {len(things) - _NAMED:,} more"
 
 
+def ends(names: Sequence[str]) -> str:
+    """The first and the last few of the names, and how many are between them; the label is often the last."""
+    half = _NAMED // 2
+    between = len(names) - 2 * half
+    if between <= 0:
+        return ", ".join(names)
+    return ", ".join([*names[:half], f"... ({between:,} more)", *names[-half:]])
+
+
 def _natural(name):
     """Sorts "2" before "10"."""
     try:

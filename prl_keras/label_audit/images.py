@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from prl_keras.label_audit.examples import Examples, class_numbers, listed
+from prl_keras.label_audit.examples import Examples, class_numbers, ends, listed
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # what keras.utils.image_dataset_from_directory takes
 _LARGEST, _SMALLEST = 64, 8  # pixels of a side
@@ -28,19 +28,7 @@ def read_images(folder: pathlib.Path, label: str | None) -> Examples:
     Raises:
         ValueError: for a folder of another kind, no two classes, or fewer than 10 images that can be read.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _SUFFIXES and not _is_hidden(path, folder)
-    )
-    if not files:
-        raise ValueError(f"{folder} has no images ({', '.join(_SUFFIXES)}) in it or in folders in it.")
-    notes: list[str] = []
-    tables = sorted(folder.glob("*.csv"))
-    if tables:
-        files, labels = _of_table(folder, files, tables, label, notes)
-    else:
-        files, labels = _of_folders(folder, files, label, notes)
+    files, labels, notes = find_labels(folder, label)
     pixels, is_readable = _pixels(files)
     bad = [path.relative_to(folder).as_posix() for path, good in zip(files, is_readable) if not good]
     if bad:
@@ -53,6 +41,28 @@ def read_images(folder: pathlib.Path, label: str | None) -> Examples:
     ids = [path.relative_to(folder).as_posix() for path in files]
     source = f"{folder.name}: {len(files):,} images in {len(names):,} classes"
     return Examples(pixels, targets, np.array(labels, object), names, ids, "file", source, notes + rare)
+
+
+def is_image(path: pathlib.Path) -> bool:
+    """Whether the file is an image, by its suffix."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def find_labels(folder: pathlib.Path, label: str | None) -> tuple[list[pathlib.Path], list[str], list[str]]:
+    """-> `(files, labels, notes)`: the labelled images of a folder, unread, and what was left out.
+
+    Arguments and errors are those of `read_images`.
+    """
+    files = sorted(path for path in folder.rglob("*") if is_image(path) and not _is_hidden(path, folder))
+    if not files:
+        raise ValueError(f"{folder} has no images ({', '.join(_SUFFIXES)}) in it or in folders in it.")
+    notes: list[str] = []
+    tables = sorted(folder.glob("*.csv"))
+    if tables:
+        files, labels = _of_table(folder, files, tables, label, notes)
+    else:
+        files, labels = _of_folders(folder, files, label, notes)
+    return files, labels, notes
 
 
 def _is_hidden(path, folder):
@@ -96,7 +106,7 @@ def _of_table(folder, files, tables, label, notes):
     if label is None:
         label = "label" if "label" in columns else columns[1]
     if label not in columns:
-        raise ValueError(f"{table} has no column {label!r}. It has {listed(columns)}.")
+        raise ValueError(f"{table} has no column {label!r}. It has {ends(columns)}.")
     known = {path.relative_to(folder).as_posix(): path for path in files}
     by_name = {path.name: path for path in files}
     matches = {

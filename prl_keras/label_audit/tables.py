@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn import compose, feature_extraction, impute, pipeline, preprocessing
 
-from prl_keras.label_audit.examples import Examples, class_numbers, listed
+from prl_keras.label_audit.examples import Examples, class_numbers, ends, listed
 
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 _MOST_CATEGORIES = 50
@@ -38,13 +38,11 @@ def read_table(path: pathlib.Path, label: str | None, task: str = "auto") -> Exa
     frame = _read(path)
     name = path.name
     if label is None:
-        raise ValueError(
-            f"Write --label=COLUMN, the column of {name} with the labels: {listed(list(frame))}."
-        )
+        raise ValueError(f"Write --label=COLUMN, the column of {name} with the labels: {ends(list(frame))}.")
     if label not in frame:
         near = difflib.get_close_matches(label, list(frame), 1)
         hint = f" Did you mean --label={near[0]!r}?" if near else ""
-        raise ValueError(f"{name} has no column {label!r}. It has {listed(list(frame))}.{hint}")
+        raise ValueError(f"{name} has no column {label!r}. It has {ends(list(frame))}.{hint}")
     is_empty = (frame == "").all(axis=1)
     has_label = ~frame[label].str.lower().isin({"", "nan", "null"})
     all_rows = list(frame.index)

@@ -1,5 +1,6 @@
 """Trains a pair of small networks on the examples, and goes on where a killed training stopped."""
 
+import contextlib
 import math
 import pathlib
 import shutil
@@ -66,10 +67,10 @@ def train(
     path = folder / "selection.npz"
     record = SelectionRecord(given, path)
     backup = _Backup(str(folder / "backup"), epochs)
-    with warnings.catch_warnings(), tqdm(total=epochs, desc="Training", unit="epoch") as bar:
+    with warnings.catch_warnings(), contextlib.closing(_Progress(epochs)) as progress:
         warnings.filterwarnings("ignore", message=".*recorded anew")  # the backup may be some epochs behind
         warnings.filterwarnings("ignore", message="An epsilon of 0.5 or more")
-        callbacks = [backup, _Progress(bar), record]
+        callbacks = [backup, progress, record]
         model.fit(*given, batch_size=_batch_size(examples), epochs=epochs, callbacks=callbacks, verbose=0)
     return model, record.load()
 
@@ -119,12 +120,28 @@ class _Backup(keras.callbacks.BackupAndRestore):
 
 
 class _Progress(keras.callbacks.Callback):
-    def __init__(self, bar):
+    """A bar that begins, and a line that says, where a stopped training goes on."""
+
+    def __init__(self, epochs):
         super().__init__()
-        self._bar = bar
+        self._epochs, self._bar = epochs, None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._bar.n = epoch  # a continued training begins later
+        if self._bar is None:
+            self._begin(epoch)
 
     def on_epoch_end(self, epoch, logs=None):
         self._bar.update()
+
+    def on_train_end(self, logs=None):
+        if self._bar is None:  # all epochs were done
+            self._begin(self._epochs)
+
+    def close(self):
+        if self._bar is not None:
+            self._bar.close()
+
+    def _begin(self, epoch):
+        if epoch:
+            print(f"Going on after epoch {epoch} of {self._epochs}.", flush=True)
+        self._bar = tqdm(initial=epoch, total=self._epochs, desc="Training", unit="epoch")

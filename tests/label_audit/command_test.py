@@ -14,8 +14,8 @@ from page import page_of
 from project import ROOT
 
 import prl_keras as prl
-from prl_keras.label_audit import results, training
-from prl_keras.label_audit.command import main
+from prl_keras.label_audit import images, results, training
+from prl_keras.label_audit.command import main, parser
 
 N = 120
 EVIL = "<img src=x onerror=alert(1)>"
@@ -74,6 +74,12 @@ class TestTable:
         before = (folder_of(data) / "labels.csv").read_bytes()
         assert main([str(data), "--label=kind"]) == 1
         assert "holds a finished audit. Write --overwrite" in capsys.readouterr().err
+        for wrong, message in (
+            ([], "Write --label=COLUMN"),
+            (["--label=Kind"], "Did you mean --label='kind'"),
+            (["--label=kind", "--task=numbers"], "is no number"),
+        ):
+            assert main([str(data), *wrong]) == 1 and message in capsys.readouterr().err
         stop_after(2, monkeypatch)
         assert main([str(data), "--label=kind", "--overwrite", "--epochs=3"]) == 130
         assert (folder_of(data) / "labels.csv").read_bytes() == before
@@ -102,7 +108,7 @@ def test_rows_without_a_label_keep_their_places(tmp_path):
     assert list(frame.index[frame["kind"].isna()]) == [5, 6, 7]
 
 
-def test_a_folder_of_images(tmp_path, capsys):
+def test_a_folder_of_images(tmp_path, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     for i in range(60):
         pixels = np.zeros((8, 8, 3)) + 40 * rng.uniform(size=(8, 8, 1))
@@ -117,6 +123,9 @@ def test_a_folder_of_images(tmp_path, capsys):
     found = pd.read_csv(tmp_path / "photos_audit" / "labels.csv")
     worst = found.sort_values("rank")["file"].head(4)
     assert {int(name.split("/")[1].removesuffix(".png")) for name in worst} == set(range(4))
+    monkeypatch.setattr(images, "_pixels", Mock(side_effect=AssertionError))  # none is read again for this
+    for flags, message in (([], "finished audit"), (["--label=side"], "Leave --label out")):
+        assert main([str(tmp_path / "photos"), *flags]) == 1 and message in capsys.readouterr().err
     page = page_of(tmp_path / "photos_audit" / "report.html")
     assert "left/broken.png" in page.text and len(page.pictures) == 2 + 50
 
@@ -164,10 +173,14 @@ class TestStopped:
         assert not (folder_of(data) / "report.html").exists()
         epochs = count_epochs(monkeypatch)
         monkeypatch.setattr(results, "write_report", Mock(side_effect=KeyboardInterrupt))
+        capsys.readouterr()
         assert main(command) == 130 and epochs == [3, 4]  # and stopped again, when it writes
+        shown = capsys.readouterr()
+        assert "Going on after epoch 3 of 5." in shown.out and "0/5" not in shown.err and "3/5" in shown.err
         monkeypatch.undo()
         epochs = count_epochs(monkeypatch)
         assert main(command) == 0 and epochs == []
+        assert "Going on after epoch 5 of 5." in capsys.readouterr().out
         assert len(pd.read_csv(folder_of(data) / "labels.csv")) == N
         assert sorted(os.listdir(folder_of(data))) == ["labels.csv", "report.html"]
 
@@ -176,6 +189,7 @@ class TestStopped:
         assert main(other) == 130
         epochs = count_epochs(monkeypatch)
         assert main([*other, "--seed=1"]) == 0 and epochs == [0, 1, 2, 3, 4]
+        assert "Going on" not in capsys.readouterr().out
 
     @pytest.mark.long
     def test_after_kill_9(self, tmp_path):
@@ -196,6 +210,7 @@ class TestWrongUse:
         (["nowhere.csv", "--label=kind"], "nowhere.csv does not exist"),
         (["data.csv"], "Write --label=COLUMN"),
         (["data.csv", "--label=king"], "Did you mean --label='kind'"),
+        (["a photo.PNG"], "a photo.PNG is an image; give the folder that it lies in."),
         (["data.csv", "--label=kind", "--output_dir=data.csv/x"], "cannot be made"),
         (["empty"], "has no images"),
         (["empty", "--output_dir=empty/audit"], "is in the folder of the images"),
@@ -203,11 +218,13 @@ class TestWrongUse:
     def test_is_a_line_and_leaves_nothing(self, tmp_path, monkeypatch, capsys, arguments, message):
         made(tmp_path)
         (tmp_path / "empty").mkdir()
+        (tmp_path / "a photo.PNG").write_bytes(b"\x89PNG")
         monkeypatch.chdir(tmp_path)
         assert main(arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and message in error
-        assert sorted(os.listdir(tmp_path)) == ["data.csv", "empty"] and not os.listdir("empty")
+        assert sorted(os.listdir(tmp_path)) == ["a photo.PNG", "data.csv", "empty"]
+        assert not os.listdir("empty")
 
     @pytest.mark.parametrize("flag", [
         "--epsilon=0.7", "--epsilon=much", "--epsilon=nan", "--epochs=0", "--epochs=1.5", "--seed=-1",
@@ -218,11 +235,18 @@ class TestWrongUse:
             main(["data.csv", "--label=kind", flag])
         assert flag.split("=")[0] in capsys.readouterr().err
 
-    def test_a_missing_package_is_named(self, tmp_path, monkeypatch, capsys):
+    def test_missing_packages_are_named_as_for_pip(self, tmp_path, monkeypatch, capsys):
         data, _ = made(tmp_path)
-        monkeypatch.setitem(sys.modules, "tqdm", None)
+        for module in ("sklearn", "tqdm"):
+            monkeypatch.setitem(sys.modules, module, None)
         assert main([str(data), "--label=kind"]) == 1
-        assert "The audit needs tqdm: pip install 'prl_keras[audit]'." in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error == "error: The audit needs scikit-learn, tqdm: pip install scikit-learn tqdm\n"
+
+    def test_help_says_the_defaults(self):
+        text = " ".join(parser().format_help().split())
+        for default in ("NAME_audit beside", "auto, numbers if", "20 to 100", "auto, which estimates", "0)"):
+            assert f"default: {default}" in text
 
     def test_two_at_once(self, tmp_path, capsys):
         from prl_keras import files

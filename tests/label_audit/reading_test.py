@@ -97,6 +97,8 @@ class TestTables:
         (["size,kind"], "kind", "has no row with a label"),
         (["size,kind", *rows("{x},{label}")], None, r"Write --label=COLUMN.*: size, kind"),
         (["size,kind", *rows("{x},{label}")], "kinds", r"no column 'kinds'.*Did you mean --label='kind'"),
+        (["a,b,c,d,e,f,g,h,i,j,k,kind"], None, r": a, b, c, d, e, \.\.\. \(2 more\), h, i, j, k, kind\.$"),
+        (["a,b,c,d,e,f,g,h,i,kind"], "x", "It has a, b, c, d, e, f, g, h, i, kind"),
         (["size,kind", *rows("{x},a")], "kind", "has one label, 'a', everywhere"),
         (["size,kind", *rows("{x},a{i}")], "kind", "is no column of classes"),
         (["size,kind", *rows("{x},{label}", 6)], "kind", "has 6 labelled rows; an audit needs at least 10"),
