@@ -15,6 +15,7 @@ from prl_keras import files
 from prl_keras.auditing.record import SelectionRecord
 from prl_keras.label_audit.examples import Examples
 from prl_keras.methods import build
+from prl_keras.version import __version__
 
 _STEPS, _EPOCHS = 1500, (20, 100)  # of the optimizer; the least and the most epochs that this may take
 _RAMP = 10  # epochs, at most half of the training; "auto" has its own
@@ -35,8 +36,8 @@ def train(
 
     Args:
         examples: What to train on.
-        folder: Keeps a backup of the training, about every 20 seconds. A backup of the same data and settings
-            is continued, another one removed.
+        folder: Keeps a backup of the training, about every 20 seconds. A backup of the same data, settings
+            and version is continued, another one removed.
         epochs: Passes over the data.
         epsilon: The share of wrong labels to drop in training, or "auto".
         seed: Of the initial weights, dropout and order.
@@ -45,6 +46,7 @@ def train(
         `(model, record)`: the pair, and what training suspected and dropped.
     """
     settings = {"data": examples.fingerprint, "epochs": epochs, "epsilon": epsilon, "seed": seed}
+    settings["version"] = __version__
     if not _has_backup_of(folder, settings):
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
