@@ -1,6 +1,7 @@
 """Searches epsilon, its ramp, the method, the learning rate and the batch size with keras-tuner.
 
-hypermodel = RobustHyperModel(make_network, loss="mse", metrics=["r2_score"], epsilon=(0.0, 0.6))
+ramp = {"ramp_epochs": 6, "train_size": len(x) * 4 // 5}
+hypermodel = RobustHyperModel(make_network, loss="mse", metrics=["r2_score"], epsilon=(0.0, 0.6), **ramp)
 tuner = make_tuner("random", hypermodel, "val_trimmed_loss", "runs/search", max_trials=15, epochs=30)
 tuner.search(x, noisy_y)  # holds out a fifth, with its labels as given; started again, it goes on
 model = tuner.get_best_models()[0]

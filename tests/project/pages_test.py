@@ -59,9 +59,10 @@ def estimates_hold(percent, names):
 
 
 def found_network_is_good(percent, names):
-    """By the true labels; plain training, which memorizes some of the wrong ones, has 72%."""
-    predicted = names["model"].network.predict(names["x"], verbose=0).argmax(axis=1)
-    return (predicted == names["y"]).mean() > 0.8
+    """On clean data of the same kind; after plain training it is 75%."""
+    x = names["rng"].normal(size=(4000, 20)).astype("float32")
+    predicted = names["model"].network.predict(x, verbose=0).argmax(axis=1)
+    return (predicted == x[:, :4].argmax(axis=1)).mean() > 0.8
 
 
 # Page -> what the printed percentages and the names at its end must fulfil.
@@ -72,7 +73,7 @@ OUTCOMES = {
     "epsilon.md": [lambda percent, names: percent[0] <= 40 <= percent[1], estimates_hold],
     "searching.md": [
         lambda percent, names: len(names["tuner"].oracle.trials) == 3,
-        lambda percent, names: names["chosen"]["epsilon"] == names["best"]["epsilon"] > 0.1,
+        lambda percent, names: names["chosen"]["epsilon"] == names["best"]["epsilon"] == 0.3,
         found_network_is_good,
     ],
     "elements.md": [
