@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
+import tensorflow as tf
 
 from prl_keras import files
+from prl_keras.inputs.valid_labels import labels_for
 from prl_keras.validate import differences
 
 
@@ -105,12 +107,50 @@ def check_pair(name: str, pair: Sequence[Any] | None) -> tuple[np.ndarray, np.nd
     """
     if pair is None:
         return None
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        found = f"{len(pair)} values" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
+        raise ValueError(f"{name} must be two arrays, (x, y), not {found}.{_way_out(pair)}")
     x, y = pair
     if isinstance(x, (dict, list, tuple)) or not hasattr(x, "shape") or not hasattr(y, "shape"):
-        raise ValueError(f"{name} must be two arrays; they are {type(x).__name__} and {type(y).__name__}.")
+        raise ValueError(
+            f"{name} must be two arrays; they are {type(x).__name__} and {type(y).__name__}.{_way_out(x)}"
+        )
     x, y = np.asarray(x), np.asarray(y)
     if len(x) != len(y) or len(x) < 2:
         raise ValueError(
             f"{name} must be two arrays of the same length >= 2; they have {len(x)} and {len(y)}."
         )
     return x, y
+
+
+def _way_out(data):
+    if not isinstance(data, tf.data.Dataset):
+        return ""
+    return (
+        " From a tf.data.Dataset of batches they come by "
+        "x, y = map(np.concatenate, zip(*dataset.as_numpy_iterator()))."
+    )
+
+
+def check_labels(model: Any, loss: Any, data: Mapping[str, Sequence[np.ndarray] | None]) -> None:
+    """Checks the class labels of data before anything is trained, as `RobustModel.fit` does.
+
+    Args:
+        model: A model with one output; a network that is not built yet is built.
+        loss: The task's loss. If it takes no class labels, there is nothing to check.
+        data: `{name: (x, y) or None}`; an error begins with a name that is not empty.
+
+    Raises:
+        ValueError: with the first invalid index and value.
+    """
+    network = getattr(model, "networks", [model])[0]
+    for name, pair in data.items():
+        if pair is None:
+            continue
+        predicted = network(pair[0][:1])
+        labels = labels_for(loss, pair[1], predicted.shape[-1], len(predicted.shape))
+        try:
+            if labels is not None:
+                labels.check()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if name else str(error)) from None

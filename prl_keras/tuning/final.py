@@ -1,6 +1,6 @@
 """Trains the setting that a search found on all the data: several networks, of which the best is kept.
 
-hp = tuner.get_best_hyperparameters()[0]
+hp = tuner.get_best_hyperparameters()[0]  # hp.values are what was found
 model, record = train_on_all(hypermodel, hp, x, y, "runs/search/final", epochs=30)
 """
 
@@ -61,8 +61,8 @@ def train_on_all(
 
     Raises:
         OSError: if a file cannot be written.
-        ValueError: for an invalid argument; if directory has trainings of another network, other data,
-            values, loss or optimizer, or damaged files; if all trainings failed.
+        ValueError: for an invalid argument or class label; if directory has trainings of another network,
+            other data, values, loss or optimizer, or damaged files; if all trainings failed.
     """
     epochs, seed = check_integer("epochs", epochs, 1), check_integer("seed", seed, 0)
     trainings = check_integer("trainings", trainings, 1)
@@ -71,7 +71,8 @@ def train_on_all(
     hypermodel, directory = hypermodel.of_size(len(x)), pathlib.Path(directory)
     settings = {**hypermodel.values(hp), **hypermodel.settings, "epochs": epochs, "seed": seed}
     untrained = hypermodel.build(hp)
-    untrained(x[:1])  # builds the layers that are built on their first call
+    # Its call also builds the layers that are built on their first call.
+    checks.check_labels(untrained, hypermodel.loss, {"": (x, y), "test_data": test_data})
     settings |= {
         "network": checks.describe(untrained),
         "data": f"{len(x)} examples, checksum {checks.checksum(x, y)}",

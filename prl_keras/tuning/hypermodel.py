@@ -3,6 +3,7 @@
 import copy
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ class RobustHyperModel(keras_tuner.HyperModel):
             share.
         method: A name in `METHODS`, or a list; epsilon is searched for methods that drop a fraction.
         epsilon: In `[0, 1)`.
-        ramp_epochs: The epochs over which epsilon rises from 0; whole numbers >= 0.
+        ramp_epochs: The epochs over which epsilon rises from 0; whole numbers >= 0. 0, the default, is no
+            ramp; a fifth of the epochs is better, unless they are few.
         learning_rate: Positive.
         batch_size: Whole numbers >= 1; a range is searched in powers of two.
         train_size: The number of training examples; needed if ramp_epochs is not 0.
@@ -120,21 +122,27 @@ class RobustHyperModel(keras_tuner.HyperModel):
         return chosen
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """A compiled model: `prl_keras.build` with the trial's values."""
+        """A compiled model: `prl_keras.build` with the trial's values.
+
+        If epsilon is searched, nothing warns of a value of 0.5 or more.
+        """
         chosen = self.values(hp)
         ramp_steps = 0
         if chosen["ramp_epochs"]:
             ramp_steps = chosen["ramp_epochs"] * math.ceil(self.train_size / chosen["batch_size"])
-        return prl.build(
-            chosen["method"],
-            self.make_network,
-            epsilon=chosen["epsilon"],
-            ramp_steps=ramp_steps,
-            loss=self.loss,
-            optimizer=self.optimizer(chosen["learning_rate"]),
-            metrics=self.metrics,
-            **self.options,
-        )
+        with warnings.catch_warnings():
+            if isinstance(self.space["epsilon"], (list, tuple)):
+                warnings.filterwarnings("ignore", message="An epsilon of 0.5 or more")
+            return prl.build(
+                chosen["method"],
+                self.make_network,
+                epsilon=chosen["epsilon"],
+                ramp_steps=ramp_steps,
+                loss=self.loss,
+                optimizer=self.optimizer(chosen["learning_rate"]),
+                metrics=self.metrics,
+                **self.options,
+            )
 
     def fit(
         self, hp: keras_tuner.HyperParameters, model: keras.Model, x: Any, y: Any, **options: Any

@@ -32,8 +32,16 @@ TRIMMED_LOSS = "trimmed_loss"
 _KEPT = 0.5  # the share of kept examples; fewer than half are wrong
 
 
-def resolve_objective(objective: str | keras_tuner.Objective) -> keras_tuner.Objective:
-    """The `keras_tuner.Objective` for a name that tells whether higher is better."""
+def resolve_objective(objective: str | keras_tuner.Objective, metrics: Any = None) -> keras_tuner.Objective:
+    """The `keras_tuner.Objective` for a name that tells whether higher is better.
+
+    Args:
+        objective: A name, or an Objective, which is returned as it is.
+        metrics: What the model is compiled with. A list of names and functions tells which names there are.
+
+    Raises:
+        ValueError: for a name that is not known or not reported.
+    """
     if isinstance(objective, keras_tuner.Objective):
         return objective
     if not isinstance(objective, str) or not objective.startswith("val_"):
@@ -41,7 +49,25 @@ def resolve_objective(objective: str | keras_tuner.Objective) -> keras_tuner.Obj
             f"objective={objective!r} must be val_trimmed_loss, val_loss, val_accuracy, val_r2_score, or a "
             "keras_tuner.Objective of a validation metric."
         )
-    return keras_tuner.Objective(objective, direction_of(objective))
+    direction, reported = direction_of(objective), _names(metrics)
+    if reported is not None and objective not in reported:
+        raise ValueError(
+            f"objective={objective!r} is not reported; write one of {', '.join(reported)}, or add its metric "
+            "to metrics=[...] of the hypermodel. If a layer of yours reports it, write "
+            f"keras_tuner.Objective({objective!r}, {direction!r})."
+        )
+    return keras_tuner.Objective(objective, direction)
+
+
+def _names(metrics):
+    """The names of the validation metrics; None if they are not known before the model is evaluated."""
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(metrics, (list, tuple)):
+        return None
+    names = [metric if isinstance(metric, str) else getattr(metric, "__name__", None) for metric in metrics]
+    if None in names or any(isinstance(metric, type) for metric in metrics):
+        return None  # a class names its metric itself
+    return [f"val_{TRIMMED_LOSS}", "val_loss", *(f"val_{name}" for name in names)]
 
 
 def direction_of(metric: str) -> str:

@@ -1,6 +1,7 @@
 """Searches epsilon, its ramp, the method, the learning rate and the batch size with keras-tuner.
 
-hypermodel = RobustHyperModel(make_network, loss="mse", metrics=["r2_score"], epsilon=(0.0, 0.6))
+ramp = {"ramp_epochs": 6, "train_size": len(x) * 4 // 5}
+hypermodel = RobustHyperModel(make_network, loss="mse", metrics=["r2_score"], epsilon=(0.0, 0.6), **ramp)
 tuner = make_tuner("random", hypermodel, "val_trimmed_loss", "runs/search", max_trials=15, epochs=30)
 tuner.search(x, noisy_y)  # holds out a fifth, with its labels as given; started again, it goes on
 model = tuner.get_best_models()[0]
@@ -55,7 +56,7 @@ class RobustTuner(keras_tuner.Tuner):
     def search(
         self,
         x: np.ndarray,
-        y: np.ndarray,
+        y: np.ndarray | None = None,
         *,
         validation_data: Sequence[Any] | None = None,
         validation_split: float = 0.2,
@@ -66,9 +67,10 @@ class RobustTuner(keras_tuner.Tuner):
         """Runs trials until there are `max_trials`.
 
         Args:
-            x: Array `[n, ...]`, the inputs of the training data.
-            y: Array `[n, ...]`, the labels as given.
-            validation_data: `(x, y)`. None holds out a part of the training data.
+            x: Array `[n, ...]`, the inputs of the training data. A `tf.data.Dataset` is refused: a search
+                takes arrays, which it splits and recognises when it goes on.
+            y: Array `[n, ...]`, the labels as given; must be given.
+            validation_data: `(x, y)`, arrays. None holds out a part of the training data.
             validation_split: The held-out fraction, in (0, 0.5].
             test_data: Clean `(x, y)`. Reported as `test_...`; it decides nothing.
             verbose: 0, or "auto" for keras-tuner's display of trials.
@@ -76,9 +78,9 @@ class RobustTuner(keras_tuner.Tuner):
                 validation data.
 
         Raises:
-            ValueError: before the first trial, if the data do not fit together or differ from those of the
-                search in the folder, or if the model does not report the objective. A search that was to be
-                overwritten is restored.
+            ValueError: before the first trial, if the data are no arrays, do not fit together, have invalid
+                class labels or differ from those of the search in the folder, or if the model does not report
+                the objective. A search that was to be overwritten is restored.
             OSError: if a file cannot be written.
         """
         with folder.kept_if_in_vain(self.project_dir):
@@ -104,6 +106,8 @@ class RobustTuner(keras_tuner.Tuner):
             "test_data": checks.check_pair("test_data", test_data),
         }
         model = self._try_build(self.oracle.get_space())
+        held = {name: data[name] for name in ("validation_data", "test_data")}
+        checks.check_labels(model, self.hypermodel.loss, {"": (x, y), **held})
         self._check_objective(model, *self._parts(0, *list(data.values())[:4])[1])
         settings = {**self.settings, "data": checks.fingerprint(data)}
         settings |= {"network": checks.describe(model)}
@@ -253,11 +257,12 @@ def make_tuner(
     Args:
         kind: "random", "bayesian", "hyperband" or "grid".
         hypermodel: A `RobustHyperModel`.
-        objective: A name from `objectives`, or a `keras_tuner.Objective` whose name is "val_" and the name
-            of a metric that `evaluate` reports.
+        objective: A name from `objectives`; one of a metric must be among the hypermodel's. Or a
+            `keras_tuner.Objective` whose name is "val_" and the name of a metric that `evaluate` reports.
         output_dir: Made if missing.
         epochs: The epochs of a trial; with hyperband of the longest trial.
-        max_trials: At least 1. None, for hyperband and grid, runs all the trials that they have.
+        max_trials: At least 1; random and bayesian need it. None, for hyperband and grid, runs all the
+            trials that they have.
         executions_per_trial: Trainings of a trial, each with its own seed; the trial's score is their mean.
         seed: Seed of the search and the trainings, at least 0.
         overwrite: Replace the search in output_dir once `search` has checked the new one. Other files in the
@@ -269,12 +274,16 @@ def make_tuner(
     """
     if kind not in oracles.TUNERS:
         raise ValueError(f"tuner={kind!r} is not known; write one of {', '.join(oracles.TUNERS)}.")
-    if max_trials is not None or kind in ("random", "bayesian"):
+    if max_trials is None and kind in ("random", "bayesian"):
+        raise ValueError(
+            f"max_trials=None: tuner={kind!r} goes on for ever; write the most trials, as in 15."
+        )
+    if max_trials is not None:
         max_trials = check_integer("max_trials", max_trials, 1)
     epochs, seed = check_integer("epochs", epochs, 1), check_integer("seed", seed, 0)
     executions_per_trial = check_integer("executions_per_trial", executions_per_trial, 1)
     output_dir = pathlib.Path(output_dir)
-    objective = objectives.resolve_objective(objective)
+    objective = objectives.resolve_objective(objective, hypermodel.metrics)
     overwrite = overwrite and not oracles.is_worker()
     settings = {
         "tuner": kind, "objective": objective.name, "direction": objective.direction, "epochs": epochs,

@@ -177,6 +177,15 @@ def test_trainings_of_other_data_or_values_are_refused(data, tmp_path):
             train(tmp_path, **{"data": data, **changed})
 
 
+def test_labels_out_of_range_are_refused_before_the_first_training(data, tmp_path):
+    x, y = data
+    with pytest.raises(ValueError, match=r"^Class labels must be at least 0, and at most 2 .* Renumber"):
+        train(tmp_path / "none", (x, y + 1))
+    with pytest.raises(ValueError, match=r"^test_data: Class labels"):
+        train(tmp_path / "none", data, test_data=(x, y + 1))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("options", [{"trainings": 0}, {"epochs": 0}, {"seed": -1}, {"trainings": True}])
 def test_bad_arguments_are_refused(options, data, tmp_path):
     (name, value), *_ = options.items()

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 
 import keras
+import keras_tuner
 import pytest
 import small_search
 from small_search import examples, search
@@ -12,6 +13,7 @@ from prl_keras import files
 from prl_keras.experiments.programs.tune import tune
 from prl_keras.tuning import folder, report
 
+NOT_REPORTED = keras_tuner.Objective("val_r2_score", "max")  # which only the search can know
 SMALL = {
     "dataset": "teacher", "corruption": "signflip", "epsilon": 0.3, "train_size": 100, "epochs": 1,
     "tuner": "random", "objective": "val_trimmed_loss", "max_trials": 1, "final_trainings": 1,
@@ -35,7 +37,13 @@ def test_overwriting_leaves_what_is_not_the_searchs(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"objective": "val_r2_score"}, {"space": {"epsilon": 0.2, "bad_option": 1}}], ids=str
+    "change",
+    [
+        {"objective": "val_r2_score"},
+        {"objective": NOT_REPORTED},
+        {"space": {"epsilon": 0.2, "bad_option": 1}},
+    ],
+    ids=["name", "objective", "option"],
 )
 def test_what_is_refused_overwrites_nothing(change, data, tmp_path):
     search(tmp_path, data, max_trials=2)
@@ -65,7 +73,7 @@ def test_killed_while_it_replaces_a_search_the_old_one_is_there_again(moved, dat
         with contextlib.suppress(KeyboardInterrupt):
             folder.set_aside(place)
     with pytest.raises(ValueError, match="is not reported"):
-        search(tmp_path, data, max_trials=1, objective="val_r2_score", overwrite=True)
+        search(tmp_path, data, max_trials=1, objective=NOT_REPORTED, overwrite=True)
     after = {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert after == before
     executions = report.executions(place)

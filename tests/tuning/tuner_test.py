@@ -1,5 +1,7 @@
 """A search: its space, its objectives, its trials, and what it does with those that fail."""
 
+import warnings
+
 import keras
 import keras_tuner
 import numpy as np
@@ -77,6 +79,25 @@ class TestSpace:
     def test_a_space_out_of_range_is_refused(self, space, words):
         with pytest.raises(ValueError, match=words):
             RobustHyperModel(make_network, loss=LOSS, **space)
+
+    @pytest.mark.parametrize("ramp", [{}, {"ramp_epochs": 2, "train_size": 45}])
+    def test_nothing_warns_of_a_half_if_epsilon_is_searched(self, ramp):
+        hp = keras_tuner.HyperParameters()
+        hp.values["epsilon"] = 0.55
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hypermodel(epsilon=(0.0, 0.6), **ramp).build(hp)
+            hypermodel(epsilon=[0.4, 0.55], **ramp).build(hp)
+        with pytest.warns(UserWarning, match="An epsilon of 0.5 or more"):
+            hypermodel(epsilon=0.55, **ramp).build(hp)
+
+    def test_it_warns_of_everything_else(self):
+        def make():
+            warnings.warn("of my own", stacklevel=1)
+            return make_network()
+
+        with pytest.warns(UserWarning, match="of my own"):
+            RobustHyperModel(make, loss=LOSS, epsilon=(0.5, 0.6)).build(keras_tuner.HyperParameters())
 
     def test_a_model_is_no_function_that_makes_one(self):
         with pytest.raises(ValueError, match="fresh Keras model"):
@@ -364,6 +385,29 @@ class TestFailures:
             search(tmp_path, data, objective=objective)
         assert not list((tmp_path / "search").glob("trial_*"))
 
+    @pytest.mark.parametrize("name", ["val_trimed_loss", "val_r2_score"])
+    def test_a_name_that_is_not_reported_is_refused_by_make_tuner(self, name, tmp_path):
+        words = (
+            f"{name}.* is not reported; write one of val_trimmed_loss, val_loss, val_accuracy, .*Objective"
+        )
+        with pytest.raises(ValueError, match=words):
+            make_tuner("random", hypermodel(), name, tmp_path / "search", epochs=1, max_trials=1)
+        assert not (tmp_path / "search").exists()
+
+    @pytest.mark.parametrize(
+        ("metrics", "name"),
+        [
+            ("accuracy", "val_accuracy"),
+            ([keras.metrics.sparse_categorical_accuracy], "val_sparse_categorical_accuracy"),
+            ([keras.metrics.SparseCategoricalAccuracy], "val_sparse_categorical_accuracy"),
+        ],
+    )
+    def test_a_metric_in_any_form_is_an_objective(self, metrics, name, data, tmp_path):
+        model = RobustHyperModel(make_network, loss=LOSS, metrics=metrics)
+        tuner = make_tuner("random", model, name, tmp_path / "search", epochs=1, max_trials=1)
+        tuner.search(*data, verbose=0)
+        assert tuner.oracle.get_best_trials()[0].score <= 1
+
     @pytest.mark.parametrize("objective", ["accuracy", None, "val_auc", 3])
     def test_an_objective_without_direction_or_of_the_training_data_is_refused(
         self, objective, data, tmp_path
@@ -375,7 +419,7 @@ class TestFailures:
         for options, words in (
             ({"kind": "randm"}, "tuner='randm'"), ({"epochs": 0}, "epochs=0"), ({"seed": -1}, "seed=-1"),
             ({"executions_per_trial": 0}, "executions_per_trial=0"),
-            ({"max_trials": None}, "max_trials=None"),
+            ({"max_trials": None}, "max_trials=None: tuner='random'.*write the most trials"),
         ):  # fmt: skip
             with pytest.raises(ValueError, match=words):
                 search(tmp_path, data, **options)
@@ -385,9 +429,42 @@ class TestFailures:
             ((x, y[:-1]), {}, "x and y must be"), ((x, None), {}, "x and y must be"),
             ((x, y), {"validation_split": 0.7}, "validation_split=0.7"),
             ((x, y), {"validation_data": (x, y[1:])}, "validation_data must be"),
+            ((x, y), {"validation_data": (x, y, y)}, r"validation_data must be .*\(x, y\), not 3 values"),
         ):  # fmt: skip
             with pytest.raises(ValueError, match=words):
                 tuner.search(*arguments, verbose=0, **options)
+
+    def test_a_data_set_is_refused_and_its_arrays_are_as_the_error_says(self, data, tmp_path):
+        tuner = make_tuner("random", hypermodel(), "val_loss", tmp_path / "search", epochs=1, max_trials=1)
+        dataset = tf.data.Dataset.from_tensor_slices(data).batch(30)  # two batches, so it can be unpacked
+        with pytest.raises(ValueError, match=r"x and y must be two arrays.*NoneType.*come by"):
+            tuner.search(dataset)
+        with pytest.raises(ValueError, match="validation_data must be two arrays") as refused:
+            tuner.search(*data, validation_data=dataset)
+        way_out = str(refused.value).split("come by x, y = ")[1].rstrip(".")
+        found = eval(way_out, {"np": np, "dataset": dataset})
+        for ours, given in zip(found, data, strict=True):
+            np.testing.assert_array_equal(ours, given)
+
+    @pytest.mark.parametrize("method", ["prl_l", "co_prl_l", "standard"])
+    @pytest.mark.parametrize("is_built", [True, False])
+    def test_labels_out_of_range_are_refused_before_the_first_trial(self, method, is_built, data, tmp_path):
+        x, y = data
+
+        def make():
+            return keras.Sequential([*([keras.Input((4,))] * is_built), keras.layers.Dense(3)])
+
+        model = RobustHyperModel(make, loss=LOSS, method=method)
+        tuner = make_tuner("random", model, "val_loss", tmp_path / "search", epochs=1, max_trials=1)
+        at = int(np.argmax(y == 2))
+        words = rf"at most 2 for 3 outputs; y\[{at}\] is 3\. Renumber"
+        with pytest.raises(ValueError, match=f"^Class labels.*{words}"):
+            tuner.search(x, y + 1, verbose=0)
+        with pytest.raises(ValueError, match=f"^validation_data: Class labels.*{words}"):
+            tuner.search(x, y, validation_data=(x, y + 1), verbose=0)
+        with pytest.raises(ValueError, match=f"^test_data: Class labels.*{words}"):
+            tuner.search(x, y, test_data=(x, y + 1), verbose=0)
+        assert not list((tmp_path / "search").glob("trial_*"))
 
     def test_an_execution_that_ended_is_not_repeated_after_an_interruption(self, data, tmp_path):
         class Stop(keras.callbacks.Callback):
