@@ -82,7 +82,7 @@ FILES = {"audit.md": audited_flowers}
 
 
 def found_network_is_good(percent, names):
-    """On clean data of the same kind; after plain training it is 75%."""
+    """On clean data of the same kind."""
     x = names["rng"].normal(size=(4000, 20)).astype("float32")
     predicted = names["model"].network.predict(x, verbose=0).argmax(axis=1)
     return (predicted == x[:, :4].argmax(axis=1)).mean() > 0.8
