@@ -240,10 +240,8 @@ def _look_at_kept(model, x, y, sample_weight):
         return True, text
     epsilon = model.rule.epsilon
     if estimated_of(model.rule) is not None:
-        return (
-            True,
-            f"{text}; training decides how many later, at least {int(kept_count(rows, epsilon.most))}",
-        )
+        text += f"; training decides how many later, at least {int(kept_count(rows, epsilon.most))}"
+        return True, text
     if isinstance(epsilon, keras.optimizers.schedules.LearningRateSchedule):
         epsilon = float(epsilon(10**9))
         text += f"; {int(kept_count(rows, epsilon))} at the schedule's end, epsilon {epsilon:.4g}"

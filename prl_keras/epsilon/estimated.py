@@ -11,8 +11,8 @@ from keras import ops
 from prl_keras.validate import check_fraction, check_integer
 
 WARMUP_SHARE = 0.2  # of the steps of a training
-#: But at most so many epochs, the paper's ramp: in a long training the network would memorize before it ends.
-#: Epochs of a few steps may be more.
+#: The warm-up is at most so many epochs (the paper's ramp) or steps, whichever is more. In a longer one the
+#: network memorizes.
 WARMUP_EPOCHS, WARMUP_STEPS = 10, 100
 SUREST = 0.1  # the share of examples whose doubt is looked at
 #: Epsilon is at most so many times that doubt, less `OF_CLEAN`. Early in training the doubt was 0.4 to 0.9 of

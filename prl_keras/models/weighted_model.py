@@ -239,7 +239,7 @@ class WeightedModel(keras.Model):
 
     @property
     def epsilon_estimate(self) -> typing.Any:
-        """The `EpsilonEstimate` of the last epoch of `fit` (see `NoiseWatch`); it is not saved. Else None."""
+        """The `EpsilonEstimate` of the last epoch of `fit` (see `NoiseWatch`), or None. It is not saved."""
         return None if self.noise_watch is None else self.noise_watch.estimate
 
     def look_at_classes(self) -> None:
