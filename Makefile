@@ -1,7 +1,7 @@
 # make demo      sets up .venv and trains four methods on noisy digits: a table and a picture in runs/demo
 # make test      sets up .venv and runs the tests of every day
 # make help      lists the rest
-.PHONY: help demo docs test test-long test-oldest test-oldest-core coverage mutants lint faults lock clean
+.PHONY: help demo docs test test-long test-oldest test-oldest-core coverage mutants lint faults build-file lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -71,6 +71,10 @@ docs: $(VENV)-docs/.ready  # --quiet would hide warnings, and so let them pass
 #: make faults            writes the tests' names into docs/faults.md
 faults: $(VENV)/.ready
 	$(PY) tests/helpers/fault_marks.py
+
+#: make build-file        writes the imports of every Python file into BUILD
+build-file: $(VENV)/.ready
+	$(PY) tests/helpers/build_file.py
 
 #: make lock              requirements_lock.txt for Bazel: the versions of all packages in .venv
 lock: $(VENV)/.ready

@@ -1,29 +1,11 @@
 """BUILD: every Python file has its target, and each target's deps are the file's real imports."""
 
-import ast
 import functools
-import sys
 
 import pytest
 import starlark
+from build_file import python_files, real_imports, target_name
 from project import ROOT
-
-FOLDERS = ("prl_keras", "binaries", "examples", "tests")
-# Import name -> the name under which the package is installed, where the two differ.
-DISTRIBUTIONS = {
-    "absl": "absl-py",
-    "sklearn": "scikit-learn",
-    "tensorflow_datasets": "tensorflow-datasets",
-    "keras_hub": "keras-hub",
-    "keras_tuner": "keras-tuner",
-    "grpc": "grpcio",
-    "starlark": "starlark-pyo3",
-}
-
-
-@functools.cache
-def python_files():
-    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 @functools.cache
@@ -51,41 +33,6 @@ def targets():
     program = starlark.parse("BUILD", (ROOT / "BUILD").read_text())
     starlark.eval(module, program, starlark.Globals.standard(), starlark.FileLoader(loaded))
     return found
-
-
-def target_name(path):
-    return path.relative_to(ROOT).with_suffix("").as_posix()
-
-
-def module_file(parts):
-    """The file of the longest prefix of a dotted name that is a module of the project, or None."""
-    for end in range(len(parts), 0, -1):
-        base = ROOT.joinpath(*parts[:end])
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if path.exists():
-                return path
-    return None
-
-
-@functools.cache
-def real_imports(path):
-    """Labels of everything that a file imports, inside functions too, except the standard library."""
-    labels = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            local = module_file(parts) or module_file(["tests", "helpers", *parts])
-            if local is not None:
-                labels.add(":" + target_name(local))
-            elif parts[0] not in sys.stdlib_module_names:
-                labels.add("pip:" + DISTRIBUTIONS.get(parts[0], parts[0]))
-    return labels - {":" + target_name(path)}
 
 
 def test_every_file_has_its_target_and_every_target_its_file():

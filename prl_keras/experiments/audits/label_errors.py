@@ -21,13 +21,18 @@ from prl_keras.auditing.predictions import predict_beside
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.paper.protocol import PROTOCOLS
 from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.models import fit, recordable
+from prl_keras.experiments.runs.threshold_examples import (
+    TRAININGS,
+    below_threshold,
+    means_over_epochs,
+    third,
+)
 from prl_keras.experiments.runs.training import Training
 
 _PACKED = "cases.jsonl"
 _TOP = 0.01  # the most suspect fraction of the data, whose precision is reported
 _TRUSTED = 100
-_STEPS = 12  # in one call of TensorFlow
-_THRESHOLD = 99  # the percentile of the threshold examples' margins below which an example is flagged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Case:
     def trainings(self) -> int:
         """The cost, in trainings of one network on all data."""
         networks = 2 if prl.METHODS[self.method].exchange else 1
-        return networks * (2 if self.threshold else 1 if self.folds == 1 else self.folds - 1)
+        return networks * (TRAININGS if self.threshold else 1 if self.folds == 1 else self.folds - 1)
 
 
 CASES = types.MappingProxyType(
@@ -162,9 +167,9 @@ def _config(case, dataset, corruption, epsilon, seed, data_options):
 def _in_sample(case, config, data):
     keras.backend.clear_session()
     training = Training(config, data)
-    model, given = _recordable(training.model), (data.train_x, training.targets)
+    model, given = recordable(training.model), (data.train_x, training.targets)
     record = prl.SelectionRecord(given)
-    _fit(model, *given, config, [record])
+    fit(model, *given, config, [record])
     found = predict_beside(model, given)
     scores = _rankings(found.probabilities, given[1], found.losses)
     scores["score_examples"] = prl.score_examples(training.model, given)
@@ -178,25 +183,16 @@ def _in_sample(case, config, data):
     return scores, flags, model, training
 
 
-def _recordable(model):
-    """The model, or `RobustModel(model, score=None)`, which trains like it and takes a `SelectionRecord`."""
-    if hasattr(model, "record_selection"):
-        return model
-    robust = prl.RobustModel(model, score=None)
-    robust.compile(model.optimizer, model.loss)
-    return robust
-
-
 def _recorded(record, is_of_classes):
     """Scores from a record, {name: float32 `[n]`}."""
     scores = {}
     if is_of_classes:
-        for name, likely in _means_over_epochs(record.given_probabilities).items():
+        for name, likely in means_over_epochs(record.given_probabilities).items():
             scores[f"recorded probabilities, {name}"] = 1 - likely
-        for name, margins in _means_over_epochs(record.margins).items():
+        for name, margins in means_over_epochs(record.margins).items():
             scores[f"margins, {name}"] = -margins
     if not np.isnan(record.scores).all():
-        late, dropped = -_third(record.scores), record.dropped.mean(axis=1)
+        late, dropped = -third(record.scores), record.dropped.mean(axis=1)
         scores["recorded scores, last third"] = record.scores[late:].mean(axis=0)
         scores["recorded scores, all epochs"] = record.scores.mean(axis=0)
         scores["times dropped"] = dropped.mean(axis=0)
@@ -204,39 +200,10 @@ def _recorded(record, is_of_classes):
     return scores
 
 
-def _third(epochs):
-    return max(1, round(len(epochs) / 3))
-
-
-def _means_over_epochs(values):
-    """{which epochs: the mean of the values `[epochs, n]` over them}, float32 `[n]`."""
-    third = _third(values)
-    epochs = {"all epochs": values, "first third": values[:third], "last third": values[-third:]}
-    return {name: part.mean(axis=0, dtype="float32") for name, part in epochs.items()}
-
-
 def _by_threshold(case, config, data):
-    """Two trainings with threshold examples, of which neither judges its own (Pleiss et al. 2020)."""
     training = Training(config, data)
-    size = len(training.targets) // (data.num_outputs + 1)
-    order = np.random.default_rng(config.seed).permutation(len(training.targets))
-    share = size / len(training.targets)  # more labels that are wrong
-    told = round(config.told_epsilon * (1 - share) + share, 6)
-    clean = dataclasses.replace(config, corruption="none", epsilon=0, assumed_epsilon=told)
-    above = {}  # {epochs: the margins above the cut in each training}
-    for examples in (order[:size], order[size : 2 * size]):
-        labels = training.targets.copy()
-        labels[examples] = data.num_outputs
-        part = dataclasses.replace(data, train_y=labels, num_outputs=data.num_outputs + 1)
-        keras.backend.clear_session()
-        model = _recordable(Training(clean, part).model)
-        record = prl.SelectionRecord((data.train_x, labels))
-        _fit(model, data.train_x, labels, config, [record])
-        for name, margins in _means_over_epochs(record.margins).items():
-            margins = margins - np.percentile(margins[examples], _THRESHOLD)
-            margins[examples] = np.nan
-            above.setdefault(name, []).append(margins)
-    scores = {f"margins, {name}": -np.nanmean(both, axis=0) for name, both in above.items()}
+    below = below_threshold(config, data, training.targets)
+    scores = {f"margins, {name}": values for name, values in below.items()}
     return scores, {name: score > 0 for name, score in scores.items()}, None, training
 
 
@@ -251,19 +218,13 @@ def _out_of_fold(case, config, data):
         part = dataclasses.replace(data, train_x=data.train_x[rest], train_y=training.targets[rest])
         keras.backend.clear_session()  # frees the last training's memory
         model = Training(clean, part).model
-        _fit(model, part.train_x, part.train_y, config, [])
+        fit(model, part.train_x, part.train_y, config, [])
         of_part = predict_beside(model, (data.train_x[left_out], training.targets[left_out]))
         found.append((left_out, of_part.probabilities, of_part.losses))
     order = np.argsort(np.concatenate([rows for rows, _, _ in found]))
     probabilities = None if found[0][1] is None else np.concatenate([part for _, part, _ in found])[order]
     losses = np.concatenate([part for _, _, part in found])[order]
     return _rankings(probabilities, training.targets, losses), {}, None, training
-
-
-def _fit(model, x, y, config, callbacks):
-    keras.utils.set_random_seed(config.seed)  # fixes the order of the batches
-    model.steps_per_execution = max(model.steps_per_execution, _STEPS)  # the same steps in less time
-    model.fit(x, y, batch_size=config.batch_size, epochs=config.epochs, callbacks=callbacks, verbose=0)
 
 
 def _rankings(probabilities, given, losses):

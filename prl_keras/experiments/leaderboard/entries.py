@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.threshold_examples import TRAININGS
 from prl_keras.methods import AUTO, METHODS
 
 #: Data set -> epochs: enough for plain training to memorize most wrong labels.
@@ -67,6 +68,7 @@ class Entry:
             it needs none.
         warms_up: Whether it begins with plain training, for a fifth of the epochs.
         ema: Momentum of the average of the weights that is tested (`RunConfig.ema`); 0 for none.
+        aum_cut: Whether what the area under the margin flags is left out (`RunConfig.aum_cut`).
     """
 
     name: str
@@ -74,6 +76,12 @@ class Entry:
     told: str = "nothing"
     warms_up: bool = False
     ema: float = 0.0
+    aum_cut: bool = False
+
+    @property
+    def trainings(self) -> int:
+        """The trainings of a run: one, and those that find what to leave out."""
+        return 1 + TRAININGS * self.aum_cut
 
     def config(self, setting: Setting, seed: int) -> RunConfig:
         """The `RunConfig` of this entry in a setting: the paper's MLP, batch size and learning rate.
@@ -97,17 +105,19 @@ class Entry:
             seed=seed,
             noise_seed=seed,
             ema=self.ema,
+            aum_cut=self.aum_cut,
         )
 
 
 def entries() -> dict[str, Entry]:
-    """Name -> `Entry`: every method for classes, the averages of plain training, and epsilon="auto"."""
+    """Name -> `Entry`: every method for classes, variants of plain training, and epsilon="auto"."""
     found = [
         Entry(row.name, row.name, "true" if row.drops_a_fraction else "nothing", row.name in _WARM_UP)
         for row in METHODS.values()
         if "classification" in row.tasks
     ]
     found += [Entry(f"standard EMA {momentum}", "standard", ema=momentum) for momentum in (0.99, 0.999)]
+    found += [Entry("standard AUM", "standard", aum_cut=True)]
     found += [Entry(DEFAULT, AUTO, "auto"), Entry("co_prl_l auto", "co_prl_l", "auto")]
     return {entry.name: entry for entry in found}
 

@@ -126,12 +126,14 @@ def caption(
         )
     seeds = runs.groupby("dataset", sort=False)["seed"].unique()
     shown = "; ".join(f"{name} {', '.join(map(str, sorted(found)))}" for name, found in seeds.items())
+    is_whole = counts[0] == counts[1]
+    which = "" if is_whole else " of which no run is missing (all seeds if there is none)"
     hours = sum(content["history"]["seconds"].sum() for content in used) / 3600
     lines = [
         f"Made by: `{command}`",
-        f"Runs: {counts[0]} of {counts[1]}; seeds on this page, complete if any is: {shown}",
+        f"Runs: {counts[0]} of {counts[1]}; seeds{which}: {shown}",
         *protocols.values(),
-        f"Training took {hours:.2f} hours in all, tests not counted, on "
+        f"Training took {hours:.2f} hours in all, without tests and the trainings before a cut, on "
         + "; ".join(sorted({str(content.get("device", "a device not stated")) for content in used})),
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -12,8 +12,9 @@ from prl_keras import METHODS, files
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.experiments.runs.metrics import METRICS
+from prl_keras.experiments.runs.models import task_loss
 from prl_keras.experiments.runs.networks import make_network
-from prl_keras.experiments.runs.training import corrupt, task_loss
+from prl_keras.experiments.runs.training import corrupt
 from prl_keras.tuning import folder, report
 from prl_keras.tuning.checks import make_folder
 from prl_keras.tuning.final import train_on_all

@@ -14,7 +14,9 @@ from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
 from prl_keras.validate import check_bool, check_integer, is_number
 
 #: Fields that older runs do not have, and the value that they were made with.
-LATER_FIELDS = types.MappingProxyType({"precision": "float32", "recompute": False, "ema": 0.0})
+LATER_FIELDS = types.MappingProxyType(
+    {"precision": "float32", "recompute": False, "ema": 0.0, "aum_cut": False}
+)
 _NEED_A_CLASSIFIER = ("confusion",)  # no flags give its probabilities
 CORRUPTIONS = tuple(
     kind for kind in dict.fromkeys(("none", *LABEL_KINDS, *TARGET_KINDS)) if kind not in _NEED_A_CLASSIFIER
@@ -48,6 +50,9 @@ class RunConfig:
             alone. Only methods that drop examples take it.
         ema: If positive, the exponential moving average of the weights is tested and saved (Keras's
             `use_ema`), with this momentum per optimizer step, in `[0, 1)`.
+        aum_cut: Whether the examples that the area under the margin flags are left out
+            (`threshold_examples.below_threshold`), by two plain trainings before this one. For classes and
+            plain training only.
 
     Raises:
         ValueError: naming the field, the value and the choices.
@@ -71,6 +76,7 @@ class RunConfig:
     precision: str = "float32"
     recompute: bool = False
     ema: float = 0.0
+    aum_cut: bool = False
 
     def __post_init__(self) -> None:
         _one_of("dataset", self.dataset, DATASETS)
@@ -103,6 +109,12 @@ class RunConfig:
             raise ValueError(
                 f"recompute=True is for methods that drop examples, and method={self.method!r} drops no "
                 "fraction: leave recompute=False."
+            )
+        check_bool("aum_cut", self.aum_cut)
+        if self.aum_cut and self.method != "standard":
+            raise ValueError(
+                f"aum_cut=True is for method='standard', and method={self.method!r} handles wrong labels by "
+                "itself: leave aum_cut=False."
             )
         if (self.corruption == "none") != (self.epsilon == 0):
             raise ValueError(
@@ -155,6 +167,10 @@ class RunConfig:
             raise ValueError(
                 f"method={self.method!r} is not for {task}, the task of dataset={self.dataset!r}; choose "
                 f"one of {', '.join(suited)}."
+            )
+        if self.aum_cut and task != "classification":
+            raise ValueError(
+                f"aum_cut=True is for classes, and dataset={self.dataset!r} is {task}: leave aum_cut=False."
             )
         if self.corruption not in ("none", *kinds):
             raise ValueError(

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs import results, strategies
+from prl_keras.experiments.runs.models import trace_key
 from prl_keras.experiments.runs.run import run
-from prl_keras.experiments.runs.training import CHECKPOINTS, trace_key
+from prl_keras.experiments.runs.training import CHECKPOINTS
 
 _CHECKPOINT_SECONDS = 60
 _GROUP = 10  # the most runs that a process gets at a time

@@ -1,7 +1,6 @@
 """The training of one run: corrupt the targets, build the model, fit it, measure on clean test data."""
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,19 +12,16 @@ import tensorflow as tf
 import prl_keras as prl
 from prl_keras.experiments.data import on_device
 from prl_keras.experiments.data.batches import batches, shuffled_batches
-from prl_keras.experiments.runs import checkpoints, history, strategies
+from prl_keras.experiments.runs import checkpoints, history, strategies, threshold_examples
 from prl_keras.experiments.runs.changed import Changed
 from prl_keras.experiments.runs.memorized import Memorized
 from prl_keras.experiments.runs.metrics import METRICS
-from prl_keras.experiments.runs.networks import make_network
-from prl_keras.keras_gaps.fresh_start import start_as
+from prl_keras.experiments.runs.models import shared_model
 
 CHECKPOINTS = "checkpoints"  # the folder in a run's folder for those of `Training.fit`
 LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs
 _PROBE_SIZE = 1000  # examples that measure how clean the kept set is
 _TEST_BATCH = 1024
-_KEPT_MODELS = 4
-_STEPS_IN_ONE_CALL = 16  # on a CPU a CNN's epoch of at most this many steps is one call; an MLP's always is
 
 
 class Training:
@@ -35,9 +31,10 @@ class Training:
 
     Attributes:
         config: The `RunConfig`.
-        dataset: The `Dataset`, cut to the config's sizes.
-        targets: The training targets, corrupted.
+        dataset: The `Dataset`, cut to the config's sizes, and to what `aum_cut` leaves.
+        targets: Its training targets, corrupted.
         is_corrupted: Which of the targets are corrupted.
+        corruption_rate: The actual share of corrupted targets, before the cut.
         model: The compiled model with its initial weights.
 
     Args:
@@ -56,13 +53,22 @@ class Training:
         self.config = config
         self.dataset = dataset.subset(config.train_size, config.test_size)
         self.targets, self.is_corrupted = corrupt(config, self.dataset)
-        self.model = _model(config, self.dataset, models)
+        self.corruption_rate = float(np.mean(self.is_corrupted))
+        self._corrupted = self.dataset.train_x, self.targets, self.is_corrupted
+        if config.aum_cut:
+            self._cut()
+            models = None  # its epoch has a number of steps of its own
+        self.model = shared_model(config, self.dataset, models)
         self._is_on_one_device = not tf.distribute.has_strategy()
 
-    @property
-    def corruption_rate(self) -> float:
-        """The actual share of corrupted targets."""
-        return float(np.mean(self.is_corrupted))
+    def _cut(self):
+        below = threshold_examples.below_threshold(self.config, self.dataset, self.targets)["all epochs"]
+        kept = np.flatnonzero(below <= 0)
+        if not len(kept):
+            raise ValueError("aum_cut=True leaves no example to train on: leave aum_cut=False.")
+        data = self.dataset
+        self.dataset = dataclasses.replace(data, train_x=data.train_x[kept], train_y=data.train_y[kept])
+        self.targets, self.is_corrupted = self.targets[kept], self.is_corrupted[kept]
 
     def fit(
         self,
@@ -112,8 +118,8 @@ class Training:
             ))  # fmt: skip
         if data.task == "classification":
             callbacks.insert(0, Changed(data.train_x))
-            if self.is_corrupted.any():
-                callbacks.insert(0, Memorized(data.train_x, self.targets, self.is_corrupted))
+            if self.corruption_rate:
+                callbacks.insert(0, Memorized(*self._corrupted))
         if config.ema:
             callbacks.append(keras.callbacks.SwapEMAWeights())  # the average is tested
         self.model.fit(
@@ -174,66 +180,4 @@ def corrupt(config: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
         np.random.default_rng(config.noise_seed),
         features=dataset.train_x,
         num_classes=num_classes,
-    )
-
-
-def task_loss(task: str) -> keras.losses.Loss:
-    """The `keras.losses.Loss` of a task, "classification" (from logits) or "regression"."""
-    if task == "classification":
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return keras.losses.MeanSquaredError()
-
-
-def trace_key(config: Any) -> Any:
-    """The config without corruption and seeds: runs with the same key can share a traced model."""
-    return dataclasses.replace(
-        config, corruption="none", epsilon=0, assumed_epsilon=config.told_epsilon, seed=0, noise_seed=0
-    )
-
-
-def _model(config, dataset, models):
-    fresh = build_model(config, dataset)
-    if models is None:
-        return fresh
-    key = trace_key(config)
-    kept = models.pop(key, fresh)
-    models[key] = kept  # the newest last
-    for old in list(models)[:-_KEPT_MODELS]:
-        del models[old]
-    if kept is not fresh:
-        start_as(kept, fresh)
-    return kept
-
-
-def build_model(config: Any, dataset: Any) -> keras.Model:
-    """The compiled model of a `RunConfig` for a `Dataset`, with its initial weights."""
-    keras.utils.set_random_seed(config.seed)
-    input_shape = dataset.train_x.shape[1:]
-    network, norm = config.network_and_norm(input_shape)
-    seeds = itertools.count(2 * config.seed)  # a pair needs two
-
-    is_classification = dataset.task == "classification"
-    metric = keras.metrics.SparseCategoricalAccuracy if is_classification else keras.metrics.R2Score
-    steps_per_epoch = -(-len(dataset.train_x) // config.batch_size)
-    on_one_device, on_gpu = not tf.distribute.has_strategy(), bool(tf.config.list_physical_devices("GPU"))
-    in_one_call = on_one_device and (on_gpu or network == "mlp" or steps_per_epoch <= _STEPS_IN_ONE_CALL)
-    outputs = dataset.num_outputs
-    own: dict[str, Any] = {}
-    if config.ramp_epochs and "warm_up_steps" in prl.METHODS[config.method].options:
-        own["warm_up_steps"] = config.ramp_epochs * steps_per_epoch
-    average: dict[str, Any] = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
-    return prl.build(
-        config.method,
-        lambda: make_network(network, input_shape, outputs, norm, next(seeds), config.precision),
-        epsilon=config.told_epsilon,
-        ramp_steps=config.ramp_epochs * steps_per_epoch,
-        loss=task_loss(dataset.task),
-        optimizer=keras.optimizers.Adam(config.learning_rate, **average),
-        metrics=[metric(name=METRICS[dataset.task].name)],
-        steps_per_execution=steps_per_epoch if in_one_call else 1,  # a GPU waits for the host after each call
-        recompute=config.recompute,
-        **own,
-        # On a CPU, XLA is no faster here and compiles twice as long; Keras has no XLA across replicas. With a
-        # second pass XLA needs a fixed number of kept examples.
-        jit_compile=on_gpu and on_one_device and not (config.recompute and config.ramp_epochs),
     )

@@ -10,7 +10,7 @@ from prl_keras.experiments.leaderboard import cost, entries, page, standing
 from prl_keras.experiments.leaderboard.entries import CLEAN, NOISES, Noise, Setting
 from prl_keras.experiments.programs.leaderboard import leaderboard
 from prl_keras.experiments.runs.config import RunConfig
-from prl_keras.experiments.runs.training import build_model
+from prl_keras.experiments.runs.models import build_model
 from prl_keras.methods import METHODS
 
 KNOWN = entries.entries()
@@ -26,6 +26,7 @@ class TestEntries:
         assert "huber" not in KNOWN
         assert KNOWN["co_prl_l auto"].told == "auto"
         assert KNOWN["standard EMA 0.999"].ema == 0.999
+        assert KNOWN["standard AUM"].config(SETTING, 0).aum_cut
 
     def test_what_a_method_is_told(self):
         told = {name: entry.config(SETTING, 0).told_epsilon for name, entry in KNOWN.items()}
@@ -202,6 +203,13 @@ def test_costs_are_medians_of_ratios_within_a_round(monkeypatch):
     monkeypatch.setattr(cost, "_epoch", scripted)
     found = cost.relative_costs([KNOWN["standard"], KNOWN["co_prl_l auto"]], rounds=4)
     assert found == {"standard": 1, "co_prl_l auto": 2.5}
+
+
+def test_the_trainings_of_the_cut_cost_too(monkeypatch):
+    monkeypatch.setattr(cost, "_SHAPE", (256, 64))
+    rounds = iter([1, 1, 2, 4])  # the first epoch of each traces
+    monkeypatch.setattr(cost, "_epoch", lambda *arguments: next(rounds))
+    assert cost.relative_costs([KNOWN["standard"], KNOWN["standard AUM"]], rounds=1)["standard AUM"] == 6
 
 
 def test_only_seeds_that_are_complete_are_compared():

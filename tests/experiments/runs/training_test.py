@@ -13,8 +13,9 @@ from prl_keras.experiments.data import on_device
 from prl_keras.experiments.data.dataset import Dataset
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.models import trace_key
 from prl_keras.experiments.runs.run import run
-from prl_keras.experiments.runs.training import Training, summarize, trace_key
+from prl_keras.experiments.runs.training import Training, summarize
 
 TEACHER = {"dataset": "teacher", "epochs": 2, "batch_size": 500, "ramp_epochs": 1}
 DIGITS = {"dataset": "digits", "epochs": 1, "batch_size": 480, "train_size": 960, "test_size": 50}
