@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from prl_keras.experiments.data.dataset import Dataset
-from prl_keras.experiments.leaderboard.entries import BASELINE, NOISES, Entry, Setting
+from prl_keras.experiments.leaderboard.entries import BASELINE, NOISES, Entry, Setting, entries
 from prl_keras.experiments.runs.models import build_model
 
 _DATASET = "cifar10_features"
@@ -18,20 +18,22 @@ _SHAPE, _CLASSES = (10_000, 64), 10  # those of the data set
 def relative_costs(chosen: Iterable[Entry], rounds: int = 7) -> dict[str, float]:
     """Entry name -> the time of an epoch relative to plain training of one network, a median over rounds.
 
+    Plain training is always among them.
+
     In each round every entry trains one epoch of random data with the shapes, the network and the batches of
     the CIFAR-10 features, through `fit`, without validation. The entries take turns in one process, so that
     a machine that slows down slows all of them. A first epoch, not counted, traces the step. An entry of
     several trainings costs their sum.
     """
+    named = {BASELINE: entries()[BASELINE], **{entry.name: entry for entry in chosen}}
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal(_SHAPE).astype(np.float32), rng.integers(_CLASSES, size=_SHAPE[0])
     data = Dataset(_DATASET, "classification", x, y, x[:1], y[:1], _CLASSES, "random numbers")
-    models, trainings = {}, {}
-    for entry in tqdm(list(chosen), desc="trace"):
+    models = {}
+    for name, entry in tqdm(named.items(), desc="trace"):
         config = entry.config(Setting(_DATASET, NOISES[0]), seed=0)
-        models[entry.name] = build_model(config, data)
-        trainings[entry.name] = entry.trainings
-        _epoch(models[entry.name], data, config.batch_size)
+        models[name] = build_model(config, data)
+        _epoch(models[name], data, config.batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in tqdm(range(rounds), desc="time"):
         for name, model in models.items():
@@ -39,7 +41,7 @@ def relative_costs(chosen: Iterable[Entry], rounds: int = 7) -> dict[str, float]
     ratios = {
         name: [own / plain for own, plain in zip(times, seconds[BASELINE])] for name, times in seconds.items()
     }
-    return {name: trainings[name] * statistics.median(values) for name, values in ratios.items()}
+    return {name: named[name].trainings * statistics.median(values) for name, values in ratios.items()}
 
 
 def _epoch(model, data, batch_size):

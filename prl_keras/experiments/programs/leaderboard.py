@@ -35,7 +35,8 @@ def leaderboard(
             set that is not in `DATA`, the page has the selected entries and data sets alone.
         workers, shard, dry_run: As in `reproduce.reproduce`.
         report: Only write the page.
-        cost: Only measure the time of the steps, which needs a quiet machine, and write the page.
+        cost: Only measure the time of the selected entries' steps, which needs a quiet machine, and write the
+            page.
         **data_options: For `load`.
 
     Returns:
@@ -57,7 +58,7 @@ def leaderboard(
     failures: dict[Any, str] = {}
     if cost:
         output_dir.mkdir(parents=True, exist_ok=True)
-        files.write_json(of_cost, costs.relative_costs(chosen))
+        files.write_json(of_cost, {**_measured(of_cost), **costs.relative_costs(chosen)})
     elif not report:
         missing, problems = sweep.pending(configs, directory, _SCALE, parse_shard(shard))
         for problem in problems:
@@ -74,8 +75,7 @@ def leaderboard(
         wanted = lines.configs(chosen, within)
         command = f"{_COMMAND} --datasets={','.join(names)} --output_dir=DIR"
         command += "" if entries is None else f" --entries={','.join(entries)}"
-    measured = files.read_json(of_cost) if of_cost.exists() else {}
-    paths = write_page(contents, wanted, known, measured, output_dir, command)
+    paths = write_page(contents, wanted, known, _measured(of_cost), output_dir, command)
     if not set(wanted) - {content["config"] for content in contents}:
         results.pack(directory / "runs.jsonl", contents)
     for problem in problems:
@@ -84,6 +84,10 @@ def leaderboard(
     for config, message in failures.items():
         print(f"Failed: {results.path_of(directory, config).name}: {message}")
     return bool(failures)
+
+
+def _measured(path):
+    return files.read_json(path) if path.exists() else {}
 
 
 def _known(name, given, choices):

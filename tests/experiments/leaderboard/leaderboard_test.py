@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from prl_keras import files
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.leaderboard import cost, entries, page, standing
 from prl_keras.experiments.leaderboard.entries import CLEAN, NOISES, Noise, Setting
@@ -209,7 +210,7 @@ def test_the_trainings_of_the_cut_cost_too(monkeypatch):
     monkeypatch.setattr(cost, "_SHAPE", (256, 64))
     rounds = iter([1, 1, 2, 4])  # the first epoch of each traces
     monkeypatch.setattr(cost, "_epoch", lambda *arguments: next(rounds))
-    assert cost.relative_costs([KNOWN["standard"], KNOWN["standard AUM"]], rounds=1)["standard AUM"] == 6
+    assert cost.relative_costs([KNOWN["standard AUM"]], rounds=1) == {"standard": 1, "standard AUM": 6}
 
 
 def test_only_seeds_that_are_complete_are_compared():
@@ -245,6 +246,14 @@ class TestProgram:
         (tmp_path / "README.md").unlink()
         assert not self.run(tmp_path, report=True)
         assert (tmp_path / "README.md").read_text() == text
+
+    def test_costs_of_other_entries_stay(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(entries, "EPOCHS", {**entries.EPOCHS, "digits": 1})
+        assert not self.run(tmp_path)
+        (tmp_path / "cost.json").write_text('{"standard": 2.0, "gce": 1.5}')
+        monkeypatch.setattr(cost, "relative_costs", lambda chosen: {entry.name: 1.0 for entry in chosen})
+        assert not self.run(tmp_path, cost=True)
+        assert files.read_json(tmp_path / "cost.json") == {"standard": 1.0, "gce": 1.5}
 
     def test_other_data_get_a_page_of_their_own(self, tmp_path, monkeypatch):
         monkeypatch.setattr(entries, "EPOCHS", {**entries.EPOCHS, "wine": 2})
