@@ -28,6 +28,7 @@ flags.DEFINE_integer("ramp_epochs", _DEFAULT.ramp_epochs, "Epochs over which dro
 flags.DEFINE_integer("batch_size", _DEFAULT.batch_size, "Examples per step, of all replicas together.")
 flags.DEFINE_float("learning_rate", _DEFAULT.learning_rate, "Learning rate of Adam.")
 flags.DEFINE_float("ema", 0.0, "Momentum per step of an average of the weights that is tested; 0: none.")
+flags.DEFINE_bool("aum_cut", False, "Leave out what the area under the margin flags in two trainings.")
 flags.DEFINE_bool("recompute", False, "A second pass: batch norm sees the kept examples alone.")
 flags.DEFINE_string("output_dir", None, "Folder of the run; by default runs/DATASET-METHOD-....")
 flags.DEFINE_bool("resume", False, "Go on with the run in output_dir.")

@@ -13,11 +13,17 @@ _SETTLED = 1e-9  # the change of posteriors at convergence
 
 
 class EpsilonEstimate(typing.NamedTuple):
-    """A fraction of wrong labels, `estimate`, and the interval `[low, high]` around it, all in `[0, 1]`."""
+    """A fraction of wrong labels, `estimate`, and the interval `[low, high]` around it, all in `[0, 1]`.
+
+    `print` shows it with three decimals, such as "0.203 (0.171 to 0.262)".
+    """
 
     estimate: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 class AdmittedErrors(typing.NamedTuple):

@@ -128,6 +128,8 @@ def _audit(options):
     if options.data.is_dir() and output.resolve().is_relative_to(data):
         raise ValueError(f"--output_dir={output} is in the folder of the images. Take another folder.")
     if data.is_dir():
+        if options.task == "numbers":
+            raise ValueError("--task=numbers is for a CSV file; a folder of images has classes.")
         images.find_labels(data, options.label)  # wrong flags are named first, but the images not read for it
         _check(output, options.overwrite)
         examples = images.read_images(data, options.label)

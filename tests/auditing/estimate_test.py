@@ -75,6 +75,9 @@ class TestClasses:
         found = estimate_from(classes(no, no, no, 0.0))
         assert found == (0, 0, 0)
 
+    def test_prints_with_three_decimals(self):
+        assert str(prl.EpsilonEstimate(0.2034999, 0.1, 1 / 3)) == "0.203 (0.100 to 0.333)"
+
     def test_one_example(self):
         yes = np.ones(1, bool)
         found = estimate_from(classes(yes, yes, ~yes, 0.1))

@@ -214,6 +214,7 @@ class TestWrongUse:
         (["data.csv", "--label=kind", "--output_dir=data.csv/x"], "cannot be made"),
         (["empty"], "has no images"),
         (["empty", "--output_dir=empty/audit"], "is in the folder of the images"),
+        (["empty", "--task=numbers"], "a folder of images has classes"),
     ])  # fmt: skip
     def test_is_a_line_and_leaves_nothing(self, tmp_path, monkeypatch, capsys, arguments, message):
         made(tmp_path)
