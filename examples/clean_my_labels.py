@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 
 import prl_keras as prl
 from examples import results
-from prl_keras.reports.report import report_examples
+from prl_keras.reports import report_examples
 
 TRAINING, SHARE_WRONG, SHOWN = 1000, 0.2, 20
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

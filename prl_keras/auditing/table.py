@@ -26,7 +26,7 @@ def audit(
     | column | |
     |---|---|
     | `score` | how suspect, higher = more; see below |
-    | `rank` | 1 for the most suspect; ties in data order |
+    | `rank` | 1 for the most suspect; ties by the loss, then in data order |
     | `is_flagged` | whether it is among the `epsilon` most suspect |
     | `given`, `predicted` | class numbers, -1 for none; up to 100 targets: `given_0`, `predicted_0`, ... |
     | `loss` | the model's loss on the example, in inference mode |
@@ -94,7 +94,8 @@ def audit(
     if record is not None:
         if not isinstance(record, SelectionRecord):
             raise ValueError(
-                f"record={record!r} must be a SelectionRecord; SelectionRecord(data, path).load()."
+                f"record is of type {type(record).__name__} and must be a SelectionRecord, such as "
+                "SelectionRecord(data, path).load(). Labels go with the inputs: audit(model, (x, y))."
             )
         record.check_kind(model)
         record.check_same(dataset, batch_size)
@@ -113,7 +114,7 @@ def table_of(found: Predictions, record: SelectionRecord | None, epsilon: float)
         )
     n, score = len(found.losses), _score(found, record)
     flagged = round(epsilon * int(np.sum(~np.isnan(score))))
-    rank = np.argsort(np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")) + 1
+    rank = np.argsort(np.lexsort((_descending(found.losses), _descending(score)))) + 1
     columns = {"score": score, "rank": rank, "is_flagged": rank <= flagged}
     columns |= _classes(found) if found.is_of_classes else _targets(found)
     if found.by_element is not None:
@@ -126,6 +127,11 @@ def table_of(found: Predictions, record: SelectionRecord | None, epsilon: float)
     if record is not None:
         columns |= _history(record)
     return pd.DataFrame(columns, index=pd.RangeIndex(n, name="example"))
+
+
+def _descending(values):
+    """Keys that sort the highest first and NaN last."""
+    return -np.nan_to_num(values, nan=-np.inf)
 
 
 def _score(found, record):

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import matplotlib.figure  # not pyplot, whose windows and backend are the caller's
+import matplotlib.image
 import numpy as np
 
 _BINS = 60
@@ -24,7 +23,8 @@ def histogram(table: Any, unit: str = "examples") -> str:
         unit: What its rows are, in words.
     """
     scores = table["score"][np.isfinite(table["score"])]
-    figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(8, 3), layout="constrained")
+    axis = figure.subplots()
     positive = scores[scores > 0]
     is_long = len(positive) and scores.max() > 100 * positive.median()  # as losses of regression are
     bins = np.geomspace(positive.min(), scores.max(), _BINS) if is_long else _BINS
@@ -55,7 +55,8 @@ def confusion(table: Any, names: Sequence[str], unit: str = "examples") -> str:
     np.add.at(counts, (known["given"], known["predicted"]), 1)
     np.fill_diagonal(counts, 0)
     size = np.clip(0.45 * len(names) + 1.5, 4, 12)
-    figure, axis = plt.subplots(figsize=(size + 0.8, size), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(size + 0.8, size), layout="constrained")
+    axis = figure.subplots()
     picture = axis.imshow(counts, cmap="Reds")
     figure.colorbar(picture, ax=axis, shrink=0.8, label=unit)
     if len(names) <= 20:
@@ -74,7 +75,7 @@ def picture(image: np.ndarray) -> str:
     """One image `[height, width, channels]` with 1 or 3 channels in [0, 1]."""
     buffer = io.BytesIO()
     image = np.clip(image, 0, 1)
-    plt.imsave(
+    matplotlib.image.imsave(
         buffer, image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, format="png"
     )
     return base64.b64encode(buffer.getvalue()).decode()
@@ -149,12 +150,11 @@ def _pixels(shape, places, pixels):
     image = np.full((*shape, 3), _NOT_COUNTED, np.uint8)
     image[places] = pixels
     buffer = io.BytesIO()
-    plt.imsave(buffer, image, format="png")
+    matplotlib.image.imsave(buffer, image, format="png")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _png(figure):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, transparent=True)  # the page may be dark
-    plt.close(figure)
     return base64.b64encode(buffer.getvalue()).decode()

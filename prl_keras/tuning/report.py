@@ -5,10 +5,7 @@ import pathlib
 from typing import Any
 
 import keras_tuner
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import matplotlib.figure  # not pyplot, whose windows and backend are the caller's
 import pandas as pd
 
 from prl_keras import files
@@ -138,9 +135,8 @@ def plot_epsilon(
     best: Any = chosen(table, objective)
     metrics = [objective.name]
     metrics += [name for name in table if name.startswith(("val_", "test_")) and _is_shown(name, objective)]
-    figure, axes = plt.subplots(
-        1, len(metrics), figsize=(4.2 * len(metrics), 3.4), squeeze=False, layout="constrained"
-    )
+    figure = matplotlib.figure.Figure(figsize=(4.2 * len(metrics), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(metrics), squeeze=False)
     for axis, metric in zip(axes.flat, metrics):
         for method, part in table.dropna(subset=[metric]).groupby("method"):
             mean = part.groupby("trial").agg(epsilon=("epsilon", "first"), value=(metric, "mean"))
@@ -157,7 +153,6 @@ def plot_epsilon(
     figure.supxlabel(note + "; dashed: the true epsilon" * (true_epsilon is not None), fontsize=8)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
 
 
 def in_markdown(table: pd.DataFrame) -> str:

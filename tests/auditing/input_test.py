@@ -142,6 +142,8 @@ def test_several_outputs_of_one_loss_are_refused_as_such():
 def test_what_is_no_record_or_batch_size_is_refused():
     with pytest.raises(ValueError, match="must be a SelectionRecord"):
         prl.audit(compiled(), (X, LABELS), record="record.npz")
+    with pytest.raises(ValueError, match=r"of type ndarray .* go with the inputs: audit\(model, \(x, y\)\)"):
+        prl.audit(compiled(), X, LABELS)
     with pytest.raises(ValueError, match="batch_size=0 must be a whole number"):
         prl.audit(compiled(), (X, LABELS), batch_size=0)
 

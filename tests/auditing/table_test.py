@@ -64,6 +64,15 @@ class TestClasses:
         np.testing.assert_allclose(table["loss"], -np.log(given), rtol=1e-4)
         np.testing.assert_allclose(table["score"], 1 - given, rtol=1e-3, atol=1e-6)
 
+    def test_equal_scores_are_ranked_by_the_loss(self):
+        """1 - p rounds to 1 where the network is sure of another class."""
+        model = compiled()
+        model.network.set_weights([100 * np.eye(4, 3), np.zeros(3)])
+        x = np.float32([[1, 2, 0, 0], [1, 5, 0, 0], [3, 1, 0, 0], [1, 3, 0, 0], [1, 5, 0, 0]])
+        table = prl.audit(model, (x, np.array([0, 0, 0, 0, 0])))
+        assert table["score"].tolist() == [1, 1, 0, 1, 1]
+        assert table["rank"].tolist() == [4, 1, 5, 3, 2]  # then in data order
+
     @pytest.mark.parametrize("from_logits", [True, False])
     def test_two_classes_of_one_output(self, from_logits):
         loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)

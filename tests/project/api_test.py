@@ -13,7 +13,15 @@ from project import ROOT
 import prl_keras as prl
 
 # The modules beside `prl_keras` itself that the documentation tells users to import.
-MODULES = ("scores", "rules", "tuning.hypermodel", "tuning.tuner", "tuning.objectives", "tuning.final")
+MODULES = (
+    "scores",
+    "rules",
+    "reports",
+    "tuning.hypermodel",
+    "tuning.tuner",
+    "tuning.objectives",
+    "tuning.final",
+)
 # What Keras's base classes define: their documentation is Keras's.
 OF_KERAS = re.compile(r"get_config|from_config|call|set_model|networks|on_(train|epoch)_(begin|end)")
 # `prl_keras.audit` is the function, but the file audit.py is what a reader of the sources finds by that name.

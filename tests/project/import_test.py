@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from project import ROOT
 
 HEAVY = ("tensorflow_datasets", "keras_tuner", "sklearn", "matplotlib", "pandas", "scipy")
 
@@ -24,6 +25,14 @@ def test_importing_the_library_imports_no_heavy_package():
 def test_the_library_works_where_no_heavy_package_is_installed():
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import prl_keras as prl"
     assert run(f"{blocked}; print(prl.Trim(0.5)([2.0, 1.0]).numpy().tolist())")[-1] == "[0.0, 2.0]"
+
+
+def test_the_library_leaves_the_backend_of_matplotlib_alone():
+    """In a notebook `matplotlib.use` would end its own plots. Programs may choose one."""
+    files = [path for path in (ROOT / "prl_keras").rglob("*.py") if "experiments" not in path.parts]
+    texts = {path: path.read_text() for path in files}
+    assert any("import matplotlib" in text for text in texts.values())
+    assert not [path for path, text in texts.items() if "matplotlib.use" in text or "pyplot as" in text]
 
 
 @pytest.mark.fault(39)
