@@ -27,7 +27,7 @@ def histogram(table: Any, unit: str = "examples") -> str:
     axis = figure.subplots()
     positive = scores[scores > 0]
     is_long = len(positive) and scores.max() > 100 * positive.median()  # as losses of regression are
-    bins = np.geomspace(positive.min(), scores.max(), _BINS) if is_long else _BINS
+    bins = list(np.geomspace(positive.min(), scores.max(), _BINS)) if is_long else _BINS
     axis.hist(scores, bins=bins, color="#8aa4c8")
     if is_long:
         axis.set_xscale("log")
