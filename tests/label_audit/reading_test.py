@@ -122,6 +122,23 @@ class TestTables:
         assert "2 rows repeat the inputs of another one. Copies with different labels" in notes
         assert "are wrong: 2 = 3 = 4." in notes and "cannot be checked: c." in notes
 
+    def test_copies_with_different_numbers_may_all_be_right(self, tmp_path):
+        lines = ["age,pay", "30,100.5", "30,200.5", *[f"{i * i},{i}.5" for i in range(10)]]
+        notes = " ".join(read_table(written(tmp_path, lines), "pay").notes)
+        assert (
+            "different labels, which the inputs cannot tell apart: 2 = 3." in notes and "wrong" not in notes
+        )
+
+    @pytest.mark.parametrize("labels, text", [
+        (("HIGH", "high", "low"), "different classes: 'HIGH' and 'high'. Write them alike"),
+        (("a", "b"), None),
+    ])  # fmt: skip
+    def test_classes_that_differ_only_in_case_are_named(self, tmp_path, labels, text):
+        lines = [f"{i * i},{labels[i % len(labels)]}" for i in range(12)]
+        found = read_table(written(tmp_path, ["size,kind", *lines]), "kind")
+        assert text in found.notes[0] if text else not found.notes
+        assert found.class_names == list(labels)
+
     @pytest.mark.parametrize("labels, task, names", [
         (["0.5", "1", "2"], "auto", 0), ([str(i) for i in range(40)], "auto", 0), (["1", "2"], "auto", 2),
         (["1", "2", "10"], "classes", 3), (["1", "2"], "numbers", 0), (["1", "2", "x"], "auto", 3),
