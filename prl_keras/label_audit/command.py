@@ -180,4 +180,7 @@ def _train_and_write(options, examples, output):
     results.write_labels(output / _LABELS, found, examples)
     results.write_report(output / _REPORT, found, examples, epochs, told)
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"{results.in_words(found, examples)}\nReport: {output / _REPORT}\nAll labels: {output / _LABELS}")
+    print(results.in_words(found, examples))
+    for doubt in results.doubts(found, examples):
+        print(f"note: {doubt}")
+    print(f"Report: {output / _REPORT}\nAll labels: {output / _LABELS}")

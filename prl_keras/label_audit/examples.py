@@ -64,7 +64,8 @@ def class_numbers(labels: Sequence[str], what: str) -> tuple[np.ndarray, list[st
         what: Where they are from, such as "The column 'kind'".
 
     Returns:
-        `(numbers, names, notes)`: int32 `[n]`, the names in sorted order, and sentences on rare classes.
+        `(numbers, names, notes)`: int32 `[n]`, the names in sorted order, and sentences on rare classes and
+        on those that differ only in case.
 
     Raises:
         ValueError: if there is only one class, or nearly as many as labels.
@@ -87,7 +88,22 @@ def class_numbers(labels: Sequence[str], what: str) -> tuple[np.ndarray, list[st
         notes.append(
             f"Labels with one example only, which cannot be checked: {listed(sorted(alone, key=_natural))}."
         )
+    notes += _on_case(names)
     return np.array([numbers[label] for label in labels], np.int32), names, notes
+
+
+def _on_case(names):
+    """A sentence on the classes that differ only in case, in a list; empty if there are none."""
+    groups = collections.defaultdict(list)
+    for name in names:
+        groups[name.casefold()].append(name)
+    alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    if not alike:
+        return []
+    return [
+        f"Labels that differ only in case are taken as different classes: {listed(alike)}. Write them alike "
+        "if they are one class."
+    ]
 
 
 def listed(things: Sequence[Any]) -> str:
@@ -125,5 +141,6 @@ def _on_duplicates(examples):
     differ = [group for group in copies if len({str(examples.given[i]) for i in group}) > 1]
     if differ:
         shown = [" = ".join(str(examples.ids[i]) for i in group[:4]) for group in differ]
-        text += f" Copies with different labels, some of which are wrong: {listed(shown)}."
+        what = "some of which are wrong" if examples.class_names else "which the inputs cannot tell apart"
+        text += f" Copies with different labels, {what}: {listed(shown)}."
     return [text]

@@ -13,7 +13,7 @@ from prl_keras.auditing.record import SelectionRecord
 from prl_keras.auditing.table import table_of
 from prl_keras.epsilon.intervals import EpsilonEstimate
 from prl_keras.label_audit.examples import Examples
-from prl_keras.reports.report import report_examples
+from prl_keras.reports.report import doubts_on, report_examples
 
 _COLUMNS = 12  # of a CSV file that the report shows
 
@@ -93,7 +93,17 @@ def write_report(
         title=f"Which {what} of {examples.source.split(':')[0]} are wrong?",
         about=about,
         further=[("What was left out, or needs a look", " ".join(examples.notes))] if examples.notes else [],
+        doubts=doubts(found, examples),
     )
+
+
+def doubts(found: Found, examples: Examples) -> list[str]:
+    """Sentences on the estimate, for the report and the console."""
+    if found.estimate is None:
+        return []
+    inputs = "pictures" if examples.inputs.ndim == 4 else "other columns"
+    suggestions = "the column corrected of labels.csv"
+    return doubts_on(found.table, found.estimate, inputs=inputs, suggestions=suggestions)
 
 
 def in_words(found: Found, examples: Examples) -> str:

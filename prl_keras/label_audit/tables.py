@@ -16,6 +16,9 @@ _MOST_CATEGORIES = 50
 _MOST_CLASSES = 30  # of integers; with more the labels are numbers
 _WORDS = 3  # on average, from which on a column is text
 _MOST_WORDS = 1000  # of a text column that become inputs
+_SHARE, _FEWEST = 0.95, 10  # of the filled cells that are numbers, if the others are taken for typos
+_GROUPS = r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?"  # a number with thousands separators
+_LETTERS = 40  # of a cell that a note shows
 _FAR = 10.0  # standard deviations; farther values are cut there
 
 
@@ -24,7 +27,8 @@ def read_table(path: pathlib.Path, label: str | None, task: str = "auto") -> Exa
 
     Columns of numbers are standardized, and a missing number becomes the median and a column that says so.
     Categories become a column each. Texts become the weights of their most frequent words (TF-IDF). Columns
-    that number or name the rows are left out.
+    that number or name the rows are left out. A few cells that are no numbers in a column of numbers count as
+    missing.
 
     Args:
         path: The file; separated by commas, semicolons, tabs or bars; UTF-8.
@@ -60,7 +64,7 @@ def read_table(path: pathlib.Path, label: str | None, task: str = "auto") -> Exa
     scale = 0.0, 1.0
     names: list[str] = []
     if _are_numbers(given, task, label, notes):
-        numbers = given.map(_number).to_numpy(float)
+        numbers = _without_separators(given).map(_number).to_numpy(float)
         scale = float(numbers.mean()), float(numbers.std())
         if not scale[1]:
             raise ValueError(f"The column {label!r} has one number everywhere, {given.iloc[0]}.")
@@ -150,20 +154,32 @@ def _is_number(text):
     return True
 
 
+def _without_separators(cells):
+    """The cells without thousands separators.
+
+    "1,234,567" and "1,234.5" show that the commas of a column are some. In a column without such a cell
+    "1,234" has a decimal comma.
+    """
+    is_grouped = cells.str.fullmatch(_GROUPS)
+    shows_it = is_grouped & ((cells.str.count(",") > 1) | cells.str.contains(".", regex=False))
+    return cells.mask(is_grouped, cells.str.replace(",", "")) if shows_it.any() else cells
+
+
 def _are_numbers(given, task, label, notes):
     """Whether the labels are numbers, not classes."""
     if task == "classes":
         return False
-    bad = [(row, text) for row, text in given.items() if not _is_number(text) or np.isnan(_number(text))]
+    cells = _without_separators(given)
+    bad = [row for row, text in cells.items() if not _is_number(text) or np.isnan(_number(text))]
     if task == "numbers":
         if bad:
             raise ValueError(
-                f"The column {label!r} has a label that is no number: {bad[0][1]!r} in row {bad[0][0]}."
+                f"The column {label!r} has a label that is no number: {given[bad[0]]!r} in row {bad[0]}."
             )
         return True
     if bad:
         return False
-    numbers = given.map(_number)
+    numbers = cells.map(_number)
     if (numbers % 1 == 0).all() and given.nunique() <= _MOST_CLASSES:
         return False
     notes.append(
@@ -181,7 +197,7 @@ def _inputs(cells: Any, classes: Any, notes: list[str]) -> tuple[np.ndarray, int
         classes: The labels if they are classes, else None. A column that says the same is left out.
         notes: Gets a sentence.
     """
-    numbers, categories, texts, left_out = [], [], [], []
+    numbers, categories, texts, left_out, typos = [], [], [], [], []
     frame = pd.DataFrame(index=cells.index)
     for at, name in enumerate(cells.columns):
         column = cells.iloc[:, at]
@@ -192,14 +208,13 @@ def _inputs(cells: Any, classes: Any, notes: list[str]) -> tuple[np.ndarray, int
             left_out.append(f"{name} (one value)")
         elif classes is not None and _say_the_same(column, classes):
             left_out.append(f"{name} (says the same as the label)")
-        elif filled.map(_is_number).all():
-            values = column.map(_number)
-            steps = values.diff().iloc[1:]
-            if len(values) > 2 and (steps == steps.iloc[0]).all() and abs(steps.iloc[0]) == 1:
+        elif (values := _numbers(column, filled)) is not None:
+            if _number_the_rows(values):
                 left_out.append(f"{name} (numbers the rows)")
                 continue
             frame[key] = values
             numbers.append(key)
+            typos += _on_typos(name, filled)
         elif filled.str.split().str.len().mean() >= _WORDS and filled.nunique() > 2:
             frame[key] = column
             texts.append(key)
@@ -207,7 +222,9 @@ def _inputs(cells: Any, classes: Any, notes: list[str]) -> tuple[np.ndarray, int
             frame[key] = column.where(~is_missing, "(missing)")
             categories.append(key)
         else:
-            left_out.append(f"{name} ({filled.nunique():,} different names)")
+            example = _cut(filled.iloc[0])
+            left_out.append(f"{name} ({filled.nunique():,} different values, such as {example!r})")
+    notes += typos
     if left_out:
         notes.append(f"Columns that are left out: {listed(left_out)}.")
     used = len(numbers) + len(categories) + len(texts)
@@ -230,6 +247,41 @@ def _inputs(cells: Any, classes: Any, notes: list[str]) -> tuple[np.ndarray, int
             raise
         raise ValueError("A text column has no words of two letters or more; leave it out.") from error
     return np.clip(found, -_FAR, _FAR).astype(np.float32), used
+
+
+def _numbers(column, filled):
+    """The numbers of a column, NaN if a cell is missing or no number; None if it is no column of numbers.
+
+    Args:
+        column: All cells.
+        filled: Those that are not missing.
+    """
+    is_number = _without_separators(filled).map(_is_number)
+    if not is_number.all() and (is_number.sum() < _FEWEST or is_number.mean() < _SHARE):
+        return None
+    return _without_separators(filled)[is_number].map(_number).reindex(column.index)
+
+
+def _number_the_rows(values):
+    """Whether the numbers go up or down by one in each row; a few may be missing."""
+    places = np.arange(len(values))
+    is_regular = (values - places).nunique() == 1 or (values + places).nunique() == 1
+    return len(values) > 2 and values.notna().mean() >= _SHARE and is_regular
+
+
+def _on_typos(name, filled):
+    """A sentence on the cells of a column of numbers that are none, in a list; empty if all are numbers."""
+    bad = filled[~_without_separators(filled).map(_is_number)]
+    if bad.empty:
+        return []
+    first = f"{_cut(bad.iloc[0])!r} in row {bad.index[0]}"
+    if len(bad) == 1:
+        return [f"{name}: 1 cell is no number and counts as missing: {first}."]
+    return [f"{name}: {len(bad):,} cells are no numbers and count as missing: the first is {first}."]
+
+
+def _cut(text):
+    return text if len(text) <= _LETTERS else text[: _LETTERS - 3] + "..."
 
 
 def _say_the_same(column, classes):

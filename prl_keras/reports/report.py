@@ -15,6 +15,7 @@ from prl_keras.epsilon.intervals import EpsilonEstimate
 from prl_keras.reports import elements, pictures
 
 _LEAST, _MOST = 50, 500  # suspects that are shown
+_MANY = 0.3  # from which on an estimate is doubted
 _TARGETS = 10  # of a vector that are shown, each with its prediction
 _SHORT, _LETTERS = 20, 400  # of a cell: what needs no second line, and the most that is shown
 _HERE = pathlib.Path(__file__).parent
@@ -34,6 +35,7 @@ def report_examples(
     title: str = "Which labels are wrong?",
     about: str = "",
     further: Sequence[tuple[str, str]] = (),
+    doubts: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Writes the page of a table with a row per example.
 
@@ -53,6 +55,7 @@ def report_examples(
         networks: The number of networks that `times_dropped` counts.
         title, about: Title and introduction of the page, plain text.
         further: Headings and texts of sections at the end, plain text.
+        doubts: Sentences on the estimate, plain text; None for those of `doubts_on` and how to narrow it.
 
     Returns:
         The path of the HTML file.
@@ -78,7 +81,7 @@ def report_examples(
         parts.append(_section("Given and suggested", _CONFUSION.format("Examples"), picture))
         parts.append(_of_classes(table, names))
     parts += [_of_text(heading, text) for heading, text in further]
-    _write_page(output, _filled(table, estimate, title, about, what, parts))
+    _write_page(output, _filled(table, estimate, title, about, what, parts, doubts))
     return output
 
 
@@ -182,7 +185,7 @@ def _class_names(names, table):
     return [str(i) for i in range(int(table[["given", "predicted"]].to_numpy().max()) + 1)]
 
 
-def _filled(table, estimate, title, about, what, parts):
+def _filled(table, estimate, title, about, what, parts, doubts=None):
     if estimate is None:
         share = float(table["is_flagged"].mean())
         number, interval = share, ""
@@ -190,7 +193,7 @@ def _filled(table, estimate, title, about, what, parts):
     else:
         number = estimate.estimate
         interval = f"&nbsp; 90% interval {estimate.low:.0%} to {estimate.high:.0%}"
-        meaning = _meaning(table, estimate, what)
+        meaning = html.escape(_meaning(table, estimate, what, doubts))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return _PAGE.substitute(
         title=html.escape(title), about=html.escape(about), what=what, sections="\n".join(parts),
@@ -204,23 +207,52 @@ _CONFUSION = (
 )
 
 
-def _meaning(table, epsilon, what):
+def _meaning(table, epsilon, what, doubts):
     flagged = int(table["is_flagged"].sum())
-    text = f"{flagged:,} {what} are flagged: the most suspect, as many as the estimate says."
-    if epsilon.low == 0 < flagged:
-        text += (
-            f" But the interval begins at 0: as far as the estimate can tell all the {what} may be right, "
-            "and the flagged ones hard. The most suspect, below, say more."
+    sentences = [f"{flagged:,} {what} are flagged: the most suspect, as many as the estimate says."]
+    sentences += doubts_on(table, epsilon, what) if doubts is None else doubts
+    # Trusted labels are given per example, and to a model in Python.
+    if doubts is None and table.index.nlevels == 1 and _is_wide(epsilon):
+        sentences.append(
+            "True labels of 100 examples drawn at random (estimate_epsilon, trusted=) narrow the interval."
         )
-    if epsilon.high - epsilon.low > 0.2:
-        text += (
-            " The interval is wide: the model itself errs, and its errors cannot be told from wrong labels."
+    return " ".join(sentences)
+
+
+def doubts_on(
+    table: pd.DataFrame,
+    estimate: EpsilonEstimate,
+    what: str = "labels",
+    inputs: str = "inputs",
+    suggestions: str = "the suggestions",
+) -> list[str]:
+    """Sentences on why the flagged labels may be right.
+
+    Args:
+        table: From `prl_keras.audit`.
+        estimate: From `prl_keras.estimate_epsilon`.
+        what, inputs, suggestions: What the labels, the inputs and the predicted labels are called.
+    """
+    sentences = []
+    if estimate.low == 0 < table["is_flagged"].sum():
+        sentences.append(
+            f"The interval begins at 0: as far as the estimate can tell all the {what} may be right, and the "
+            "flagged ones hard. The most suspect say more."
         )
-        if table.index.nlevels == 1:  # trusted labels are given per example
-            text += (
-                " True labels of 100 examples drawn at random (estimate_epsilon, trusted=) make it narrow."
-            )
-    return text
+    if _is_wide(estimate):
+        sentences.append(
+            "The interval is wide: the model itself errs, and its errors cannot be told from wrong labels."
+        )
+    if estimate.estimate >= _MANY:
+        sentences.append(
+            f"So many flagged {what} may also mean that the {inputs} hardly tell the {what}. Then many of "
+            f"them may be right: do not apply {suggestions} without looking at each."
+        )
+    return sentences
+
+
+def _is_wide(estimate):
+    return estimate.high - estimate.low > 0.2
 
 
 def _caption_of_scores(what):

@@ -14,6 +14,7 @@ from page import page_of
 from project import ROOT
 
 import prl_keras as prl
+from prl_keras.epsilon.intervals import EpsilonEstimate
 from prl_keras.label_audit import images, results, training
 from prl_keras.label_audit.command import main, parser
 
@@ -142,6 +143,19 @@ def test_labels_that_are_numbers(tmp_path, capsys):
     assert set(found.sort_values("rank")["row"].head(6)) == set(range(2, 8))
     assert (found["predicted"] - price)[10:].abs().median() < 100
     assert "Which numbers of data.csv are wrong?" in (tmp_path / "data_audit" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("estimate", [(0.4, 0.0, 0.5), (0.1, 0.05, 0.15)])
+def test_the_console_doubts_an_estimate_as_the_page_does(tmp_path, capsys, monkeypatch, estimate):
+    monkeypatch.setattr(results, "estimate_from", lambda found: EpsilonEstimate(*estimate))
+    data, _ = made(tmp_path)
+    assert main([str(data), "--label=kind", "--epochs=2"]) == 0
+    out, page = capsys.readouterr().out, page_of(folder_of(data) / "report.html")
+    after = out[out.index("look wrong") :]
+    notes = re.findall("^note: (.*)$", after, flags=re.MULTILINE)
+    assert len(notes) == (3 if estimate[0] == 0.4 else 0) and all(note in page.text for note in notes)
+    assert ("other columns hardly tell the labels" in after) == ("column corrected" in after) == bool(notes)
+    assert "estimate_epsilon" not in page.text and "trusted=" not in page.text + out
 
 
 def stop_after(epochs, monkeypatch):

@@ -40,13 +40,59 @@ class TestTables:
         found = read_table(written(tmp_path, [header, *lines]), "label")
         assert found.inputs.shape == (11, 3 + 9) and "2 columns to learn from" in found.source
         (note,) = [note for note in found.notes if "left out" in note]
-        for text in ("id (numbers the rows)", "name (11 different names)", "constant (one value)"):
+        for text in (
+            "id (numbers the rows)",
+            "name (11 different values, such as 'person1')",
+            "constant (one value)",
+        ):
             assert text in note
 
     def test_semicolons_decimal_commas_and_a_byte_order_mark(self, tmp_path):
         lines = ["\ufeffsize;kind", *[f"{i},5;{'ab'[i % 2]}" for i in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3)]]
         found = read_table(written(tmp_path, lines), "kind")
         assert found.inputs.shape == (10, 1) and found.inputs[5, 0] == found.inputs.max()
+
+    @pytest.mark.parametrize("bad, note", [
+        ({}, ""),
+        ({12: "forty"}, "age: 1 cell is no number and counts as missing: 'forty' in row 14."),
+        ({3: "x" * 60, 7: "?", 12: "forty"},
+         f"age: 2 cells are no numbers and count as missing: the first is '{'x' * 37}...' in row 5."),
+        ({i: f"about {i}" for i in range(0, 50, 13)}, "age (50 different values, such as 'about 0')"),
+    ])  # fmt: skip
+    def test_typos_in_a_column_of_numbers_count_as_missing(self, tmp_path, bad, note):
+        ages = [bad.get(i, f"{100 + i * i}") for i in range(50)]
+        lines = [f"{x},{age},{'ab'[i % 2]}" for i, (x, age) in enumerate(zip(RNG.normal(size=50), ages))]
+        found = read_table(written(tmp_path, ["size,age,kind", *lines]), "kind")
+        assert note in " ".join(found.notes) and bool(found.notes) == bool(note)
+        is_missing = [i in bad for i in range(50)]
+        if len(bad) > 3:
+            assert found.inputs.shape == (50, 1)
+        elif bad:
+            assert list(found.inputs[:, 2] > 0) == is_missing
+
+    def test_few_numbers_show_no_typos(self, tmp_path):
+        lines = ["size,age,kind", *rows("{x},{i}.5,{label}", 9), "1,forty,a"]
+        found = read_table(written(tmp_path, lines), "kind")
+        assert "age (10 different values, such as '0.5')" in found.notes[0]
+
+    def test_numbers_of_the_rows_with_a_typo_are_no_input(self, tmp_path):
+        lines = ["size,id,kind", *rows("{x},{i},{label}", 30), "1,forty,a"]
+        (note,) = read_table(written(tmp_path, lines), "kind").notes
+        assert note == "Columns that are left out: id (numbers the rows)."
+
+    @pytest.mark.parametrize("cells, numbers", [
+        (["50,644.00", "1,234.5", "950,000", "7"], [50644, 1234.5, 950000, 7]),
+        (["1,234,567", "-2,345,678", "950,000", "12.5"], [1234567, -2345678, 950000, 12.5]),
+        (["3,14", "2,718", "1,234"], [3.14, 2.718, 1.234]),
+    ])  # fmt: skip
+    def test_thousands_separators_and_decimal_commas(self, tmp_path, cells, numbers):
+        lines = [f'"{cell}",{x}' for x, cell in zip(RNG.normal(size=20 * len(cells)), 20 * cells)]
+        path = written(tmp_path, ["pay,size", *lines])
+        found = read_table(path, "pay", "numbers")
+        mean, deviation = found.scale
+        np.testing.assert_allclose(found.targets[:, 0] * deviation + mean, 20 * numbers, rtol=1e-3)
+        (inputs,) = read_table(path, "size").inputs.T
+        np.testing.assert_allclose(inputs * np.std(numbers) + np.mean(numbers), 20 * numbers, rtol=1e-3)
 
     def test_rows_are_numbered_as_in_a_spreadsheet(self, tmp_path):
         lines = ["size,kind", *rows("{x},{label}", 4), ",", "1.5,", *rows("{x},{label}", 8)]
@@ -75,6 +121,23 @@ class TestTables:
         notes = " ".join(read_table(written(tmp_path, lines), "kind").notes)
         assert "2 rows repeat the inputs of another one. Copies with different labels" in notes
         assert "are wrong: 2 = 3 = 4." in notes and "cannot be checked: c." in notes
+
+    def test_copies_with_different_numbers_may_all_be_right(self, tmp_path):
+        lines = ["age,pay", "30,100.5", "30,200.5", *[f"{i * i},{i}.5" for i in range(10)]]
+        notes = " ".join(read_table(written(tmp_path, lines), "pay").notes)
+        assert (
+            "different labels, which the inputs cannot tell apart: 2 = 3." in notes and "wrong" not in notes
+        )
+
+    @pytest.mark.parametrize("labels, text", [
+        (("HIGH", "high", "low"), "different classes: 'HIGH' and 'high'. Write them alike"),
+        (("a", "b"), None),
+    ])  # fmt: skip
+    def test_classes_that_differ_only_in_case_are_named(self, tmp_path, labels, text):
+        lines = [f"{i * i},{labels[i % len(labels)]}" for i in range(12)]
+        found = read_table(written(tmp_path, ["size,kind", *lines]), "kind")
+        assert text in found.notes[0] if text else not found.notes
+        assert found.class_names == list(labels)
 
     @pytest.mark.parametrize("labels, task, names", [
         (["0.5", "1", "2"], "auto", 0), ([str(i) for i in range(40)], "auto", 0), (["1", "2"], "auto", 2),

@@ -58,6 +58,23 @@ class TestPage:
         for words in ("10%", "90% interval 0% to 30%", "8 labels are flagged", "Class by class", "Left out"):
             assert words in page.text
 
+    @pytest.mark.parametrize("estimate, words", [
+        ((0.1, 0.05, 0.15), []),
+        ((0.1, 0.0, 0.15), ["begins at 0"]),
+        ((0.2, 0.1, 0.31), ["is wide", "trusted="]),
+        ((0.3, 0.25, 0.4), ["inputs hardly tell the labels"]),
+        ((0.35, 0.0, 0.6), ["begins at 0", "is wide", "inputs hardly tell the labels", "trusted="]),
+    ])  # fmt: skip
+    def test_says_what_the_estimate_cannot_tell(self, tmp_path, estimate, words):
+        text = page_of(report_examples(table_of(), tmp_path / "a.html", EpsilonEstimate(*estimate))).text
+        every = ("begins at 0", "is wide", "inputs hardly tell the labels", "trusted=")
+        assert [each for each in every if each in text] == words
+
+    def test_doubts_of_the_caller_stand_for_its_own(self, tmp_path):
+        estimate = EpsilonEstimate(0.35, 0.0, 0.6)
+        text = page_of(report_examples(table_of(), tmp_path / "a.html", estimate, doubts=[EVIL[0]])).text
+        assert EVIL[0] in text and "trusted=" not in text and "begins at 0" not in text
+
     def test_names_are_text_and_not_html(self, path):
         content = path.read_text()
         assert "<img src=x" not in content and "<script>attacked" not in content
