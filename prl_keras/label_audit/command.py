@@ -13,6 +13,7 @@ from prl_keras import files
 # The extra "audit": module -> its name for pip.
 _PACKAGES = {"matplotlib": "matplotlib", "pandas": "pandas", "sklearn": "scikit-learn", "tqdm": "tqdm"}
 _REPORT, _LABELS, _TRAINING = "report.html", "labels.csv", ".training"
+_ARRAYS, _SHEETS = (".npy", ".npz"), (".ods", ".parquet", ".xls", ".xlsx")  # which it does not read
 _DESCRIPTION = """\
 Which labels of your data are wrong? Trains two small networks that drop what they suspect, and writes a
 report (report.html) and a list of all labels with the suggested ones (labels.csv)."""
@@ -122,6 +123,7 @@ def _audit(options):
 
     if options.data.is_file() and images.is_image(options.data):
         raise ValueError(f"{options.data} is an image; give the folder that it lies in.")
+    _check_kind(options.data)
     data = options.data.resolve()
     name = data.name if data.is_dir() else data.stem
     output = options.output_dir or options.data.parent / f"{name}_audit"
@@ -143,6 +145,16 @@ def _audit(options):
     with files.locked(output):
         _check(output, options.overwrite)  # it may have changed
         _train_and_write(options, examples, output)
+
+
+def _check_kind(data):
+    suffix = data.suffix.lower()
+    if not data.is_file() or suffix not in _ARRAYS + _SHEETS:
+        return
+    instead = "Save the table as CSV, UTF-8."
+    if suffix in _ARRAYS:
+        instead = "Audit arrays in Python, with prl.audit."
+    raise ValueError(f"{data} cannot be read: give a CSV file or a folder of images. {instead}")
 
 
 def _check(output, overwrite):

@@ -21,6 +21,13 @@ _STEPS, _EPOCHS = 1500, (20, 100)  # of the optimizer; the least and the most ep
 _RAMP = 10  # epochs, at most half of the training; "auto" has its own
 _SECONDS = 20  # between backups, so that small data do not spend their time on them
 _SETTINGS = "settings.json"
+_OTHERS = {
+    "data": "other data",
+    "epochs": "another --epochs",
+    "epsilon": "another --epsilon",
+    "seed": "another --seed",
+    "version": "another version of this library",
+}
 _REGULARIZED = 0.2  # the dropout rate
 
 
@@ -47,8 +54,12 @@ def train(
     """
     settings = {"data": examples.fingerprint, "epochs": epochs, "epsilon": epsilon, "seed": seed}
     settings["version"] = __version__
-    if not _has_backup_of(folder, settings):
+    before = _settings_in(folder)
+    if before != settings:
+        if before:
+            print(f"Training starts anew, for it was begun with {_others(before, settings)}.")
         shutil.rmtree(folder, ignore_errors=True)
+    print(f"Training: {epochs} epochs. --epochs=N, with fewer, makes a first look quicker.", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / _SETTINGS, settings)
     keras.utils.set_random_seed(seed)
@@ -77,11 +88,18 @@ def train(
     return model, record.load()
 
 
-def _has_backup_of(folder, settings):
+def _settings_in(folder):
+    """Those of the training that was begun in the folder; empty if there is none."""
     try:
-        return files.read_json(folder / _SETTINGS) == settings
+        found = files.read_json(folder / _SETTINGS)
     except (OSError, ValueError):
-        return False
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _others(before, settings):
+    """What is not as it was before, in words."""
+    return " and ".join(text for name, text in _OTHERS.items() if before.get(name) != settings[name])
 
 
 def _batch_size(examples):

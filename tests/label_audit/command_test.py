@@ -190,7 +190,9 @@ class TestStopped:
         capsys.readouterr()
         assert main(command) == 130 and epochs == [3, 4]  # and stopped again, when it writes
         shown = capsys.readouterr()
-        assert "Going on after epoch 3 of 5." in shown.out and "0/5" not in shown.err and "3/5" in shown.err
+        before, after = shown.out.split("Going on after epoch 3 of 5.")
+        assert "Training: 5 epochs. --epochs=N" in before and not after.strip()
+        assert "starts anew" not in shown.out and "0/5" not in shown.err and "3/5" in shown.err
         monkeypatch.undo()
         epochs = count_epochs(monkeypatch)
         assert main(command) == 0 and epochs == []
@@ -203,7 +205,19 @@ class TestStopped:
         assert main(other) == 130
         epochs = count_epochs(monkeypatch)
         assert main([*other, "--seed=1"]) == 0 and epochs == [0, 1, 2, 3, 4]
-        assert "Going on" not in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "Going on" not in out and "starts anew, for it was begun with another --seed." in out
+
+    def test_it_says_that_other_data_start_anew(self, tmp_path, monkeypatch, capsys):
+        data, _ = made(tmp_path)
+        stop_after(2, monkeypatch)
+        assert main([str(data), "--label=kind", "--epochs=5"]) == 130
+        assert "anew" not in capsys.readouterr().out
+        data.write_text(data.read_text().replace("cat", "dog", 1))
+        stop_after(1, monkeypatch)
+        assert main([str(data), "--label=kind", "--epochs=4"]) == 130
+        text = "Training starts anew, for it was begun with other data and another --epochs."
+        assert text in capsys.readouterr().out
 
     @pytest.mark.long
     def test_after_kill_9(self, tmp_path):
@@ -249,6 +263,16 @@ class TestWrongUse:
         with pytest.raises(SystemExit, match="2"):
             main(["data.csv", "--label=kind", flag])
         assert flag.split("=")[0] in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name, instead", [
+        ("photos.npz", "Audit arrays in Python, with prl.audit."), ("x.NPY", "Audit arrays in Python"),
+        ("table.xlsx", "Save the table as CSV, UTF-8."), ("table.parquet", "Save the table as CSV"),
+    ])  # fmt: skip
+    def test_other_files_are_told_what_it_takes(self, tmp_path, capsys, name, instead):
+        (tmp_path / name).write_bytes(b"PK\3\4\xff")
+        assert main([str(tmp_path / name), "--label=kind"]) == 1
+        error = capsys.readouterr().err
+        assert "cannot be read: give a CSV file or a folder of images." in error and instead in error
 
     def test_missing_packages_are_named_as_for_pip(self, tmp_path, monkeypatch, capsys):
         data, _ = made(tmp_path)
