@@ -53,9 +53,10 @@ def report_examples(
         id_name: What an identifier is, in one word.
         cells: Further columns to show, a row per example, or None.
         networks: The number of networks that `times_dropped` counts.
-        title, about: Title and introduction of the page, plain text.
+        title: Of the page, plain text.
+        about: Its introduction, plain text.
         further: Headings and texts of sections at the end, plain text.
-        doubts: Sentences on the estimate, plain text; None for those of `doubts_on` and how to narrow it.
+        doubts: Sentences on the estimate, plain text; None for those that fit it.
 
     Returns:
         The path of the HTML file.
@@ -107,8 +108,10 @@ def report_elements(
         estimate: From `prl_keras.estimate_epsilon`; None for the flagged fraction, without an interval.
         inputs: `[n, ...]`, the inputs of all examples, or None. Shown are images
             `[n, height, width, channels]` with 1 or 3 channels, and words or integers `[n, steps]`.
-        class_names, attribute_names: A string per class and per attribute; None for their numbers.
-        title, about: Title and introduction of the page, plain text.
+        class_names: A string per class; None for their numbers.
+        attribute_names: A string per attribute; None for their numbers.
+        title: Of the page, plain text.
+        about: Its introduction, plain text.
 
     Returns:
         The path of the HTML file.
