@@ -137,7 +137,8 @@ def _on_duplicates(examples):
     if not copies:
         return []
     number = sum(len(group) - 1 for group in copies)
-    text = f"{number:,} {examples.id_name}s repeat the inputs of another one."
+    repeat = " repeats" if number == 1 else "s repeat"
+    text = f"{number:,} {examples.id_name}{repeat} the inputs of another one."
     differ = [group for group in copies if len({str(examples.given[i]) for i in group}) > 1]
     if differ:
         shown = [" = ".join(str(examples.ids[i]) for i in group[:4]) for group in differ]
