@@ -256,10 +256,11 @@ def _numbers(column, filled):
         column: All cells.
         filled: Those that are not missing.
     """
-    is_number = _without_separators(filled).map(_is_number)
+    cells = _without_separators(filled)
+    is_number = cells.map(_is_number)
     if not is_number.all() and (is_number.sum() < _FEWEST or is_number.mean() < _SHARE):
         return None
-    return _without_separators(filled)[is_number].map(_number).reindex(column.index)
+    return cells[is_number].map(_number).reindex(column.index)
 
 
 def _number_the_rows(values):
