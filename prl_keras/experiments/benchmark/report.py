@@ -84,14 +84,16 @@ def case_table(content: dict[str, Any]) -> pd.DataFrame:
     rounds of the seconds divided by the baseline's in the same round, where the baseline counts once per
     network, with its quartiles `ratio_low` and `ratio_high`; `peak`, the peak memory of the process, and
     `network_memory`, the part of it above the memory after the imports, in bytes; `memory_ratio` of the
-    peaks; `is_killed`. NaN for what was not measured.
+    peaks; `later_peak` and `later_memory_ratio`, the same for the steps after the first one, which traces and
+    compiles; `is_killed`. NaN for what was not measured.
     """
     found = _by_case(content)
     lines = []
     for case, fields in found.items():
         base = found.get(case.baseline, _NOTHING)
         seconds = _median(fields["seconds"])
-        peak, before = _peak(fields["memory"])
+        peak, before, later = _peaks(fields["memory"])
+        base_peak, _, base_later = _peaks(base["memory"])
         line = {"title": case.title, "setting": case.setting, "case": case}
         line |= {"batch_size": case.batch_size, "parameters": fields.get("parameters"), "seconds": seconds}
         line["examples_per_second"] = case.batch_size / seconds
@@ -99,7 +101,9 @@ def case_table(content: dict[str, Any]) -> pd.DataFrame:
         line |= {
             "peak": peak,
             "network_memory": peak - before,
-            "memory_ratio": peak / _peak(base["memory"])[0],
+            "memory_ratio": peak / base_peak,
+            "later_peak": later,
+            "later_memory_ratio": later / base_later,
         }
         lines.append(line | {"is_killed": isinstance(fields["memory"], str)})
     return pd.DataFrame(lines)
@@ -139,11 +143,12 @@ def _by_case(content):
     return found
 
 
-def _peak(memory):
-    """(bytes at the peak, bytes before the network), NaN if not measured."""
+def _peaks(memory):
+    """(bytes at the peak, before the network, at the peak of later steps), NaN if not measured."""
     if not isinstance(memory, dict):
-        return np.nan, np.nan
-    return memory["peak"], memory["before"]
+        return np.nan, np.nan, np.nan
+    later = memory.get("later")  # files of before do not have it
+    return memory["peak"], memory["before"], np.nan if later is None else later
 
 
 def _median(seconds):
@@ -172,7 +177,7 @@ def _about(content):
 
 
 def _case_section(cases):
-    lines = []
+    lines, has_later = [], bool(cases["later_peak"].notna().any())
     for line in cases.to_dict("records"):
         peak, network_memory = line["peak"] / _MEBIBYTE, line["network_memory"] / _MEBIBYTE
         lines.append([
@@ -182,8 +187,12 @@ def _case_section(cases):
             "killed" if line["is_killed"] else markdown.number(peak, 0),
             markdown.number(network_memory, 0), markdown.number(line["memory_ratio"], 2),
         ])  # fmt: skip
+        if has_later:
+            lines[-1].append(markdown.number(line["later_peak"] / _MEBIBYTE, 0))
+            lines[-1].append(markdown.number(line["later_memory_ratio"], 2))
     header = ["case", "setting", "ratio (quartiles)", "s a step", "examples a second"]
     header += ["peak MiB", "MiB above the imports", "memory ratio"]
+    header += ["peak MiB after the first step", "its ratio"] * has_later
     return markdown.markdown_table(header, lines)
 
 

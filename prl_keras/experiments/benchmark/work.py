@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import contextlib
+import ctypes
+import gc
 import multiprocessing
 import pathlib
 import resource
@@ -31,12 +33,13 @@ def make_work(case: Any, authors_dir: pathlib.Path | str | None = None) -> steps
     return _module(case).make_work(case, authors_dir)
 
 
-def peak_memory(case: Any, authors_dir: pathlib.Path | str | None = None) -> dict[str, int] | str:
+def peak_memory(case: Any, authors_dir: pathlib.Path | str | None = None) -> dict[str, int | None] | str:
     """The peak memory of a few training steps in a fresh process.
 
     Returns:
-        `{"peak": bytes, "before": bytes}`, the peak memory of the process (on a GPU: of its allocator) and
-        the part of it that was used before the network was built; or "killed".
+        `{"peak": bytes, "before": bytes, "later": bytes}`: the peak memory of the process (on a GPU: of its
+        allocator), what it had used before the network was built, and its peak in the steps after the first
+        one, which traces and compiles; None where the system cannot tell. Or "killed".
     """
     return in_child(_peak_memory, case, authors_dir)
 
@@ -60,9 +63,25 @@ def _peak_memory(case, authors_dir):
     module = _module(case)
     before = _process_peak()
     work = module.make_work(case, authors_dir)
+    work.run(1)
+    gpu, first = module.gpu_peak(), _process_peak()
+    can_tell = gpu is None and _forget_peak()
     work.run(1 if case.through_fit else _STEPS)
-    gpu = module.gpu_peak()
-    return {"peak": _process_peak(), "before": before} if gpu is None else {"peak": gpu, "before": 0}
+    later = _process_peak() if can_tell else None
+    if gpu is None:
+        return {"peak": max(first, _process_peak()), "before": before, "later": later}
+    return {"peak": module.gpu_peak(), "before": 0, "later": None}
+
+
+def _forget_peak():
+    """Lets `_process_peak` begin anew, without the memory that was freed; False where the system cannot."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
 
 
 def _module(case):

@@ -100,11 +100,12 @@ class TestTable:
 
     def test_pairs_are_compared_with_two_networks_but_for_memory(self):
         content = made_up(
-            (Case(), [1.0], {"peak": 1000, "before": 400}),
-            (Case("co_prl_l", 0.45), [3.0], {"peak": 1500, "before": 400}),
+            (Case(), [1.0], {"peak": 1000, "before": 400, "later": 800}),
+            (Case("co_prl_l", 0.45), [3.0], {"peak": 1500, "before": 400, "later": 1000}),
         )
         line = case_table(content).iloc[1]
         assert (line["ratio"], line["memory_ratio"], line["network_memory"]) == (1.5, 1.5, 1100)
+        assert (line["later_peak"], line["later_memory_ratio"]) == (1000, 1.25)
 
     def test_the_baseline_is_that_of_the_same_setting(self):
         content = made_up(
@@ -138,7 +139,7 @@ class TestTable:
 class TestReport:
     def test_table_and_picture(self, tmp_path):
         measured = (
-            (Case(), [1.0, 1.0, 1.0], {"peak": 2**30, "before": 2**29}),
+            (Case(), [1.0, 1.0, 1.0], {"peak": 2**30, "before": 2**29, "later": 2**29}),
             (Case("prl_l", 0.45, recompute=True), [0.8, 0.9, 0.7], {"peak": 2**31, "before": 2**29}),
             (Case("prl_l", 0.45), [1.0, 1.1, 1.2], None),
             (Case("spl", 0.45), [], KILLED),
@@ -157,9 +158,10 @@ class TestReport:
             # Of the ours-against-theirs table, which comes last: 0.8 / 2.0, 0.9 / 2.2, 0.7 / 2.4.
             "authors' PRL(L), epsilon 0.45, two networks", setting, "0.80", "2.20", "0.40 (0.35 to 0.40)",
         ]  # fmt: skip
-        assert lines["Standard"] == [setting, "1.00 (1.00 to 1.00)", "1.00", "128", "1024", "512", "1.00"]
-        assert "| 0.80 (0.75 to 0.85) | 0.800 | 160 | 2048 | 1536 | 2.00 |" in " ".join(text.split())
-        assert lines["SPL, epsilon 0.45"] == [setting, "-", "-", "-", "killed", "-", "-"]
+        speed, memory = ["1.00 (1.00 to 1.00)", "1.00", "128"], ["1024", "512", "1.00", "512", "1.00"]
+        assert lines["Standard"] == [setting, *speed, *memory]
+        assert "| 0.80 (0.75 to 0.85) | 0.800 | 160 | 2048 | 1536 | 2.00 | - | - |" in " ".join(text.split())
+        assert lines["SPL, epsilon 0.45"] == [setting, "-", "-", "-", "killed", "-", "-", "-", "-"]
         for part in (
             "a processor, 2 cores",
             "Medians of 3 rounds",
@@ -282,6 +284,7 @@ class TestMeasuring:
         ballast = np.ones(2**27)  # 1 GiB here: not the child's
         found = peak_memory(TINY)
         assert 2**27 < found["before"] < found["peak"] < ballast.nbytes
+        assert found["before"] < found["later"] <= found["peak"]
 
     def test_a_child_that_is_killed_is_killed(self):
         assert in_child(signal.raise_signal, signal.SIGKILL) == KILLED
