@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from prl_keras.keras_gaps.internals import changed_variables
+from prl_keras.keras_gaps.internals import changed_variables, layers_of
 from prl_keras.keras_gaps.other_weights import call_with
 from prl_keras.keras_gaps.seeds import seed_states
 from prl_keras.scores.gradient import filled_up, first_rows
@@ -68,6 +68,25 @@ def put_back(state: Sequence[tuple[keras.Variable, tf.Tensor]]) -> None:
     """Restores the values that `state_of` returned."""
     for variable, value in state:
         variable.assign(value)
+
+
+def losses_added(network: keras.Model) -> list[tuple[keras.layers.Layer, list[tf.Tensor]]]:
+    """A list of `(layer, the losses that it added in the last forward pass)`.
+
+    All replicas run the same layers, one replica after another wherever they exchange something. The layers
+    hold the losses of the replica that ran last, so each pass keeps its own.
+    """
+    return [(layer, list(layer._losses)) for layer in layers_of(network)]
+
+
+def put_back_losses(
+    losses: Sequence[tuple[keras.layers.Layer, Sequence[tf.Tensor]]], factor: tf.Tensor | None = None
+) -> None:
+    """Restores the losses that `losses_added` returned, times `factor`, a float scalar or None for 1."""
+    for layer, added in losses:
+        layer._losses[:] = (
+            added if factor is None else [t * tf.cast(factor, keras.ops.dtype(t)) for t in added]
+        )
 
 
 def _is_dense(tensor):

@@ -87,11 +87,12 @@ def select(model: typing.Any, passes: Sequence[typing.Any], batch: typing.Any) -
     The paper's minibatch is the global batch: the top epsilon is taken over all the replicas. Keras
     divides the loss of a replica by its own number of values `d_r` and by the number of replicas `R`. For a
     mean over the global batch every weight is therefore multiplied by `d_r * R / d`, where `d` is the sum of
-    all `d_r`, separately for each output. With one value per example, `d` is the batch size.
+    all `d_r`, separately for each output. With one value per example, `d` is the batch size. The losses that
+    layers add are means over the share, so they are multiplied by the share's size over the mean size.
 
     Args:
         model: A `WeightedModel`.
-        passes: One pass per network, from `passes.forward_pass`.
+        passes: One pass per network, from `passes.forward_pass`; their `share` and `mean_kept` are set.
         batch: The `Batch` of this replica; its number of examples may differ between replicas and be 0.
     """
     examples, context = examples_of(model, batch, passes), tf.distribute.get_replica_context()
@@ -118,6 +119,11 @@ def select(model: typing.Any, passes: Sequence[typing.Any], batch: typing.Any) -
     own = [each.weights[start : start + local] for each in everyone]
     is_any_good_here = nonfinite.count(~examples.is_bad) > 0
     rows = tf.size(gathered.is_ranked) / tf.size(sizes)
+    for each, weighed in zip(passes, everyone):
+        each.share = tf.cast(tf.math.divide_no_nan(tf.cast(local, rows.dtype), rows), tf.float32)
+        each.mean_kept = tf.cast(
+            tf.math.count_nonzero(weighed.weights) / tf.size(sizes, tf.int64), tf.float32
+        )
     return _selected(own, factors, rows, everyone, gathered, counts, is_any_good_here)
 
 

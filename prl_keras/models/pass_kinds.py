@@ -11,7 +11,7 @@ from prl_keras.inputs.rows import first_positions
 from prl_keras.inputs.shapes import check_by_example, check_shapes
 from prl_keras.models.configuration import most_kept
 from prl_keras.models.consistency import mean_of_terms
-from prl_keras.models.forward import forward, state_unchanged
+from prl_keras.models.forward import forward, losses_added, put_back_losses, state_unchanged
 from prl_keras.models.ranked import (
     consistency_terms,
     losses_of,
@@ -39,6 +39,9 @@ class Pass:
         scores: float32 `[n]`; None before `score`, and for `score=None`.
         norms: The gradient norms, float32 `[batch]`, or None.
         other: The probabilities that `model.consistency` compares with, float32 `[n, classes]`, or None.
+        share: With several replicas, the number of examples here divided by the mean over the replicas, a
+            float scalar; None for a single one. It multiplies the losses that layers add.
+        mean_kept: With several replicas, the mean number of examples with a nonzero weight; else None.
     """
 
     predictions: typing.Any
@@ -46,10 +49,12 @@ class Pass:
     scores: tf.Tensor | None
     norms: tf.Tensor | None
     other: tf.Tensor | None
+    share: tf.Tensor | None
+    mean_kept: tf.Tensor | None
 
     def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
         self.model, self.network, self.x = model, network, batch.x
-        self.scores = self.norms = self.other = None
+        self.scores = self.norms = self.other = self.share = self.mean_kept = None
 
     def score(self, batch: typing.Any) -> None:
         """Sets `scores`, float32 `[n]`, for the batch that is ranked."""
@@ -66,12 +71,13 @@ class Pass:
         return class_labels.predicted_probabilities(self.y_pred, self.loss)
 
     def predict(self, batch: typing.Any, predictions: typing.Any) -> None:
-        """Stores the predictions.
+        """Stores the predictions, and the losses that the layers added with them.
 
         Raises:
             ValueError: for targets whose shape does not fit them.
         """
         self.predictions = predictions
+        self._added = losses_added(self.network)
         for part in outputs.split(outputs.loss_of(self.model, predictions), batch.y, predictions):
             check_shapes(*part[:3])
         self.y_pred = ranked_predictions(self.model, batch.y, predictions)
@@ -84,6 +90,7 @@ class Pass:
             weights: The rule's weights `[n]`.
             factors: One factor on the weights per output that has a loss, `[outputs]`; None for 1.
         """
+        put_back_losses(self._added, self.share)
         parts = self._parts(batch)
         weights = weights_of_outputs(parts, self.y_pred, weights, factors)
         y = with_axes_of_predictions(parts, batch.y)
@@ -166,6 +173,9 @@ class RecomputePass(Pass):
         kept_batch = batch._replace(x=x, y=y, sample_weight=sample_weight)
         kept = TapePass(self.model, self.network, kept_batch)
         kept.other = _take(self.other, rows)
+        if self.mean_kept is not None:
+            number = tf.cast(tf.math.count_nonzero(weights), tf.float32)
+            kept.share = tf.math.divide_no_nan(number, self.mean_kept)
         if loss_kinds.is_mean(self.loss):
             # Keras averages over the kept examples; "mean_with_sample_weight" divides the factor out again.
             share = tf.math.divide_no_nan(kept.counted_losses(kept_batch), self.counted_losses(batch))
@@ -222,6 +232,7 @@ class PerExamplePass(Pass):
             mean = tf.reduce_sum(number) / tf.cast(tf.maximum(tf.size(number), 1), tf.float32)
             combined *= tf.math.divide_no_nan(number, mean)
         data = self.weighted_sum(combined)
+        put_back_losses(self._added, self.share)
         with tf.GradientTape() as tape:
             added = [tf.cast(tf.reduce_sum(loss), tf.float32) for loss in self.network.losses]
             extra = sum(added, start=tf.zeros(()))

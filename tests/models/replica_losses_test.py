@@ -83,6 +83,38 @@ first_moved = 0.5 * before[2] + 0.5 * x[0]  # of the first; the second stays; th
 np.testing.assert_allclose(np.asarray(moved), (first_moved + before[2]) / 2, atol=1e-5)
 print("equal")
 """
+ADDED = """
+class Penalty(keras.layers.Layer):
+    def call(self, t):
+        self.add_loss(0.3 * keras.ops.mean(keras.ops.square(t)))
+        return t
+
+def with_losses(kind, seed):
+    initializer = keras.initializers.GlorotUniform(seed)
+    dense = keras.layers.Dense(4, kernel_initializer=initializer, kernel_regularizer="l2",
+                               activity_regularizer=keras.regularizers.L2(0.1))
+    return network(seed, dense if kind == "activity" else Penalty())
+
+one_is_eager, sizes = False, [8, 7, 5, 1]  # even shares, uneven ones, and a replica without an example
+of_methods = {
+    "prl_l": ("prl_l", {}), "prl_g": ("prl_g", {}), "co_prl_l": ("co_prl_l", {}),
+    "recompute": ("prl_l", {"recompute": True}), "microbatches": ("prl_g", {"microbatch_size": 3}),
+}
+for what in sys.argv[2:]:
+    kind, name = what.split(":")
+    method, options = of_methods[name]
+    def make():
+        seeds = iter(range(2))
+        return prl.build(method, lambda: with_losses(kind, next(seeds)), epsilon=0.4, loss=cross_entropy,
+                         optimizer=keras.optimizers.SGD(0.3), **options)
+    one, logs_one = train(make, tf.distribute.get_strategy())
+    several, logs = train(make, mirrored)
+    for a, b in zip(one, several, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=what)
+    for name in ("loss", "loss_all"):
+        np.testing.assert_allclose(logs_one[name], logs[name], rtol=1e-4, err_msg=what + name)
+print("equal")
+"""
 REFUSED = """
 def error_of(fit):
     try:
@@ -112,6 +144,25 @@ print("equal")
 )
 def test_regularizers_count_once_and_sums_are_sums(methods):
     run(SETUP + REGULARIZED, "2", *methods)
+
+
+_METHODS = ("prl_l", "prl_g", "co_prl_l", "recompute", "microbatches")
+
+
+@pytest.mark.fault(57)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["activity:prl_l", "add_loss:prl_g"],
+        pytest.param(
+            [f"{kind}:{method}" for kind in ("activity", "add_loss") for method in _METHODS],
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["", "all"],
+)
+def test_the_losses_that_layers_add_are_those_of_each_replica(kinds):
+    run(SETUP + ADDED, "2", *kinds)
 
 
 @pytest.mark.fault(10)
