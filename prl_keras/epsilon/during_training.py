@@ -32,9 +32,10 @@ class NoiseWatch(keras.callbacks.Callback):
     It works as `prl_keras.estimate_epsilon`, but in training mode while the networks change, so the interval
     is wider: the error rate may be four times, or a fourth of, what the networks admit. It warns once per
     model if `Trim` has an epsilon that the interval contradicts for three epochs. It sets the value of an
-    `EstimatedEpsilon`. It estimates for one class label per example and for regression; other kinds of
-    targets get no estimate. For a pair only disagreement counts; low confidence may come from wrong labels
-    being memorised. So networks that make the same errors also cause a warning.
+    `EstimatedEpsilon`, and warns if that ends at its limit. It estimates for one class label per example and
+    for regression; other kinds of targets get no estimate. For a pair only disagreement counts; low
+    confidence may come from wrong labels being memorised. So networks that make the same errors also cause a
+    warning.
 
     Args:
         model: The `WeightedModel` to watch. The counts are created in the scope of its strategy.
@@ -135,6 +136,23 @@ class NoiseWatch(keras.callbacks.Callback):
         elif not self._has_warned:
             epsilon = self.model.rule.epsilon
             self._compare(_value(epsilon, step), is_settled=_value(epsilon, step) == _value(epsilon, _END))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        estimated, step = estimated_of(self.model.rule), _number(self.model.optimizer.iterations)
+        if self._has_warned or estimated is None or self.estimate is None:
+            return
+        if _value(estimated, step) >= np.float32(estimated.most):
+            self._has_warned = True
+            _, low, high = self.estimate
+            what = "labels" if self._is_of_classes else "targets"
+            other = " or with two networks, prl_keras.build('co_prl_l', ..., epsilon='auto')"
+            warnings.warn(
+                f"epsilon='auto' ended at its limit, {estimated.most:g}: by what training predicted in the "
+                f"last epoch, {low:.0%} to {high:.0%} of the {what} are "
+                "wrong. Data that the network learns badly look so, too. Compare with an epsilon that you "
+                f"believe{other * (len(self.model.networks) == 1)}.",
+                stacklevel=2,
+            )
 
     def _check_schedules(self):
         """Before the steps of an epoch, on the host: the compiled step has no kernel for it."""

@@ -1,5 +1,8 @@
 """epsilon="auto": rises over the warm-up, falls to what training finds wrong, and is saved with the model."""
 
+import re
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -97,6 +100,23 @@ def test_a_long_training_warms_up_for_ten_epochs_or_100_steps(epochs, epoch_step
     assert values(epsilon, warmup // 2, warmup - 1, warmup) == [0, pytest.approx(0.5, abs=0.01), 0.5]
 
 
+@pytest.mark.daily("*-True")
+@pytest.mark.parametrize("most, is_warned", [(0.3, True), (0.6, False)])
+def test_a_training_that_ends_at_its_limit_says_so_once(most, is_warned):
+    x, noisy = digits("symmetric", 0.3)
+    rule = prl.Trim(prl.EstimatedEpsilon(40, most))
+    model = prl.RobustModel(network(), rule=rule)
+    model.compile(keras.optimizers.Adam(0.003), LOGITS)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        model.fit(x, noisy, epochs=6, verbose=0)
+        model.fit(x, noisy, verbose=0)
+    said = [str(each.message) for each in given if "ended at its limit" in str(each.message)]
+    assert len(said) == is_warned
+    if is_warned:
+        assert re.search(r"limit, 0\.3: .* [0-9]+% to [0-9]+% of the labels are wrong", said[0])
+
+
 @pytest.mark.parametrize("warmup_steps", [None, 4])
 def test_the_first_epoch_drops_nothing(warmup_steps):
     epsilon = prl.EstimatedEpsilon(warmup_steps)
@@ -116,6 +136,7 @@ def test_a_training_of_one_epoch_is_plain_training():
         np.testing.assert_allclose(auto, plain, atol=1e-6)
 
 
+@pytest.mark.daily("arrays")
 @pytest.mark.parametrize("kind", ["arrays", "generator"])
 def test_fit_sets_the_warm_up(kind):
     x, noisy = digits("symmetric", 0.2)
@@ -182,6 +203,7 @@ class TestAuto:
         model.fit(x, x[:, :10], batch_size=16, epochs=5, verbose=0)
         assert 0 <= told(model) <= 0.5
 
+    @pytest.mark.long
     @pytest.mark.parametrize("epsilon", [0.0, 0.5])
     def test_drops_little_of_clean_labels_and_enough_of_wrong_ones(self, epsilon):
         keras.utils.set_random_seed(0)
@@ -214,6 +236,7 @@ def trained(model, kind, epsilon, epochs=30):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind, epsilon",
     [
@@ -250,6 +273,7 @@ def of_blobs(**options):
     return told(model)
 
 
+@pytest.mark.daily("options2")
 @pytest.mark.parametrize(
     "options", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}]
 )
@@ -257,6 +281,7 @@ def test_in_any_kind_of_step(options, in_graph):
     assert of_blobs(**options) == pytest.approx(in_graph, abs=0.01) and 0.1 < in_graph < 0.45
 
 
+@pytest.mark.long
 def test_one_network_falls_too():
     keras.utils.set_random_seed(0)
     x, noisy = digits("symmetric", 0.2)
@@ -265,6 +290,7 @@ def test_one_network_falls_too():
     assert 0.2 <= told(model) < 0.36
 
 
+@pytest.mark.long
 def test_it_is_saved_with_the_model(tmp_path, traced):
     model, _ = trained(traced, "symmetric", 0.2)
     assert 0 < told(model) < 0.5
@@ -278,6 +304,7 @@ def test_it_is_saved_with_the_model(tmp_path, traced):
     assert told(other) == told(model)
 
 
+@pytest.mark.long
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     x, noisy = digits("symmetric", 0.2)
 
@@ -342,6 +369,7 @@ def test_faults():
             prl.EstimatedEpsilon(5, most)
 
 
+@pytest.mark.daily("prl_l", "prl_g", "co_prl_l", "jocor", "elr", "gmm", "geomed")
 @pytest.mark.parametrize("method", [name for name in prl.METHODS if name != "huber"])
 def test_every_method_takes_it(method):
     model = build(method, warmup_steps=2, run_eagerly=True)
