@@ -1,13 +1,36 @@
-"""`jit_compile=True` with an operation that XLA lacks: runs without XLA, after a warning."""
+"""Operations that XLA lacks: a model with `jit_compile=True` runs without XLA, after a warning.
 
+The library's own steps use such an operation only where XLA is known to be off.
+"""
+
+import contextlib
+import contextvars
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
+_IS_OFF = contextvars.ContextVar("xla_is_off", default=False)
 _XLA_CANNOT = ("unsupported operations when trying to compile", "tf2xla conversion failed")
+
+
+def is_off() -> bool:
+    """Whether what is traced now is certainly not compiled by XLA: by `fit` of a model without it.
+
+    Elsewhere it is False: a graph does not know whether a `tf.function(..., jit_compile=True)` traces it.
+    """
+    return _IS_OFF.get()
+
+
+@contextlib.contextmanager
+def _off() -> Iterator[None]:
+    token = _IS_OFF.set(True)
+    try:
+        yield
+    finally:
+        _IS_OFF.reset(token)
 
 
 def without_xla_if_it_cannot(model: Any, call: Callable[[], Any]) -> Any:
@@ -21,7 +44,8 @@ def without_xla_if_it_cannot(model: Any, call: Callable[[], Any]) -> Any:
         call: Function without arguments.
     """
     if not model.jit_compile:  # never with several replicas
-        return call()
+        with _off():
+            return call()
     updates = _updates(model)
     try:
         return call()
@@ -38,7 +62,8 @@ def without_xla_if_it_cannot(model: Any, call: Callable[[], Any]) -> Any:
     )
     model.jit_compile = False
     model.train_function = model.test_function = model.predict_function = None
-    return call()
+    with _off():
+        return call()
 
 
 def _updates(model):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from prl_keras.inputs import loss_kinds, outputs
 from prl_keras.inputs.shapes import check_by_example, check_shapes
+from prl_keras.keras_gaps import xla
 from prl_keras.keras_gaps.internals import hidden_logits, mask_of, set_mask
 from prl_keras.scores.heads import head_of, head_of_values
 from prl_keras.scores.layerwise.contribution import row_norms
@@ -199,7 +200,7 @@ def _norm_of_softmax(part):
     labels = labels if len(labels.shape) == 1 else tf.reshape(labels, [-1])
     rows = logits if len(logits.shape) == 2 else tf.reshape(logits, [-1, logits.shape[-1]])
     _, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=rows, labels=labels)
-    norms = tf.stop_gradient(tf.sqrt(tf.reduce_sum(tf.square(gradient), axis=-1)))
+    norms = tf.stop_gradient(_norms(gradient))
     if len(logits.shape) == 2:
         return tf.ensure_shape(norms, logits.shape[:1])
     norms = tf.reshape(norms, tf.shape(logits)[:-1])
@@ -209,6 +210,13 @@ def _norm_of_softmax(part):
     )
     squares = mean_of_counted(tf.square(norms), counts)  # the mean of n divides each gradient by n
     return tf.sqrt(tf.math.divide_no_nan(squares, number))
+
+
+def _norms(rows):
+    """L2 norms of rows whose entries are at most 1."""
+    if xla.is_off():  # XLA lacks this operation, which does not write the squares into memory
+        return tf.raw_ops.EuclideanNorm(input=rows, axis=[-1])
+    return tf.sqrt(tf.reduce_sum(tf.square(rows), axis=-1))
 
 
 def logits_of(y_pred: tf.Tensor, loss: Any) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:

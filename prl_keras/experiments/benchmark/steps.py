@@ -154,7 +154,7 @@ def _train_on_one_batch(model, x, y):
     def run(count):
         # The compiled step of train_on_batch, without reading the logs after each step.
         for _ in range(count):
-            logs = model.train_function(iter([(x, y)]))
+            logs = model.train_function(iter([(x, y, None)]))
         float(logs["loss"])  # waits for the device
 
     return run
