@@ -10,7 +10,12 @@ OLDEST := .venv-oldest/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # A process keeps all that TensorFlow compiled for it, so each part of the tests has processes of its own.
-PARTS := models,epsilon,keras_gaps promises,inputs,rules scores,auditing,reports,label_audit,methods_test.py,corruption_test.py,stopping_test.py \
+PARTS := models,epsilon,keras_gaps,promises,inputs,rules \
+	scores,auditing,reports,label_audit,methods_test.py,corruption_test.py,stopping_test.py,experiments \
+	tuning,faults,project
+# All the tests leave more behind.
+test-long: PARTS := models,epsilon,keras_gaps promises,inputs,rules \
+	scores,auditing,reports,label_audit,methods_test.py,corruption_test.py,stopping_test.py \
 	experiments tuning,faults,project
 # $(call parts,PYTHON,OPTIONS) runs all the parts, and fails if one of them does.
 parts = failed=0; for part in $(PARTS); do \

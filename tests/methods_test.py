@@ -190,6 +190,7 @@ def two_outputs():
     return keras.Model(x, {"a": keras.layers.Dense(3, name="a")(x), "b": keras.layers.Dense(1, name="b")(x)})
 
 
+@pytest.mark.daily("{'a': 'accuracy'}-prl_l", "None-*", "()-co_prl_l")
 @pytest.mark.fault(44)
 @pytest.mark.parametrize("method", ["standard", "prl_l", "co_prl_l"])
 @pytest.mark.parametrize(

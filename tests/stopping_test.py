@@ -77,6 +77,7 @@ def test_a_second_fit_begins_anew():
     assert wave.changed == [0.5] and wave.stopped_epoch is None
 
 
+@pytest.mark.daily("prl_l")
 @pytest.mark.parametrize("method", ["standard", "prl_l", "co_prl_l"])
 def test_goes_with_every_kind_of_model(method):
     x, y = np.random.default_rng(0).normal(size=(40, 3)).astype("float32"), np.arange(40) % 3
@@ -91,6 +92,7 @@ def test_goes_with_every_kind_of_model(method):
     assert 0 <= history["changed"][0] <= 1
 
 
+@pytest.mark.long
 def test_stops_before_wrong_labels_are_memorized():
     """Where plain training ends far below its best, it stops near the best."""
     from sklearn.datasets import load_digits

@@ -170,6 +170,7 @@ def test_batch_normalization_that_trains_refuses_prl_g():
     assert "Layers: bn" in line(prl.check(model, (X, Y)), "batch normalization").text
 
 
+@pytest.mark.long
 def test_memory_of_prl_g():
     small = compiled(network(), score="gradient")
     assert "layer by layer" in line(prl.check(small, (X, Y)), "memory").text

@@ -375,6 +375,7 @@ class TestEstimate:
         is_wrong = rng.random(y.shape) < 0.2
         return np.where(is_wrong, 5 * rng.normal(size=y.shape), y).astype("float32"), is_wrong
 
+    @pytest.mark.daily("loss0-*")
     @pytest.mark.parametrize(
         "loss, make, outputs", [(SPARSE, classes.__func__, CLASSES), ("mse", targets.__func__, 2)]
     )

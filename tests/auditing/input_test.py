@@ -68,6 +68,7 @@ class TestIgnoredLabels:
         model.fit(X, y, epochs=3, verbose=0, callbacks=[record])
         return model, y, record
 
+    @pytest.mark.daily("2-*")
     @pytest.mark.parametrize("is_recorded", [False, True])
     def test_rank_last(self, trained, is_recorded):
         model, y, record = trained
@@ -76,6 +77,7 @@ class TestIgnoredLabels:
         assert (table["rank"][:20] > 40).all() and not table["is_flagged"][:20].any()
         assert table["is_flagged"].sum() == 20  # half of the 40
 
+    @pytest.mark.daily("2")
     def test_count_for_nothing_in_the_estimate(self, trained):
         model, y, _ = trained
         assert prl.estimate_epsilon(model, (X, y)) == prl.estimate_epsilon(model, (X[20:], y[20:]))
@@ -84,6 +86,7 @@ class TestIgnoredLabels:
         without = prl.estimate_epsilon(model, (X[20:], y[20:]), (np.arange(20), LABELS[20:40]))
         assert with_ignored == without
 
+    @pytest.mark.daily("2")
     def test_of_all_examples(self, trained):
         model, y, _ = trained
         with pytest.raises(ValueError, match="No example has a label"):
@@ -91,6 +94,7 @@ class TestIgnoredLabels:
         with pytest.raises(ValueError, match="Fewer than 2 of the trusted"):
             prl.estimate_epsilon(model, (X, y), (np.arange(20), LABELS[:20]))
 
+    @pytest.mark.long
     def test_count_for_nothing_while_training(self, trained):
         """The watch of fit sees what it sees of the same labels written as -1."""
         _, y, _ = trained
@@ -226,6 +230,7 @@ def test_arguments_that_are_none():
         prl.estimate_epsilon(compiled(), (X, LABELS), confidence="0.9")
 
 
+@pytest.mark.long
 def test_networks_that_err_alike_are_not_trusted_to_know_it():
     """Two linear networks on a circle: they agree, and are wrong and unsure alike; all labels are right."""
     rng = np.random.default_rng(0)

@@ -48,6 +48,7 @@ def kind(request):
 
 @pytest.mark.fault(34)
 class TestSparseAndRagged:
+    @pytest.mark.daily("scipy_coo", "sparse")
     def test_scores_and_tables_are_those_of_dense_ones(self, kind):
         model, data, dense = kind
         for look in (prl.score_examples, prl.audit, prl.estimate_epsilon):
@@ -65,6 +66,7 @@ class TestSparseAndRagged:
         found, expected = (prl.score_examples(compiled(), data) for data in (batches, (SPARSE, Y)))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
+    @pytest.mark.daily("ragged")
     def test_a_record_is_that_of_dense_ones(self, kind):
         model, data, dense = kind
         records = []

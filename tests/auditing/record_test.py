@@ -75,6 +75,7 @@ def bits(record):
 
 
 class TestWhatIsRecorded:
+    @pytest.mark.daily("options0", "options2")
     @pytest.mark.parametrize(
         "options", [GRAPH, {"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}]
     )
@@ -112,6 +113,7 @@ class TestWhatIsRecorded:
         np.testing.assert_allclose(record.scores, [scores], rtol=1e-5)
         assert (expected[0] != expected[1]).any()
 
+    @pytest.mark.daily("False")
     @pytest.mark.parametrize("is_pair", [False, True])
     def test_the_probability_of_the_given_class(self, is_pair):
         labels = RNG.integers(0, 3, N)
@@ -130,6 +132,7 @@ class TestWhatIsRecorded:
         assert record.given_probabilities.dtype == np.float16
         np.testing.assert_allclose(record.given_probabilities, [expected] * 2, rtol=1e-3)
 
+    @pytest.mark.daily("logits-False", "softmax-False", "own softmax-False")
     @pytest.mark.parametrize("is_pair", [False, True])
     @pytest.mark.parametrize("head", ["logits", "softmax", "own softmax", "one logit", "sigmoid"])
     def test_the_margin_of_the_given_class(self, head, is_pair, tmp_path):
@@ -250,6 +253,7 @@ class TestWhatIsRecorded:
         for a, b in zip(plain.get_weights(), recorded.get_weights()):
             np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.long
     def test_several_replicas_record_what_one_device_does(self):
         run(SETUP + REPLICAS, "2")
 
@@ -391,6 +395,7 @@ class TestFile:
                 )
         assert record.path.read_bytes() == before
 
+    @pytest.mark.daily("True")
     @pytest.mark.fault(22)
     @pytest.mark.parametrize("has_file", [False, True])
     def test_epochs_that_are_trained_again_are_recorded_again_and_said(self, has_file, tmp_path):

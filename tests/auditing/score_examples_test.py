@@ -68,6 +68,7 @@ class TestScoreExamples:
         expected = gradient_norms(model(X).numpy())
         np.testing.assert_allclose(prl.score_examples(model, (X, Y)), expected, rtol=1e-4)
 
+    @pytest.mark.long
     def test_finds_the_corrupted_labels(self):
         x = np.random.default_rng(1).normal(size=(600, 6)).astype(np.float32)
         y = np.argmax(x[:, :3], axis=1)
@@ -127,6 +128,7 @@ class TestSelectionQuality:
         assert np.isnan(measured["drop_precision"]) and np.isnan(measured["drop_recall"])
         assert measured["kept_clean"] == 1
 
+    @pytest.mark.long
     def test_never_enters_training(self):
         """The same weights with the truth, with its opposite, and without the callback."""
         weights = []

@@ -155,6 +155,7 @@ class TestRecord:
         model.fit(X, LABELS, batch_size=16, epochs=epochs, verbose=0, callbacks=[record])
         return model, record
 
+    @pytest.mark.daily("7-2")
     @pytest.mark.parametrize("epochs, late", [(1, 1), (2, 1), (6, 2), (7, 2), (9, 3)])
     def test_the_score_is_the_mean_over_the_last_third_of_the_epochs(self, epochs, late):
         model, record = self.trained(epochs)
@@ -162,6 +163,7 @@ class TestRecord:
         expected = 1 - record.given_probabilities[-late:].astype("float32").mean(axis=0)
         np.testing.assert_allclose(table["score"], expected, rtol=1e-5)
 
+    @pytest.mark.daily("False")
     @pytest.mark.parametrize("is_pair", [False, True])
     def test_the_margin_is_its_mean_over_the_epochs(self, is_pair):
         """Against a loop over epochs, networks and examples, with the weights of each epoch's only batch."""
@@ -237,6 +239,7 @@ class TestRecord:
 
 
 class TestFaults:
+    @pytest.mark.daily("False")
     @pytest.mark.parametrize("is_recorded", [True, False])
     def test_what_is_not_finite_is_the_most_suspect(self, is_recorded):
         x = X.copy()

@@ -57,6 +57,7 @@ def softmax(logits):
 
 
 class TestEstimate:
+    @pytest.mark.daily("False-options0", "False-options3")
     @pytest.mark.parametrize(
         "is_pair, options",
         [
@@ -139,6 +140,7 @@ class TestEstimate:
         model.fit(X, LABELS, batch_size=N, verbose=0)
         assert model.epsilon_estimate.high > 0
 
+    @pytest.mark.long
     def test_several_replicas_count_as_one_device(self):
         run(SETUP + REPLICAS, "2")
 
@@ -167,6 +169,7 @@ class TestWarning:
         (message,) = self.contradicted(0.45, 0.05)
         assert message.startswith("epsilon=0.45 drops more than seems to be wrong")
 
+    @pytest.mark.daily("0.0-0.0", "0.2-0.1")
     @pytest.mark.parametrize("told, wrong", [(0.4, 0.4), (0.3, 0.2), (0.2, 0.1), (0.0, 0.0), (0.1, 0.1)])
     def test_the_truth_or_a_little_more_is_not_warned_of(self, told, wrong):
         assert not self.contradicted(told, wrong)
@@ -187,6 +190,7 @@ class TestWarning:
             for networks in ([network()], [network(), network(seed=1)]):
                 fixed(*networks, run_eagerly=True).fit(X, LABELS, batch_size=N, epochs=5, verbose=0)
 
+    @pytest.mark.daily("0.1-True")
     @pytest.mark.parametrize(
         "told, is_warned", [(0.1, True), pytest.param(0.4, False, marks=LONG), (0.45, False)]
     )

@@ -38,6 +38,7 @@ def fit(model, epochs=2):
     model.fit(X, Y, batch_size=4, epochs=epochs, verbose=0)
 
 
+@pytest.mark.daily("0-*", "3-*")
 @pytest.mark.fault(48)
 @pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -79,6 +80,7 @@ def test_good_ones_get_no_word(method):
         fit(compiled(ramp, keras.optimizers.schedules.CosineDecay(2.0, 8), method))
 
 
+@pytest.mark.daily("tensor-name", "list-dict")
 @pytest.mark.fault(48)
 @pytest.mark.parametrize(
     "loss", [[LOSS], ["sparse_categorical_crossentropy"], {"out": LOSS}], ids=["list", "name", "dict"]

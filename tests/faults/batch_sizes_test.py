@@ -9,6 +9,7 @@ import prl_keras as prl
 
 @pytest.mark.fault(4)
 class TestOddBatches:
+    @pytest.mark.daily("5-4-False", "3-8-False")
     @pytest.mark.parametrize("jit_compile", [False, True])
     @pytest.mark.parametrize(("n", "batch_size"), [(11, 4), (5, 4), (3, 8), (1, 4)])
     def test_cost_at_most_two_traces(self, n, batch_size, jit_compile):

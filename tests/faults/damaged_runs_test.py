@@ -23,6 +23,7 @@ class TestDamagedRuns:
             run(self.CONFIG, tmp_path, verbose=0, callbacks=[interrupt])
         return tmp_path
 
+    @pytest.mark.daily("truncated")
     @pytest.mark.parametrize("damage", ["truncated", "cut", "gone", "empty"])
     def test_history(self, stopped, damage):
         path = stopped / "history.csv"
@@ -34,6 +35,7 @@ class TestDamagedRuns:
         with pytest.raises(ValueError, match=r"history\.csv is damaged.*--overwrite"):
             run(self.CONFIG, stopped, resume=True, verbose=0)
 
+    @pytest.mark.long
     @pytest.mark.fault(25)
     def test_config(self, stopped):
         for text in ("null", "{}", '{"a'):

@@ -30,6 +30,7 @@ class Fails(keras.callbacks.Callback):
         raise AssertionError("training began")
 
 
+@pytest.mark.daily("config")
 @pytest.mark.fault(25)
 @pytest.mark.parametrize("at", ["config", "checkpoint"])
 def test_a_full_disk_is_a_line_that_names_the_file_and_what_is_there_is_whole(tmp_path, at):

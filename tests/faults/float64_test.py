@@ -39,6 +39,12 @@ def fit(model, **data):
     return model.get_weights()
 
 
+@pytest.mark.daily(
+    "{'score': 'loss', *-regularizer",
+    "{'score': 'gradient', 'rule': Trim(epsilon=0.0, min_keep_per_class=0)}-regularizer",
+    "{'score': None}-map",
+    "{'score': 'loss_layer*-normalization",
+)
 @pytest.mark.fault(42)
 @pytest.mark.filterwarnings("ignore:The per-example gradients")
 @pytest.mark.parametrize("kind", ["regularizer", "activity", "map", "normalization"])

@@ -78,6 +78,7 @@ class TestGraphs:
         for a, b in zip(plain.get_weights(), model.network.get_weights()):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
+    @pytest.mark.daily("False")
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_a_compiled_step_is_the_eager_one(self, jit_compile):
         weights = []
@@ -89,6 +90,7 @@ class TestGraphs:
         for a, b in zip(*weights):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.daily("loss")
     @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient"])
     def test_scores_are_those_of_each_alone(self, score):
         model = compiled(score=score)

@@ -104,6 +104,11 @@ HABITS = [class_weight, weights_in_validation, validation_split, averaged_weight
           small_integers]  # fmt: skip
 
 
+@pytest.mark.daily(
+    "loss_layer_gradient-class_weight",
+    "loss_layer_gradient-averaged_weights",
+    "loss_layer_gradient-changed_variable",
+)
 @pytest.mark.fault(56)
 @pytest.mark.parametrize("score, habit", [
     *(("loss_layer_gradient", habit) for habit in HABITS),

@@ -46,6 +46,7 @@ class TestKindsOfData:
         with pytest.raises(ValueError, match="no targets y"):
             compiled().evaluate(X, verbose=0)
 
+    @pytest.mark.daily("True-*")
     @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient"])
     @pytest.mark.parametrize("as_dataset", [False, True])
     def test_sparse_inputs_are_as_dense_ones(self, score, as_dataset):

@@ -21,6 +21,7 @@ class TestLabels:
         assert len(steps) <= 1  # the batch before
         assert all(np.isfinite(w).all() for w in model.get_weights())
 
+    @pytest.mark.daily("generator")
     @pytest.mark.parametrize("source", SOURCES)
     def test_negative_ones_too_but_not_the_ignored(self, source):
         negative = np.where(BAD == 7, -1, BAD)
@@ -54,6 +55,7 @@ class TestLabels:
         for a, b in zip(before, model.get_weights()):
             np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.daily("2-loss0*", "-1-loss2*")
     @pytest.mark.fault(8)
     @pytest.mark.parametrize(
         ("loss", "outputs", "good"),
@@ -78,6 +80,7 @@ class TestLabels:
                 model.fit(source(X, bad), verbose=0)
             model.fit(source(X, np.where(bad == value, 0.5, good).astype("float32")), verbose=0)
 
+    @pytest.mark.daily("loss0*")
     @pytest.mark.fault(33)
     @pytest.mark.parametrize(
         ("loss", "outputs", "off"),  # the rounding of float32, or of float16
@@ -105,6 +108,7 @@ class TestLabels:
         with pytest.raises(ValueError, match=r"labels in \[0, 1\]; y\[\d+, 0\] is"):
             model.fit(X, y + np.where(y > 0.5, 0.004, -0.004), verbose=0)  # a 255th
 
+    @pytest.mark.long
     @pytest.mark.fault(8)
     def test_of_bootstrap_are_numbers_of_classes_too(self):
         model = compiled(loss=prl.Bootstrap(from_logits=True), rule=prl.Trim(0.3, min_keep_per_class=1))

@@ -19,6 +19,7 @@ def fit(model, x, y=Y, optimizer="adam"):
     return model
 
 
+@pytest.mark.daily("None-adam")
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 @pytest.mark.parametrize("microbatch_size", [None, 5])
 def test_prl_g_with_an_embedding_is_plain_fit_at_epsilon_zero(optimizer, microbatch_size):
@@ -38,6 +39,7 @@ def test_prl_g_with_an_embedding_is_plain_fit_at_epsilon_zero(optimizer, microba
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.fault(16)
 def test_prl_g_with_a_looping_recurrent_layer_is_slow_but_right():
     def recurrent():
@@ -68,6 +70,7 @@ SIZED_BY_VALUES = {
 }
 
 
+@pytest.mark.daily("where", "in a tf.function")
 @pytest.mark.fault(47)
 @pytest.mark.filterwarnings("ignore:The per-example gradients")
 @pytest.mark.parametrize("name", SIZED_BY_VALUES)

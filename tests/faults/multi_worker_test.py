@@ -132,6 +132,7 @@ def told(request, tmp_path_factory):
         return methods, [member.results() for member in members]
 
 
+@pytest.mark.long
 @pytest.mark.fault(19)
 def test_two_processes_learn_what_one_learns(told, monkeypatch):
     methods, ((first, _), (second, _)) = told
@@ -152,6 +153,7 @@ def test_two_processes_learn_what_one_learns(told, monkeypatch):
             assert logs[name] == other_logs[name]
 
 
+@pytest.mark.long
 def test_plain_keras_still_stops_in_both_places(told):
     """If this fails, `prl_keras/keras_gaps/replicas.py` can lose what its points 1 and 2 are for."""
     for _, (building, reducing) in told[1]:
@@ -216,6 +218,7 @@ run.run(RunConfig(epochs=2), folder, strategy=strategy)
 """
 
 
+@pytest.mark.long
 def test_different_flags_or_an_error_in_one_process_end_all(tmp_path):
     with cluster(["-c", FAILS, str(tmp_path / "run")], tmp_path) as members:
         ends = [member.end() for member in members]
@@ -226,6 +229,7 @@ def test_different_flags_or_an_error_in_one_process_end_all(tmp_path):
     assert ends[0][0] != 0 and not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.long
 def test_a_process_that_never_comes_is_an_error_in_time(tmp_path):
     start = time.monotonic()
     with cluster(train(tmp_path / "run", "--cluster_timeout=5"), tmp_path, started=1) as (member,):

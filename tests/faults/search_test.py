@@ -105,6 +105,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@pytest.mark.long
 def test_a_search_killed_three_times_ends_as_an_undisturbed_one(searches):
     undisturbed, killed = searches("undisturbed"), searches("killed")
     undisturbed.start("alone")

@@ -11,6 +11,7 @@ from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.experiments.runs.run import run
 
 
+@pytest.mark.long
 @pytest.mark.fault(25)
 def test_one_at_a_time_in_a_folder_and_a_killed_one_holds_nothing(tmp_path):
     process = start(tmp_path, "--epochs=100000")
@@ -29,6 +30,7 @@ def test_one_at_a_time_in_a_folder_and_a_killed_one_holds_nothing(tmp_path):
     assert not [path for path in tmp_path.iterdir() if "lock" in path.name]
 
 
+@pytest.mark.long
 def test_a_run_that_ended_while_another_came_is_not_replaced(tmp_path, monkeypatch):
     make, done = files.locked, []
 

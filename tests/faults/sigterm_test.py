@@ -9,6 +9,7 @@ from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.experiments.runs.run import run
 
 
+@pytest.mark.long
 @pytest.mark.fault(25)
 def test_after_sigterm_what_was_done_is_whole_and_resume_goes_on(tmp_path):
     process = start(tmp_path / "stopped", "--epochs=40")

@@ -18,6 +18,7 @@ FORMS = {
 }
 
 
+@pytest.mark.daily("both-loss_layer_gradient", "generator-loss_layer_gradient", "list-gradient")
 @pytest.mark.fault(46)
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`")
 @pytest.mark.parametrize("score", ["loss_layer_gradient", "gradient"])

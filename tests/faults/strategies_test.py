@@ -46,6 +46,7 @@ unbuilt.fit(X, Y, verbose=0)
 """
 
 
+@pytest.mark.long
 @pytest.mark.fault(19)
 def test_what_was_made_outside_the_scope_of_a_strategy_is_refused():
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH}

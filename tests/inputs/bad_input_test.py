@@ -90,6 +90,7 @@ def test_a_label_that_the_loss_ignores_is_accepted():
         compiled(loss).fit(X, with_label(-2), verbose=0)
 
 
+@pytest.mark.daily("loss_layer_gradient")
 @pytest.mark.fault(9)
 @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient", "gradient"])
 def test_targets_that_would_broadcast_are_refused(score):
@@ -158,6 +159,7 @@ def test_what_is_no_keras_model_is_refused():
 class TestLabelsPerStep:
     """Outputs [n, steps, classes]: an example is a sequence, and the rule weighs sequences."""
 
+    @pytest.mark.daily("True-*", "False-loss_layer_gradient")
     @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient", "gradient"])
     @pytest.mark.parametrize("is_weighted", [False, True])
     def test_equal_plain_keras_on_the_kept_sequences(self, score, is_weighted):

@@ -64,6 +64,15 @@ CASES = [(form, loss) for form in ("[b, 1]", "[b, t, 1]") for loss in LOSSES]
 CASES += [(form, loss) for form in ("[b, h, w, 1]", "[b]") for loss in ("mse", "binary_crossentropy")]
 
 
+@pytest.mark.daily(
+    "?b, 1]-hinge",
+    "?b, 1]-poisson",
+    "?b, 1]-logits",
+    "?b, t, 1]-bootstrap",
+    "?b, t, 1]-mse",
+    "?b]-mse",
+    "?b]-binary_crossentropy",
+)
 @pytest.mark.fault(36)
 @pytest.mark.parametrize(("form", "loss"), CASES)
 def test_dropping_nothing_is_plain_fit(form, loss):
@@ -74,6 +83,7 @@ def test_dropping_nothing_is_plain_fit(form, loss):
     assert_same(fitted(prl.RobustModel(network, rule=prl.Trim(0.0)), x, y, loss), plain)
 
 
+@pytest.mark.daily("?b, 1]-*", "?b]-mse-loss_layer_gradient-*")
 @pytest.mark.fault(36)
 @pytest.mark.parametrize("unit", ["example", "element"])
 @pytest.mark.parametrize("score", ["loss_layer_gradient", "gradient"])
@@ -155,6 +165,7 @@ def test_a_loss_of_the_whole_batch_is_refused_with_advice(loss):
         model.fit(x, y, verbose=0)
 
 
+@pytest.mark.daily("(8, 4)")
 @pytest.mark.fault(36)
 @pytest.mark.parametrize("weights", [None, (N,), (N, 4)], ids=str)
 def test_evaluate_gives_the_loss_of_fit(weights):

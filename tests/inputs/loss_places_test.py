@@ -138,6 +138,15 @@ def test_what_is_ranked_is_the_loss_of_keras(case):
         np.testing.assert_allclose(model.example_scores(X, y)[0], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.daily(
+    "a dict of one",
+    "several losses with weights",
+    "one target, one loss",
+    "one target of a dict",
+    "list, weights by name",
+    "one loss for each, weighted",
+    "several of one of*",
+)
 @pytest.mark.fault(51, 53)
 @pytest.mark.parametrize("case", CASES)
 def test_dropping_nothing_is_plain_fit_with_its_logs(case):
@@ -150,6 +159,7 @@ def test_dropping_nothing_is_plain_fit_with_its_logs(case):
         np.testing.assert_allclose(logs[name], values, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.daily("several losses-True", "several of one of two-False", "of a tuple-True")
 @pytest.mark.fault(51, 53)
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("case", ["several losses", "several of one of two", "of a tuple", "several of all"])

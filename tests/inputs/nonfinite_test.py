@@ -51,6 +51,7 @@ def spoilt(array, rows, value):
     return array
 
 
+@pytest.mark.daily("y-*", "x-loss_layer_gradient")
 @pytest.mark.fault(6, 7)
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("where", ["x", "y"])
@@ -67,6 +68,7 @@ def test_a_step_is_that_of_the_finite_examples(score, where):
     assert_same(all_state(model), all_state(alone))
 
 
+@pytest.mark.daily("False")
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_more_of_them_than_epsilon_do_not_count_either(recompute):
@@ -79,6 +81,7 @@ def test_more_of_them_than_epsilon_do_not_count_either(recompute):
     assert_same(all_state(model), all_state(alone))
 
 
+@pytest.mark.daily("loss--3e+38", "loss_layer_gradient--3e+38", "gradient--3e+38")
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("value", [1e30, -3e38])
 @pytest.mark.parametrize("score", SCORES)
@@ -92,6 +95,7 @@ def test_targets_whose_loss_overflows(value, score):
     assert_same(all_state(model), all_state(alone))
 
 
+@pytest.mark.daily("Identity-{'jit_compile': 'auto'}", "UnitNormalization-{'run_eagerly': True}")
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("options", [{"run_eagerly": True}, GRAPH], ids=str)
 @pytest.mark.parametrize(
@@ -123,6 +127,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.daily("prl_l-True")
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("method, batch_norm", STEPS)
 def test_a_batch_of_nothing_else_is_skipped(method, batch_norm):
@@ -147,6 +152,7 @@ def test_a_batch_of_nothing_else_is_skipped(method, batch_norm):
     assert np.isfinite(step(model, X, y)["loss"])
 
 
+@pytest.mark.daily("False")
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_gradient_that_is_not_finite_is_not_applied(batch_norm):
@@ -176,6 +182,7 @@ def test_padding_is_not_counted():
     assert logs["nonfinite"] == 1
 
 
+@pytest.mark.daily("options1")
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}])
 def test_compiled_by_xla_or_not_at_all(options):
     expected, model = robust(**GRAPH), robust(**options)

@@ -101,6 +101,7 @@ def assert_close(a, b, **tolerance):
         np.testing.assert_allclose(one, other, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
 
 
+@pytest.mark.daily("list-loss", "dict-loss_layer_gradient", "nested-loss_layer_gradient", "nested-gradient")
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient", "gradient"])
 @pytest.mark.parametrize("form", ["list", "dict", "nested"])
@@ -120,6 +121,7 @@ def test_a_step_is_that_of_the_examples_with_the_lowest_weighted_sum(form, score
     np.testing.assert_allclose(logs["kept_fraction"][0], 8 / 12)
 
 
+@pytest.mark.daily("gradient")
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("score", ["loss_layer_gradient", "gradient"])
 def test_dropping_nothing_is_plain_fit_with_all_its_logs(score):
@@ -318,6 +320,7 @@ def test_a_masked_output_trains_as_without_recompute():
     assert_close(trained(recompute=True), trained())
 
 
+@pytest.mark.daily("standard", "huber", "normclip", "min_sgd", "spl")
 @pytest.mark.parametrize("method", ["standard", "huber", "normclip", "min_sgd", "spl", "ignormclip"])
 def test_build_takes_the_losses_of_several_outputs(method):
     losses = {"values": "mse", "steps": "mse"}

@@ -53,6 +53,9 @@ CASES = [
 ]
 
 
+@pytest.mark.daily(
+    "sgd-graph", "adam-graph", "adamw, clipped-graph", "loss scaled-graph", "Ftrl-graph", "accumulated-graph"
+)
 @pytest.mark.parametrize("name, way", CASES)
 def test_a_good_step_is_the_optimizers_and_a_bad_one_is_none(name, way):
     optimizer, weights = OPTIMIZERS[name](), variables()

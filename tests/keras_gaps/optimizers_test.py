@@ -97,6 +97,7 @@ KINDS = {
 }
 
 
+@pytest.mark.daily("excluded", "own")
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains_as_plain_keras_in_each_model(kind):
@@ -140,6 +141,7 @@ def test_a_copy_starts_as_the_optimizer_was_given():
     assert float(build(untrained).optimizer.learning_rate) == pytest.approx(0.2)
 
 
+@pytest.mark.daily("own", "schedule")
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"mapped"}))
 def test_normclip_clips_and_leaves_the_given_optimizer(kind):

@@ -131,6 +131,7 @@ def test_a_folder_of_images(tmp_path, capsys, monkeypatch):
     assert "left/broken.png" in page.text and len(page.pictures) == 2 + 50
 
 
+@pytest.mark.long
 def test_labels_that_are_numbers(tmp_path, capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N, 3))
@@ -145,6 +146,7 @@ def test_labels_that_are_numbers(tmp_path, capsys):
     assert "Which numbers of data.csv are wrong?" in (tmp_path / "data_audit" / "report.html").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("estimate", [(0.4, 0.0, 0.5), (0.1, 0.05, 0.15)])
 def test_the_console_doubts_an_estimate_as_the_page_does(tmp_path, capsys, monkeypatch, estimate):
     monkeypatch.setattr(results, "estimate_from", lambda found: EpsilonEstimate(*estimate))
@@ -208,6 +210,7 @@ class TestStopped:
         out = capsys.readouterr().out
         assert "Going on" not in out and "starts anew, for it was begun with another --seed." in out
 
+    @pytest.mark.long
     def test_it_says_that_other_data_start_anew(self, tmp_path, monkeypatch, capsys):
         data, _ = made(tmp_path)
         stop_after(2, monkeypatch)
@@ -297,6 +300,7 @@ class TestWrongUse:
         assert "Another process is at work" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_audit_stays_the_function():
     """Whether the program is imported or run, and the program is found by its name."""
     code = """if True:

@@ -123,6 +123,7 @@ class TestSwapDisagreement:
         for old, new in zip(before, model.get_weights()):
             np.testing.assert_array_equal(old, new)
 
+    @pytest.mark.long
     def test_is_swap_in_the_warm_up_and_not_after_it(self):
         fitted = {}
         for exchange, steps in (("swap", 0), ("swap_disagreement", 4), ("swap_disagreement", 3)):
@@ -145,6 +146,7 @@ class TestSwapDisagreement:
         for one, other in zip(model.get_weights(), again.get_weights()):
             np.testing.assert_array_equal(one, other)
 
+    @pytest.mark.long
     def test_ends_above_plain_training_under_symmetric_noise(self):
         rng = np.random.default_rng(0)
         y = rng.integers(0, 4, 600)

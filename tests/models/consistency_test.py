@@ -57,6 +57,7 @@ def per_network(gradients, twins):
     return [gradients[:of_first], gradients[of_first:]]
 
 
+@pytest.mark.daily("sparse-False")
 @pytest.mark.parametrize("kind, jit_compile", CASES)
 def test_a_step_of_jocor_is_that_of_the_joint_loss(kind, jit_compile):
     model = prl.build(
@@ -88,6 +89,7 @@ def elr_gradients(kind, twin, teacher, x, y, s, strength):
     return weighted_mean(zip(*gradients), np.ones(len(x)) if s is None else s)
 
 
+@pytest.mark.daily("sparse-False")
 @pytest.mark.parametrize("kind, jit_compile", CASES)
 def test_steps_of_elr_are_those_of_its_loss(kind, jit_compile):
     model = prl.build(
@@ -167,6 +169,7 @@ def assert_close(ones, others):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.daily("teacher")
 @pytest.mark.parametrize("make", [pair, taught], ids=["pair", "teacher"])
 def test_a_strength_of_zero_changes_nothing(make):
     model, plain = compiled(make()), compiled(make())
@@ -210,6 +213,7 @@ def masked_and_recomputed():
     yield "teacher", lambda recompute: taught(score="loss", rule=prl.Trim(0.3), recompute=recompute)
 
 
+@pytest.mark.daily("teacher-*")
 @pytest.mark.parametrize("name, make", masked_and_recomputed())
 def test_recompute_takes_the_same_steps(name, make):
     masked, recomputed = (weights_after_fit(compiled(make(recompute))) for recompute in (False, True))
@@ -295,6 +299,7 @@ def test_fit_ends_with_the_averages_and_the_next_fit_starts_from_them():
     assert swapped.evaluate(X, Y, verbose=0) == pytest.approx(history["val_loss"][-1], rel=1e-5)
 
 
+@pytest.mark.daily("mixed_bfloat16")
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy):
     def mixed():
@@ -351,6 +356,7 @@ def test_gradient_accumulation_averages_from_its_first_update_on():
     assert all(np.isfinite(w).all() for w in weights_after_fit(model))
 
 
+@pytest.mark.daily("teacher")
 @pytest.mark.parametrize("make", [pair, taught], ids=["pair", "teacher"])
 def test_goes_on_after_saving_where_it_was(make, tmp_path):
     model = compiled(make())
@@ -369,6 +375,7 @@ def two_hidden_layers():
     return keras.Sequential([keras.Input([4]), *hidden, keras.layers.Dense(4)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["jocor", "elr"])
 def test_ends_above_plain_training_under_symmetric_noise(method):
     rng = np.random.default_rng(0)

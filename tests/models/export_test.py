@@ -45,6 +45,7 @@ def trained(kind, is_pair):
     return model, x
 
 
+@pytest.mark.daily("built by the first batch-one", "subclassed-pair", "inputs in a list-one")
 @pytest.mark.fault(35)
 @pytest.mark.parametrize("is_pair", [False, True], ids=["one", "pair"])
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -86,6 +87,7 @@ def test_an_archive_of_endpoints(is_pair, tmp_path):
     np.testing.assert_allclose(served, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.fault(35)
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter")
 def test_tensorflow_lite(tmp_path):

@@ -109,6 +109,15 @@ FIT_CASES = [
 ]
 
 
+@pytest.mark.daily(
+    "numpy-loss_layer_gradient",
+    "numpy-gradient",
+    "numpy-swap",
+    "generator-gradient",
+    "dict-gradient",
+    "odd_sizes-gradient",
+    "class_weight-swap",
+)
 @pytest.mark.fault(4, 20)
 @pytest.mark.parametrize("name, kind", FIT_CASES)
 def test_fit_is_plain_keras_with_the_oracles_weights(name, kind):
@@ -160,6 +169,7 @@ VARIANTS = {  # name: (optimizer, how the network is made)
 VARIANT_CASES = [(kind, variant) for kind in FAST_KINDS for variant in VARIANTS]
 
 
+@pytest.mark.daily("gradient-frozen_layer", "swap-activity", "microbatches-regularizer")
 @pytest.mark.fault(2, 10)
 @pytest.mark.parametrize("kind, variant", [*VARIANT_CASES, ("microbatches", "regularizer")])
 def test_epsilon_zero_is_plain_keras(kind, variant):
@@ -204,6 +214,7 @@ def test_dropout_in_prl_g(microbatch_size):
     np.testing.assert_array_equal(runs[:2], runs[2:])  # the same seed, the same run
 
 
+@pytest.mark.daily("loss-softmax", "loss_layer_gradient-linear", "gradient-softmax")
 @pytest.mark.fault(17)
 @pytest.mark.parametrize("head", ["linear", "softmax"])
 @pytest.mark.parametrize("kind", ["loss", "loss_layer_gradient", "gradient"])
@@ -250,6 +261,7 @@ LOSSES = [  # (loss, the head's activation, targets)
 ]
 
 
+@pytest.mark.daily("loss9-*", "categorical_focal*", "mse-*", "squared_hinge-*", "<lambda>-*")
 @pytest.mark.parametrize("loss, activation, y", LOSSES)
 def test_every_keras_loss_and_the_logs_of_fit(loss, activation, y):
     head = keras.Sequential([layers.Dense(y.shape[1] if y.ndim == 2 else 4, activation=activation)])

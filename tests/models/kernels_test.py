@@ -45,12 +45,14 @@ def counted(method, is_recorded):
 
 
 class TestStep:
+    @pytest.mark.daily("prl_l")
     @pytest.mark.parametrize("method", [pytest.param("spl", marks=LONG), "prl_l", "prl_g", "co_prl_l"])
     def test_at_most_so_many_fusions(self, method):
         found = counted(method, is_recorded=False)
         assert found.fusions <= MOST_FUSIONS[method]
         self.assert_nothing_waits_or_sorts(found)
 
+    @pytest.mark.daily("normclip")
     @pytest.mark.parametrize("method", [m if m in FAST else pytest.param(m, marks=LONG) for m in prl.METHODS])
     def test_nothing_waits_for_the_host_and_nothing_is_sorted(self, method):
         # Recorded, which adds to the step and takes nothing from it.

@@ -73,6 +73,7 @@ def trained(model, **options):
 LOSSES = [Network, Penalised, WithoutTraining, UsesWhatCompileSets, Logging, Predicting]
 
 
+@pytest.mark.daily("prl_l-Penalised", "prl_g-WithoutTraining")
 @pytest.mark.fault(40)
 @pytest.mark.parametrize("make", LOSSES)
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_dropping_nothing_is_plain_fit(make, options):
     np.testing.assert_array_equal(model.predict(X, verbose=0), network.predict(X, verbose=0))
 
 
+@pytest.mark.long
 @pytest.mark.fault(40)
 @pytest.mark.parametrize("make", [Network, Penalised])
 def test_each_network_of_a_pair_has_its_own_loss(make):
@@ -150,6 +152,7 @@ def test_a_step_of_its_own_is_warned_of(step):
         prl.RobustModel(Network())
 
 
+@pytest.mark.daily("True-MetricsProperty")
 @pytest.mark.fault(50)
 @pytest.mark.parametrize("make", [Network, MetricsProperty])
 @pytest.mark.parametrize("run_eagerly", [False, True])
@@ -185,6 +188,7 @@ class AddIfGiven(layers.Layer):
         return self.dense(x if o is None else x + o)
 
 
+@pytest.mark.daily("{}")
 @pytest.mark.fault(52)
 @pytest.mark.parametrize("options", [dict(score=None), dict(score="loss"), dict()], ids=str)
 def test_an_optional_input_that_is_none(options):
@@ -231,6 +235,7 @@ def test_get_layer_finds_the_layers_of_the_networks():
         model.get_layer("middle")
 
 
+@pytest.mark.daily("3")
 @pytest.mark.fault(54)
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
 def test_the_logs_of_batches_of_different_size_in_a_stream_of_unknown_length(steps_per_execution):

@@ -33,6 +33,7 @@ def network(seed):
     return keras.Sequential([keras.Input((STEPS, CLASSES)), *layers])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("score", "is_pair"),
     [

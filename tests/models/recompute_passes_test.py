@@ -119,6 +119,7 @@ STATEFUL = {
 }
 
 
+@pytest.mark.daily("plain")
 @pytest.mark.parametrize("name", STATEFUL)
 def test_seeds_and_statistics_move_once_a_step(name):
     """With nothing dropped it is plain `fit`, masks and statistics included, in every number."""
@@ -154,6 +155,7 @@ class MeanSquare(layers.Layer):
         return x
 
 
+@pytest.mark.daily("1")
 @pytest.mark.parametrize("count", [1, 2])
 def test_losses_that_layers_add(count):
     """In `loss_all` over the whole batch, in the step over the kept; of two networks each its own."""
@@ -200,6 +202,7 @@ def node_of(edge):
     return edge.lstrip("^").split(":")[0]
 
 
+@pytest.mark.daily("gradient-False")
 @pytest.mark.parametrize("score, recompute", [("loss", True), ("gradient", True), ("gradient", False)])
 def test_a_network_is_scored_before_it_is_updated(score, recompute):
     """In the graph as it runs: TensorFlow's optimizer loses control edges here, see `passes._once_known`.

@@ -74,6 +74,7 @@ METHOD_CASES += [(method, "zeros") for method in prl.METHODS if method not in SC
 METHOD_CASES = [case if case in FAST_CASES else pytest.param(*case, marks=LONG) for case in METHOD_CASES]
 
 
+@pytest.mark.daily("prl_l-zeros", "prl_g-zeros", "co_prl_l-zeros", "gmm-zeros")
 @pytest.mark.parametrize("method, weights", METHOD_CASES)
 def test_every_method(method, weights):
     def make(recompute):
@@ -93,12 +94,14 @@ def test_every_method(method, weights):
     assert_both_ways_agree(make, y=y, sample_weight=WEIGHTS[weights])
 
 
+@pytest.mark.daily("loss-*")
 @pytest.mark.parametrize("score, options", [("loss", {"steps_per_execution": 2}), ("gradient", {})], ids=str)
 def test_in_a_graph(score, options):
     fit = {"sample_weight": S, "batch_size": 5}
     assert_both_ways_agree(lambda r: robust(make_network(), score, recompute=r, **options), **fit)
 
 
+@pytest.mark.daily("swap")
 @pytest.mark.parametrize("exchange", ["swap", "disagreement"])
 def test_a_pair_in_a_graph(exchange):
     def make(recompute):
@@ -137,6 +140,7 @@ CASES = {  # name: (options of robust, network, arguments of fit)
 }
 
 
+@pytest.mark.daily("class_weight", "regularizer", "rule_of_integers", "one_example_left")
 @pytest.mark.parametrize("name", CASES)
 def test_everything_else_that_enters_a_step(name):
     options, network, fit = CASES[name]
@@ -173,6 +177,7 @@ REDUCTION_CASES = [
 ]
 
 
+@pytest.mark.daily("None-rows", "none-ignored_class", "sum-ignored_class", "sum_over_batch_size-rows")
 @pytest.mark.parametrize("reduction, name", REDUCTION_CASES)
 def test_every_reduction(reduction, name):
     network, ignored, x, y, weights = DATA[name]
@@ -245,6 +250,7 @@ XLA_CASES = [
 ]
 
 
+@pytest.mark.daily("ClipNorm*")
 @pytest.mark.parametrize("rule, weights", XLA_CASES, ids=str)
 def test_xla_makes_the_same_step_of_a_rule_that_keeps_a_fixed_number(rule, weights):
     def make(recompute):

@@ -138,6 +138,7 @@ print("equal")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "methods",
     [["prl_l"], pytest.param(["prl_g", "co_prl_l", "standard", "decouple"], marks=pytest.mark.long)],
@@ -153,7 +154,7 @@ _METHODS = ("prl_l", "prl_g", "co_prl_l", "recompute", "microbatches")
 @pytest.mark.parametrize(
     "kinds",
     [
-        ["activity:prl_l", "add_loss:prl_g"],
+        ["add_loss:prl_l"],
         pytest.param(
             [f"{kind}:{method}" for kind in ("activity", "add_loss") for method in _METHODS],
             marks=pytest.mark.long,
@@ -165,12 +166,14 @@ def test_the_losses_that_layers_add_are_those_of_each_replica(kinds):
     run(SETUP + ADDED, "2", *kinds)
 
 
+@pytest.mark.long
 @pytest.mark.fault(10)
 @pytest.mark.parametrize("more", ["", pytest.param(MASKED, marks=pytest.mark.long)], ids=["", "masks"])
 def test_moving_statistics_on_two_devices_and_what_is_refused_there(more):
     run(SETUP + REFUSED + STATISTICS + more, "2")
 
 
+@pytest.mark.long
 def test_microbatches_of_a_share_without_an_example():
     program = """
 import keras, numpy as np, tensorflow as tf

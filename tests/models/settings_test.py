@@ -41,6 +41,7 @@ SECOND = {
 }
 
 
+@pytest.mark.daily("own_score")
 @pytest.mark.fault(29)
 @pytest.mark.parametrize("changes", SECOND.values(), ids=SECOND)
 def test_the_next_fit_is_that_of_a_model_built_so(changes):
@@ -77,6 +78,7 @@ class Curriculum(keras.callbacks.Callback):
         self.model.rule = prl.Trim(0.1 * epoch)
 
 
+@pytest.mark.daily("True")
 @pytest.mark.fault(29)
 @pytest.mark.parametrize("has_record", [False, True])
 def test_a_curriculum_in_a_callback(has_record):
@@ -97,6 +99,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.daily("no_rule", "unknown_score", "recompute", "estimated", "score_none")
 @pytest.mark.fault(29)
 @pytest.mark.parametrize(("name", "value", "words"), REFUSED.values(), ids=REFUSED)
 def test_an_invalid_value_is_refused_and_changes_nothing(name, value, words):

@@ -52,6 +52,7 @@ def assert_same(a, b):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.daily("options0-skips", "options3-loss1", "options4-loss2")
 @pytest.mark.fault(37)
 @pytest.mark.parametrize("loss", [skips, Skips(), [skips, "mse"]])
 @pytest.mark.parametrize("options", OPTIONS)
@@ -81,6 +82,7 @@ def test_they_are_ranked_by_what_is_not_missing(score):
     np.testing.assert_allclose(prl.score_examples(model, (X, Y)), expected, rtol=1e-4)
 
 
+@pytest.mark.daily("options0", "options2")
 @pytest.mark.fault(37)
 @pytest.mark.parametrize("options", [{}, {"recompute": True}, {"score": None}, {"score": "gradient"}])
 def test_a_target_whose_loss_is_not_finite_is_bad_alone(options):
@@ -101,6 +103,7 @@ class Ended(keras.callbacks.Callback):
         self.epochs += 1
 
 
+@pytest.mark.daily("*-False")
 @pytest.mark.fault(37)
 @pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize(

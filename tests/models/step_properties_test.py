@@ -114,6 +114,7 @@ def assert_same(got, expected, tolerance=1e-5):
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(largest, 1))
 
 
+@pytest.mark.daily("loss_layer", "loss_layer_eager", "gradient", "pair")
 @each_step
 def test_a_step_is_the_oracles_step(name):
     @few
@@ -125,6 +126,7 @@ def test_a_step_is_the_oracles_step(name):
     check()
 
 
+@pytest.mark.daily("loss_layer-*")
 @pytest.mark.parametrize(
     "name, policy",
     [
@@ -144,6 +146,7 @@ def test_a_step_in_half_precision_takes_the_same_examples(name, policy):
     check()
 
 
+@pytest.mark.daily("loss_layer", "loss_layer_xla", "loss_layer_recompute", "gradient", "pair")
 @each_step
 def test_what_padding_holds_never_moves_a_weight(name):
     @few
@@ -161,6 +164,7 @@ def test_what_padding_holds_never_moves_a_weight(name):
     check()
 
 
+@pytest.mark.daily("loss_layer", "loss_layer_recompute", "gradient", "pair")
 @each_step
 def test_an_empty_batch_and_one_of_padding_move_nothing(name):
     empty = np.zeros((0, WIDTH), np.float32), np.zeros((0, 1), np.float32), np.zeros(0, np.float32)

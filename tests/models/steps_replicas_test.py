@@ -110,16 +110,19 @@ def run(program, *arguments):
     assert done.stdout.split()[-1] == "equal"
 
 
+@pytest.mark.long
 def test_two_replicas_learn_what_one_device_learns():
     cases = "co_prl_l example weighted", "prl_l element weighted", "prl_l example several weighted"
     run(SETUP + REPLICAS, *cases)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["elements", pytest.param("several", marks=pytest.mark.long)])
 def test_two_replicas_with_epsilon_0_learn_what_keras_learns(case):
     run(SETUP + EPSILON_0, case)
 
 
+@pytest.mark.long
 @pytest.mark.fault(26)
 def test_a_replica_without_an_example_and_a_mean_over_visible_steps():
     run(SETUP + EMPTY_SHARE)

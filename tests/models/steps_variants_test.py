@@ -268,6 +268,14 @@ def trim(scores, is_ranked, epsilon):
 # The variants.
 
 
+@pytest.mark.daily(
+    "embedding-masked",
+    "embedding_element-*",
+    "embedding_gradient-masked",
+    "looping_element-masked",
+    "recompute_gradient-masked",
+    "two_outputs*-masked",
+)
 @each_variant_and_case
 def test_a_step_is_kerass_with_the_weights_that_numpy_selects(name, case):
     kind, method, unit, _ = VARIANTS[name]
@@ -296,6 +304,9 @@ def train(model, name, x, y, s):
         model.fit(x, y, sample_weight=s, **FIT)
 
 
+@pytest.mark.daily(
+    "embedding", "embedding_element", "unrolled_element", "looping_gradient", "recompute", "two_outputs"
+)
 @each_variant
 def test_with_epsilon_0_fit_is_that_of_keras(name):
     kind = VARIANTS[name][0]
@@ -310,6 +321,16 @@ def test_with_epsilon_0_fit_is_that_of_keras(name):
         assert_same([network.get_weights()], [other.get_weights()])
 
 
+@pytest.mark.daily(
+    "embedding*",
+    "unrolled_element-both",
+    "looping_element-masked",
+    "pair_element-masked",
+    "recompute-*",
+    "xla_element-both",
+    "two_outputs-*",
+    "two_outputs_xla-both",
+)
 @each_variant_and_case
 def test_labels_that_do_not_count_change_nothing(name, case):
     kind = VARIANTS[name][0]
@@ -345,6 +366,7 @@ def test_an_example_of_which_nothing_counts_weighs_nothing(name):
         assert kind == "two_outputs" or not rows[-1].any()
 
 
+@pytest.mark.daily("element")
 @pytest.mark.parametrize("unit", ["example", "element"])
 def test_the_mask_of_a_dataset_in_a_graph(unit):
     """`fit` on a dataset of uneven batches, in a graph, is the step by step one."""

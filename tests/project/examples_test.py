@@ -37,6 +37,7 @@ def table_by(name, *flags):
     return table_of(done.stdout)
 
 
+@pytest.mark.long
 # How much better than plain training, and what share of wrong labels random scores find.
 @pytest.mark.parametrize(
     ("name", "selecting", "lead", "chance"),
@@ -116,6 +117,7 @@ def short(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tag_sequences", "segment_images", *sorted(TEXT)])
 def test_two_epochs_already_give_every_column(name, short):
     if name in TEXT:
@@ -129,12 +131,14 @@ def test_two_epochs_already_give_every_column(name, short):
         assert all(0 < value <= 1 for value in found.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(TEXT))
 def test_a_preset_takes_the_place_of_the_small_network(name, short):
     pytest.importorskip("keras_hub", reason="needs requirements-text.txt")
     assert short[f"{name} of a preset"] == 2
 
 
+@pytest.mark.long
 def test_an_unknown_argument_is_named(short):
     code, said = short["unknown argument"]
     assert code != 0 and "Unknown arguments ['seeds=5']" in said
@@ -155,6 +159,7 @@ def example_in(folder, name, *flags):
     return table_of(done.stdout)
 
 
+@pytest.mark.long
 def test_labels_that_were_looked_at_are_fixed_and_help(tmp_path):
     table = example_in(tmp_path, "clean_my_labels")
     given, fixed = table["as given"], table["fixed"]
@@ -166,12 +171,14 @@ def test_labels_that_were_looked_at_are_fixed_and_help(tmp_path):
     assert "Which digits are wrong?" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_regression_survives_wrong_targets(tmp_path):
     table = example_in(tmp_path, "regress_table")
     assert list(table) == ["plain", "PRL(L)"]
     assert table["plain"]["test R2, mean"] < 0 < table["PRL(L)"]["test R2, mean"]
 
 
+@pytest.mark.long
 def test_fine_tuning_on_a_folder_survives_files_in_wrong_folders(tmp_path):
     table = example_in(tmp_path, "classify_image_folder")
     assert table["plain"]["fine-tuned"] + 0.05 < table["PRL(L)"]["fine-tuned"]
@@ -201,6 +208,7 @@ def test_a_folder_of_ones_own_takes_the_place_of_the_digits(tmp_path):
     assert len(suspects) == 8 and {row["folder"] for row in suspects} <= {"dark", "light"}
 
 
+@pytest.mark.long
 def test_the_search_chooses_the_lowest_loss_and_repeats_no_trial(tmp_path):
     pytest.importorskip("keras_tuner")
     table = example_in(tmp_path, "search_epsilon")
@@ -213,6 +221,7 @@ def test_the_search_chooses_the_lowest_loss_and_repeats_no_trial(tmp_path):
     assert all(path.read_text() == text for path, text in records.items())  # none ran twice
 
 
+@pytest.mark.long
 def test_two_replicas_train_the_model_of_one_device(tmp_path):
     table = example_in(tmp_path, "two_replicas")
     one, several = table["one device"], table["2 replicas"]

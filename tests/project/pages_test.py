@@ -116,6 +116,7 @@ def test_every_page_with_code_has_an_outcome():
     assert set(OUTCOMES) == {name for name in PAGES if blocks(name, "python")}
 
 
+@pytest.mark.daily("README.md", "getting_started.md", "elements.md", "extending.md")
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_python_blocks_run_one_after_the_other(name, namespaces, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -140,6 +141,7 @@ def test_the_commands_are_known():
             assert command.startswith(known), (name, command)
 
 
+@pytest.mark.daily("paper.md-17")
 @pytest.mark.parametrize("command", with_program("reproduce"))
 def test_the_commands_of_the_tables_list_their_runs(command, tmp_path):
     """As written, but that nothing is run."""
@@ -151,6 +153,7 @@ def test_the_commands_of_the_tables_list_their_runs(command, tmp_path):
     assert "runs to do of" in done.stdout or "--table=4" in command
 
 
+@pytest.mark.daily("getting_started.md-14")
 @pytest.mark.parametrize("command", with_program("train"))
 def test_the_commands_run(command, tmp_path):
     """As written, but for two epochs and into a folder of the test's."""

@@ -48,6 +48,7 @@ def test_the_page_of_the_published_code(tmp_path):
     assert_written(RESULTS / "published/README.md", published.write_page(tmp_path / "page.md", found))
 
 
+@pytest.mark.long
 def test_the_page_of_the_leaderboard(tmp_path):
     shutil.copytree(RESULTS / "leaderboard", tmp_path, dirs_exist_ok=True)
     leaderboard(tmp_path, report=True)
@@ -62,6 +63,7 @@ def test_the_page_of_data_that_the_default_has_not_seen(tmp_path):
         assert_written(RESULTS / "leaderboard/unseen" / name, tmp_path / name)
 
 
+@pytest.mark.daily("6")
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.long), 2, 3, 6])
 def test_the_tables_of_the_paper(number, tmp_path):
     runs = shutil.copytree(RESULTS / "cpu/runs", tmp_path / "runs")  # tables share runs

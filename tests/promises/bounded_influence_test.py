@@ -46,6 +46,7 @@ def slack(epsilon, n):
 
 
 class TestBoundedInfluence:
+    @pytest.mark.long
     @settings(max_examples=150, deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
@@ -79,6 +80,7 @@ class TestBoundedInfluence:
         _, clean_mean, _ = trimmed_and_plain_mean(clean, y_pred, half_squared_error, epsilon)
         assert np.linalg.norm(trimmed - clean_mean) <= slack(epsilon, n) * k * (1 + 1e-4)
 
+    @pytest.mark.daily("10")
     @pytest.mark.parametrize("percent", [5, 10, 20, 25])
     def test_stays_within_four_epsilon_k(self, percent):
         """The bound as stated, at sizes where the fractions are whole: worst of many adversaries."""

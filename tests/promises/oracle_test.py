@@ -142,6 +142,7 @@ def test_a_batch_of_padding_moves_nothing(method):
     assert_one_step(method, kind, "mlp", 0.3, make_batch(kind, "mlp", 7, "zero"))
 
 
+@pytest.mark.daily("spl-*", "prl_g-0.45-30", "co_prl_l-0.45-30")
 # m = 20 of 30 count: (1 - 0.45) * 20 and (1 - 0.9) * 20 are whole on paper, not in floating point.
 @pytest.mark.parametrize("epsilon, n", [(0.0, 7), (0.45, 30), (0.9, 30)])
 @pytest.mark.parametrize(
@@ -151,6 +152,9 @@ def test_every_epsilon(method, epsilon, n):
     assert_one_step(method, "sparse", "mlp", epsilon, make_batch("sparse", "mlp", n, "some"))
 
 
+@pytest.mark.daily(
+    "standard-*", "bootstrap-one_hot", "spl-mse", "prl_l-*", "prl_g-*", "co_prl_l-one_hot", "decouple-binary"
+)
 @pytest.mark.parametrize("method, kind", [(m, k) for m in METHODS for k in kinds(m)[1:] or ["mse"]])
 def test_every_loss(method, kind):
     body = "convolution" if kind == "one_hot" or method == "huber" else "mlp"
@@ -165,6 +169,7 @@ def test_ties_keep_the_earlier_example(method):
     assert_one_step(method, "mse", "mlp", 0.3, (x, np.sign(y), s), scale=0.0)
 
 
+@pytest.mark.daily("standard", "bootstrap", "prl_g", "co_prl_l")
 @pytest.mark.parametrize("method", METHODS)
 def test_an_epoch_with_momentum_and_a_ragged_last_batch(method):
     kind, optimizer = kinds(method)[0], keras.optimizers.SGD(0.1, momentum=0.9)
@@ -179,6 +184,7 @@ def test_an_epoch_with_momentum_and_a_ragged_last_batch(method):
     assert_same_weights(networks, twins)
 
 
+@pytest.mark.daily("prl_l")
 @pytest.mark.parametrize("method", ["spl", "prl_l", "prl_g"])
 def test_adam(method):
     model, networks, twins = make_models(method, "sparse", "mlp", 0.3, keras.optimizers.Adam(0.01))

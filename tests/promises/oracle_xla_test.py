@@ -52,6 +52,7 @@ CASES = [
 ]
 
 
+@pytest.mark.daily("standard-7", "bootstrap-7", "prl_l-7", "co_prl_l-7")
 @pytest.mark.parametrize("method, n", CASES)
 def test_one_step_equals_the_brute_force_oracle(method, n):
     kind = kinds(method)[0]

@@ -54,6 +54,7 @@ def test_1_trim_keeps_exactly_k_with_weight_n_over_k(n, epsilon):
     np.testing.assert_allclose(weights, np.where(scores < k, n / k, 0), rtol=1e-6)
 
 
+@pytest.mark.daily("{'score': 'gradient', 'rule': Trim(epsilon=0.0, min_keep_per_class=0)}", "{'rule': Trim*")
 @pytest.mark.fault(2)
 @pytest.mark.parametrize(
     "robust",

@@ -110,7 +110,7 @@ def make_with(method):
     return prl.build(method, lambda: network(next(seeds), keras.layers.BatchNormalization()), epsilon=0.4,
                      loss=cross_entropy, optimizer=optimizer())
 
-for method in ["prl_l", "decouple"]:
+for method in sys.argv[2:]:
     weights, logs = train(lambda: make_with(method), mirrored)
     assert all(np.isfinite(w).all() for w in weights) and logs["nonfinite"] == [10, 10], logs
     def make():
@@ -149,8 +149,7 @@ def run(program, *arguments):
 OF_SHARE = ["sever", "geomed"]
 METHODS = [name for name in prl.METHODS if name not in OF_SHARE]
 SCORED = [name for name in METHODS if prl.METHODS[name].score]
-# In `make test` one method of each kind of step on two, and with `recompute` on three.
-KINDS = ["standard", "prl_l", "prl_g", "co_prl_l", "decouple", "jocor", "elr"]
+PAPERS = ["prl_l", "prl_g", "co_prl_l"]  # the others do so in `make test-long`
 LONG = pytest.mark.long
 two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", marks=LONG)])
 
@@ -159,7 +158,7 @@ two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", mark
 @pytest.mark.parametrize(
     "replicas, mode, methods",
     [
-        ("2", "masked", KINDS),
+        ("2", "masked", PAPERS),
         pytest.param("2", "masked", METHODS, marks=LONG),
         pytest.param("3", "masked", METHODS, marks=LONG),
         pytest.param("3", "recompute", SCORED, marks=LONG),
@@ -175,16 +174,21 @@ def test_scores_of_a_share_train(replicas):
     run(SETUP + SCORES_OF_SHARE, replicas, *OF_SHARE)
 
 
+@pytest.mark.long
 @pytest.mark.fault(5)
 @two_and_three
 def test_a_replica_of_which_nothing_is_kept_adds_nothing(replicas):
     run(SETUP + NOTHING_KEPT, replicas)
 
 
+@pytest.mark.long
 @pytest.mark.fault(6)
-@two_and_three
-def test_examples_that_are_not_finite(replicas):
-    run(SETUP + NOT_FINITE, replicas)
+@pytest.mark.parametrize(
+    "replicas, method",
+    [("2", "prl_l"), pytest.param("2", "decouple", marks=LONG), pytest.param("3", "prl_l", marks=LONG)],
+)
+def test_examples_that_are_not_finite(replicas, method):
+    run(SETUP + NOT_FINITE, replicas, method)
 
 
 @LONG  # test_a_step_is_that_of_the_examples_with_the_lowest_weighted_sum has them on one device

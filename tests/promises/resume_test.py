@@ -82,6 +82,7 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.daily("co_prl_l")
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_resumes_the_straight_run(method, tmp_path):
@@ -111,6 +112,7 @@ def test_after_kill_9(tmp_path):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)  # of two processes
 
 
+@pytest.mark.daily("standard")
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("method", ["prl_l", pytest.param("co_teaching", marks=pytest.mark.long), "standard"])
 def test_a_truncated_newest_backup_falls_back_to_the_one_before(method, tmp_path):

@@ -45,6 +45,7 @@ def test_a_model_loads_and_predicts(name):
     assert found == pytest.approx(EXPECTED[name]["evaluate"], rel=1e-5)
 
 
+@pytest.mark.daily("prl_l", "prl_g", "auto", "co_prl_l")
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "bootstrap"])
 def test_a_model_trains_on(name):
     """The optimizer, dropout's seeds and a schedule's step go on: the same weights after one epoch more.
@@ -78,6 +79,7 @@ def test_a_record_loads(name):
     assert len(prl.audit(loaded(name), (X, Y), record=record)) == len(X)
 
 
+@pytest.mark.long
 def test_a_model_loads_in_a_fresh_process():
     code = f"import keras, prl_keras; print(type(keras.saving.load_model({str(SAVED / 'prl_l.keras')!r})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

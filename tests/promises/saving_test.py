@@ -191,6 +191,7 @@ def test_config_round_trip(name):
     json.dumps(model.get_config())
 
 
+@pytest.mark.daily("trim")
 @pytest.mark.parametrize("name", ["trim", pytest.param("microbatch", marks=LONG), "swap"])
 def test_save_weights_and_load_weights(name, tmp_path):
     model, other = trained(name), make(name, seed=1)
@@ -258,6 +259,7 @@ def without_prl_keras(tmp_path_factory):
     return [(shipped[name], network(X)) for name, network in networks.items()], printed
 
 
+@pytest.mark.long
 @pytest.mark.fault(21)
 def test_the_network_ships_without_prl_keras(without_prl_keras):
     for shipped, here in without_prl_keras[0]:
@@ -273,6 +275,7 @@ def test_the_network_exports(name, tmp_path):
     np.testing.assert_allclose(served, network(X), atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.fault(21)
 def test_without_the_import_the_class_and_its_module_are_named(without_prl_keras):
     _, printed = without_prl_keras

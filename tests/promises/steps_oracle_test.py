@@ -164,6 +164,7 @@ def loss_for(method):
 # The library against the oracle.
 
 
+@pytest.mark.daily("*-both")
 @pytest.mark.fault(26)
 @pytest.mark.parametrize("case", ["masked", "weighted", "both"])
 @pytest.mark.parametrize("method", PAPER_METHODS)
@@ -172,6 +173,7 @@ def test_every_method(method, case):
     assert_one_step(method, loss, "dense", make_batch(loss, case))
 
 
+@pytest.mark.daily("spl", "prl_l", "prl_g", "co_prl_l")
 @pytest.mark.parametrize("method", PAPER_METHODS)
 def test_every_method_of_a_recurrent_network(method):
     loss = loss_for(method)
@@ -184,6 +186,7 @@ def test_without_masks(method, case):
     assert_one_step(method, "sparse", "unmasked", make_batch("sparse", case))
 
 
+@pytest.mark.daily("*-both", "*-by_example")
 @pytest.mark.parametrize("case", ["masked", "weighted", "both", "by_example"])
 @pytest.mark.parametrize("method", BY_ELEMENT)
 def test_every_method_by_element(method, case):
@@ -202,6 +205,7 @@ def test_every_loss(method, loss, unit):
     assert_one_step(method, loss, "dense", make_batch(loss, "both"), unit=unit)
 
 
+@pytest.mark.daily("spl-*", "prl_l-*", "decouple-ignoring")
 @pytest.mark.fault(26)
 @pytest.mark.parametrize("loss", IGNORED)
 @pytest.mark.parametrize("method", ["spl", "prl_l", "prl_g", "ignormclip", "decouple"])
@@ -278,6 +282,7 @@ DRAWN = [(method, "example") for method in ("prl_l", "spl", "prl_g", "co_prl_l")
 DRAWN += [(method, "element") for method in ("prl_l", "spl", "co_prl_l")]
 
 
+@pytest.mark.daily("prl_l-element", "prl_g-example")
 @pytest.mark.parametrize("method, unit", DRAWN)
 def test_a_step_is_the_oracles_step(method, unit):
     model, networks, dial = dialled(method, unit)
@@ -318,6 +323,7 @@ TRIMMED = [("spl", "example"), ("prl_l", "example"), ("prl_g", "example"), ("co_
 TRIMMED += [("spl", "element"), ("prl_l", "element"), ("co_prl_l", "element")]
 
 
+@pytest.mark.daily("spl-*", "prl_l-*", "prl_g-example-sparse-masked", "co_prl_l-example-sparse-masked")
 @pytest.mark.parametrize("loss, case", [("sparse", "masked"), ("ignoring", "both")])
 @pytest.mark.parametrize("method, unit", TRIMMED)
 def test_with_epsilon_0_fit_is_that_of_keras(method, unit, loss, case):

@@ -46,6 +46,7 @@ def by_sklearn(losses):
     return posterior / posterior.mean()
 
 
+@pytest.mark.daily("eager", "unknown batch size")
 @pytest.mark.parametrize("mode", MODES)
 def test_is_the_posterior_of_scikit_learn(mode):
     rule = MODES[mode](prl.MixturePosterior())
@@ -82,6 +83,7 @@ def test_padding_and_non_finite_losses_weigh_0_and_change_no_other_weight():
     assert found[20:].tolist() == [0] * 5
 
 
+@pytest.mark.daily("eager", "unknown batch size")
 @pytest.mark.parametrize("mode", MODES)
 def test_is_finite_at_its_ends(mode):
     rule = MODES[mode](prl.MixturePosterior())
@@ -117,6 +119,7 @@ def network():
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
 
 
+@pytest.mark.daily("False")
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_step_is_that_of_a_loop(jit_compile):
     rng = np.random.default_rng(0)

@@ -104,6 +104,7 @@ class TestKeptCount:
 
 @pytest.mark.parametrize("rule", RULES)
 class TestRules:
+    @pytest.mark.daily("eager-*", "graph-trim")
     @pytest.mark.parametrize("mode", MODES)
     def test_equal_the_loop_over_examples(self, rule, mode):
         @few

@@ -139,6 +139,7 @@ class TestTies:
 
 
 class TestLowestOfEachClass:
+    @pytest.mark.daily("False")
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_by_thresholds_is_by_pairs(self, jit_compile):
         rng = np.random.default_rng(1)

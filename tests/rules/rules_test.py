@@ -24,6 +24,7 @@ def exact_kept_count(n, percent):
 
 
 class TestKeptCount:
+    @pytest.mark.daily("?5", "?0", "99")
     @pytest.mark.fault(3)
     @pytest.mark.parametrize("percent", range(0, 100))
     def test_is_exact_for_every_whole_percent(self, percent):

@@ -73,6 +73,7 @@ MIXES_NOT = {
 }
 
 
+@pytest.mark.daily("always_frozen", "frozen_base")
 @pytest.mark.fault(41)
 @pytest.mark.parametrize("name", MIXES_NOT)
 def test_what_does_not_mix_trains_as_in_keras(name):
@@ -121,6 +122,7 @@ def test_a_subclass_that_mixes_is_refused_at_its_first_batch(wrapped):
     assert (network.normalize.weights[-2].numpy() == 0).all()  # the moving mean
 
 
+@pytest.mark.daily("plain-*")
 @pytest.mark.fault(41)
 @pytest.mark.parametrize("options", [{"score": "gradient"}, {"recompute": True}], ids=str)
 @pytest.mark.parametrize("wrap", [lambda layer: layer, layers.Bidirectional], ids=["plain", "bidirectional"])

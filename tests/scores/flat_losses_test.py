@@ -45,6 +45,7 @@ def trained(loss, pair=False, epochs=8, callbacks=(), **kwargs):
     return model
 
 
+@pytest.mark.daily("quantile-False")
 @pytest.mark.fault(27)
 @pytest.mark.parametrize(
     "loss, pair",
@@ -69,6 +70,7 @@ def test_the_largest_losses_are_dropped(loss, pair):
             np.testing.assert_array_equal(dropped, losses >= np.sort(losses)[-dropped.sum()])
 
 
+@pytest.mark.long
 def test_under_xla_and_with_more_examples_than_are_compared_in_pairs():
     x, y, wrong = data()
     with pytest.warns(UserWarning, match=SAYS_SO):

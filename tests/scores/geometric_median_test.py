@@ -53,6 +53,7 @@ def median_by_hand(gradients):
     return m
 
 
+@pytest.mark.daily("eager")
 @pytest.mark.parametrize("mode", MODES)
 def test_is_the_distance_to_the_minimum_of_the_summed_distances(mode):
     y, z = batch()
@@ -90,6 +91,7 @@ def test_the_weighted_mean_of_the_gradients_is_the_median():
     np.testing.assert_allclose(mean, median_by_hand(g), atol=1e-4)
 
 
+@pytest.mark.daily("*-False")
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_a_step_is_that_of_a_loop(is_padded, jit_compile):
@@ -149,6 +151,7 @@ def test_a_gradient_whose_square_overflows_moves_nothing():
     assert np.isinf(found[3])
 
 
+@pytest.mark.daily("*-eager", "1-*")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_small_batches_and_padding_alone(mode, n):

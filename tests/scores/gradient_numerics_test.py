@@ -79,6 +79,7 @@ def assert_checks_pass(network, loss, x, y):
             assert np.isfinite(tf.convert_to_tensor(total)).all()
 
 
+@pytest.mark.daily("softmax", "losses_of_zero")
 @pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_divides_by_a_norm_or_a_deviation_of_zero(name):
@@ -107,6 +108,7 @@ CASES = [
 ]
 
 
+@pytest.mark.daily("prl_l-False", "prl_g-True")
 @pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("name, is_recorded", CASES)
 def test_a_method_trains_in_a_graph(name, is_recorded):

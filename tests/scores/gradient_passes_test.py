@@ -43,6 +43,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.daily("None-einsum_dense")
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("microbatch_size", [None, 5])
 def test_what_the_map_would_get_wrong_is_looped_over(name, microbatch_size):
@@ -71,6 +72,7 @@ def test_layers_that_branch_train():
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
+@pytest.mark.daily("0.3")
 @pytest.mark.parametrize("epsilon", [0.0, 0.3])
 def test_a_class_that_is_ignored_does_not_shrink_the_step(epsilon):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
@@ -93,6 +95,7 @@ def test_a_class_that_is_ignored_does_not_shrink_the_step(epsilon):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.daily("False-{}", "True-{}")
 @pytest.mark.parametrize("options", [{}, {"microbatch_size": 3}, {"recompute": True}], ids=str)
 @pytest.mark.parametrize("eager", [True, False])
 def test_a_layers_own_state_and_seeds_move_once_a_step(options, eager):

@@ -94,6 +94,7 @@ def test_gradients_and_norms_equal_the_loop(name):
     np.testing.assert_allclose(norms, np.linalg.norm(flat, axis=1), rtol=1e-4)
 
 
+@pytest.mark.daily("1")
 @pytest.mark.parametrize("microbatch_size", [None, 1])
 def test_a_last_batch_of_one_example_has_the_norm_of_that_example(microbatch_size):
     network, x, y = batch("residual", 2)
@@ -115,6 +116,7 @@ def test_microbatches_never_change_the_norms(n, microbatch_size):
     np.testing.assert_allclose(norms, expected, rtol=1e-4)
 
 
+@pytest.mark.daily("None")
 @pytest.mark.parametrize("microbatch_size", [None, 3])
 def test_compiles_with_xla_and_a_batch_size_unknown_until_the_call(microbatch_size):
     network, _, _ = batch("conv", 1)

@@ -61,6 +61,7 @@ HEADS = {
 }
 
 
+@pytest.mark.daily("*-False", "two-True", "over_steps-True")
 @pytest.mark.fault(43)
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("name", HEADS)

@@ -75,6 +75,7 @@ def test_no_loss_of_keras_is_missing():
     assert classes == {type(loss) for loss in LOSSES}
 
 
+@pytest.mark.daily("mean_squared_error", "hinge", "binary_crossentropy", "kl_divergence")
 @pytest.mark.fault(32)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_dropping_nothing_is_plain_fit(name):
@@ -93,6 +94,17 @@ def test_examples_are_ranked_by_the_values_of_the_loss(name):
     np.testing.assert_allclose(model.example_scores(x, y)[0], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.daily(
+    "mean_squared_error-*",
+    "mean_absolute_error-*",
+    "huber_loss-*",
+    "hinge-*",
+    "kl_divergence-*",
+    "binary_crossentropy-*",
+    "sparse_categorical_crossentropy-*",
+    "ctc-*",
+    "circle-*",
+)
 @pytest.mark.fault(32)
 @pytest.mark.parametrize(
     ("name", "score"),

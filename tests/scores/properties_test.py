@@ -76,6 +76,7 @@ def assert_scores(got, expected, name):
     assert np.all(got[~fits] == np.inf)
 
 
+@pytest.mark.daily("*-eager-*", "mse-xla-loss_layer_gradient", "sparse_softmax_cross_entropy-graph-*")
 @each_score
 @pytest.mark.parametrize(
     ("name", "mode"),

@@ -52,6 +52,7 @@ def colluding(n=60, wrong=18, hard=9, classes=10):
     return y, z.astype("float32"), kind
 
 
+@pytest.mark.daily("*-eager", "*-unknown*")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pads", [False, True])
 def test_is_the_squared_part_along_the_top_singular_vector(mode, pads):
@@ -145,6 +146,7 @@ def test_rows_that_are_not_finite_or_padding_move_nothing():
     assert found[60:].tolist() == [np.inf, np.inf, 0, 0]
 
 
+@pytest.mark.daily("*-eager", "1-*")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_small_batches_and_padding_alone(mode, n):
@@ -161,6 +163,7 @@ def test_equal_gradients_score_0():
     np.testing.assert_allclose(found, 0, atol=1e-12)
 
 
+@pytest.mark.daily("*-False")
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_a_step_is_that_of_a_loop(is_padded, jit_compile):

@@ -34,6 +34,7 @@ def lower_half_of_each_class(network, x, y):
     return np.mean(np.concatenate(kept))
 
 
+@pytest.mark.daily("prl_l")
 @pytest.mark.parametrize("method", ["prl_l", "standard"])
 def test_the_network_of_the_lowest_trimmed_loss_is_kept(method, data, tmp_path):
     model, record = train(tmp_path, data, hypermodel(epsilon=0.3, method=method), test_data=data)
@@ -109,6 +110,7 @@ def _records(directory, data, trainings):
     return [files.read_json(directory / f"training_{index}.json") for index in range(trainings)]
 
 
+@pytest.mark.long
 def test_what_cannot_be_written_is_no_failed_training(data, tmp_path, monkeypatch):
     whole = train(tmp_path / "whole", data)
     with monkeypatch.context() as patched:

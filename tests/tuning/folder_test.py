@@ -25,6 +25,7 @@ def data():
     return examples()
 
 
+@pytest.mark.long
 def test_overwriting_leaves_what_is_not_the_searchs(data, tmp_path):
     search(tmp_path, data, max_trials=2)
     (tmp_path / "search" / "thesis.txt").write_text("mine")
@@ -36,6 +37,7 @@ def test_overwriting_leaves_what_is_not_the_searchs(data, tmp_path):
     assert not list((tmp_path / "search").glob(".*"))
 
 
+@pytest.mark.daily("option")
 @pytest.mark.parametrize(
     "change",
     [
@@ -54,6 +56,7 @@ def test_what_is_refused_overwrites_nothing(change, data, tmp_path):
     search(tmp_path, data, max_trials=2)  # is the search that was there
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moved", [pytest.param(0, marks=pytest.mark.long), 2, None])
 def test_killed_while_it_replaces_a_search_the_old_one_is_there_again(moved, data, tmp_path, monkeypatch):
     """After so many of the files have moved; None: after all, before the new search was seen to fit."""
@@ -91,6 +94,7 @@ def test_another_network_of_as_many_weights_is_another_search(data, tmp_path, mo
         search(tmp_path, data, max_trials=1)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(data, tmp_path, monkeypatch):
     def no_space(self, path):
         raise OSError(28, "No space left on device")

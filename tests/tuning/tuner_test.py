@@ -222,6 +222,7 @@ class TestSearch:
         search(directory.parent, data, {"epsilon": (0.0, 0.5)}, test_data=data, executions_per_trial=2)
         pd.testing.assert_frame_equal(report.executions(directory), before)
 
+    @pytest.mark.long
     @pytest.mark.parametrize(  # hyperband has as many as it has
         "kind", ["random", pytest.param("bayesian", marks=pytest.mark.long), "grid"]
     )
@@ -238,6 +239,7 @@ class TestSearch:
         with pytest.raises(ValueError, match=r"epochs was 2, is now 3.*overwrite=True"):
             search(directory.parent, data, {"epsilon": (0.0, 0.5)}, epochs=3, executions_per_trial=2)
 
+    @pytest.mark.long
     def test_a_trial_is_a_function_of_the_seed(self, data, tmp_path):
         for name in ("one", "two"):
             search(tmp_path / name, data, max_trials=2, seed=3)
@@ -355,12 +357,14 @@ class TestFailures:
         table = report.trials(report.executions(tmp_path / "search"), tuner.oracle.objective)
         assert table["executions"].tolist() == [1, 1] and "epsilon" in table["failure"][1]
 
+    @pytest.mark.long
     def test_no_number_of_failures_in_a_row_ends_the_search(self, data, tmp_path):
         space = {"learning_rate": [0.01, *(i * TOO_HIGH for i in range(1, 6)), 0.02], "epsilon": 0.2}
         search(tmp_path, data, {**space, "optimizer": keras.optimizers.SGD}, "grid", max_trials=None)
         table = report.executions(tmp_path / "search")
         assert table["failure"].notna().tolist() == [False, *[True] * 5, False]
 
+    @pytest.mark.long
     def test_bayesian_search_does_not_propose_what_failed_or_was_tried(self, data, tmp_path):
         space = {"learning_rate": [0.01, 0.02, 0.03, TOO_HIGH, 2 * TOO_HIGH], "epsilon": 0.2}
         search(tmp_path, data, {**space, "optimizer": keras.optimizers.SGD}, "bayesian", max_trials=5)
@@ -394,6 +398,7 @@ class TestFailures:
             make_tuner("random", hypermodel(), name, tmp_path / "search", epochs=1, max_trials=1)
         assert not (tmp_path / "search").exists()
 
+    @pytest.mark.daily("metrics?-*")
     @pytest.mark.parametrize(
         ("metrics", "name"),
         [
@@ -446,6 +451,7 @@ class TestFailures:
         for ours, given in zip(found, data, strict=True):
             np.testing.assert_array_equal(ours, given)
 
+    @pytest.mark.daily("*-prl_l")
     @pytest.mark.parametrize("method", ["prl_l", "co_prl_l", "standard"])
     @pytest.mark.parametrize("is_built", [True, False])
     def test_labels_out_of_range_are_refused_before_the_first_trial(self, method, is_built, data, tmp_path):
@@ -466,6 +472,7 @@ class TestFailures:
             tuner.search(x, y, test_data=(x, y + 1), verbose=0)
         assert not list((tmp_path / "search").glob("trial_*"))
 
+    @pytest.mark.long
     def test_an_execution_that_ended_is_not_repeated_after_an_interruption(self, data, tmp_path):
         class Stop(keras.callbacks.Callback):
             def on_epoch_end(self, epoch, logs=None):

@@ -41,6 +41,7 @@ class TestMeasure:
         found = measure("standard", *SETTING, tmp_path)["rankings"]
         assert found["margins, all epochs"]["average_precision"] > 0.4 and "times dropped" not in found
 
+    @pytest.mark.long
     def test_threshold_examples_rank_and_flag_every_example(self, short, tmp_path):
         result = measure("standard_threshold", *SETTING, tmp_path)
         epochs = {"margins, all epochs", "margins, first third", "margins, last third"}
@@ -59,6 +60,7 @@ class TestMeasure:
         }
         assert "estimate" not in result
 
+    @pytest.mark.long
     def test_targets(self, short, tmp_path, monkeypatch):
         """The teacher in the place of the faces, with their protocol."""
         protocol = dataclasses.replace(label_errors.PROTOCOLS["celeb_a", "cpu"], epochs=5, learning_rate=0.01)

@@ -60,6 +60,7 @@ class TestOfClasses:
         wrong, right, found = map(float, re.findall(r"([\d.]+)%", text[text.index("on purpose") :]))
         assert wrong == pytest.approx(30, abs=0.1) and right > 60 and found > 60
 
+    @pytest.mark.long
     def test_without_what_training_recorded(self, digits, tmp_path):
         copy = tmp_path / "run"
         shutil.copytree(digits, copy)
@@ -69,6 +70,7 @@ class TestOfClasses:
         assert (tmp_path / "else.csv").exists() and not (tmp_path / "else.html.csv").exists()
 
 
+@pytest.mark.long
 def test_of_targets(tmp_path):
     config = RunConfig("teacher", "prl_l", "uninoise", 0.2, epochs=6, batch_size=100)
     run(config, tmp_path, verbose=0)
@@ -77,6 +79,7 @@ def test_of_targets(tmp_path):
     assert page.tags.count("tr") >= 51 and "given_0" in page.text
 
 
+@pytest.mark.long
 def test_of_a_method_that_drops_nothing_and_clean_labels(tmp_path):
     run(RunConfig("digits", "standard", "none", 0, epochs=2), tmp_path, verbose=0)
     page = page_of(audit_run(tmp_path))
@@ -84,6 +87,7 @@ def test_of_a_method_that_drops_nothing_and_clean_labels(tmp_path):
     assert "Ranked by Standard, trained for 2 epochs." in page.text
 
 
+@pytest.mark.long
 def test_of_bootstrap(tmp_path):
     run(RunConfig("digits", "bootstrap", "symmetric", 0.2, epochs=2, train_size=200), tmp_path, verbose=0)
     page = page_of(audit_run(tmp_path))

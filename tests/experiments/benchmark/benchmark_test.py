@@ -244,6 +244,7 @@ class TestMeasuring:
         unfinished = case_table(json.loads(paths.unfinished.read_text()))
         assert unfinished["seconds"].notna().tolist() == [True, False]
 
+    @pytest.mark.daily("width", "fit", "subclass")
     @pytest.mark.parametrize("case", [
         dataclasses.replace(TINY, width=7), dataclasses.replace(TINY, through_fit=True),
         dataclasses.replace(TINY, method="prl_g", is_subclass=True), Case("huber", network="strided_cnn"),
@@ -256,6 +257,7 @@ class TestMeasuring:
         if case.width:
             assert work.parameters == 512 * 7 + 7 + 7 * 7 + 7 + 7 * 10 + 10
 
+    @pytest.mark.daily("bfloat16-*")
     @pytest.mark.parametrize("precision, policy", PRECISIONS.items())
     def test_the_precision_is_that_of_the_layers(self, monkeypatch, precision, policy):
         built = []
@@ -267,6 +269,7 @@ class TestMeasuring:
         assert dtypes == {policy, "float32"} and keras.config.dtype_policy().name == "float32"
         assert {weight.dtype for weight in built[0].trainable_weights} == {"float32"}
 
+    @pytest.mark.long
     def test_xla_is_that_of_the_case_and_by_default_that_of_the_device(self, monkeypatch):
         found = []
         for is_gpu in (False, True):
@@ -280,6 +283,7 @@ class TestMeasuring:
                 steps.make_work(dataclasses.replace(TINY, is_compiled=is_compiled))
         assert found == [False, False, True, True, False, True]
 
+    @pytest.mark.long
     def test_memory_is_that_of_a_process_of_its_own(self):
         ballast = np.ones(2**27)  # 1 GiB here: not the child's
         found = peak_memory(TINY)
@@ -292,6 +296,7 @@ class TestMeasuring:
         with pytest.raises(ZeroDivisionError):
             in_child(divmod, 1, 0)
 
+    @pytest.mark.long
     def test_what_is_killed_is_not_timed(self, tmp_path):
         # A batch whose data alone are larger than the machine.
         too_large = dataclasses.replace(TINY, batch_size=10**12)
@@ -301,6 +306,7 @@ class TestMeasuring:
 
 
 class TestProgram:
+    @pytest.mark.long
     def test_it_reports_what_there_is_and_an_error_is_a_line(self, tmp_path):
         write(tmp_path, made_up((Case(), [1.0], None)))
         arguments = ["--report", "--suite=step", "--suite=batch", f"--output_dir={tmp_path}"]

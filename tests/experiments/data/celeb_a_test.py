@@ -172,6 +172,7 @@ def test_default_folder(data_dir, monkeypatch):
     assert path_of(builder, SMALL).parent == pathlib.Path("/home/someone/.cache/prl_keras")
 
 
+@pytest.mark.long
 def test_a_run_is_the_same_whether_the_file_was_there_or_not(data_dir, tmp_path, small):
     config = RunConfig("celeb_a", "prl_l", "linadv", 0.25, epochs=2, batch_size=4)
     histories = []

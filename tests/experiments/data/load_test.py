@@ -111,6 +111,7 @@ def test_digits_without_scikit_learn_say_so(monkeypatch):
         load("digits")
 
 
+@pytest.mark.long
 def test_digits_are_learned_by_the_small_cnn():
     data = load("digits")
     network = make_network("small_cnn", (8, 8, 1), 10)

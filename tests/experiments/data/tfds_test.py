@@ -59,6 +59,7 @@ def test_download_leaves_a_copy_that_is_there_as_it_is(tmp_path):
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())
 
 
+@pytest.mark.long
 def test_cifar100_is_read_and_trained_on(tmp_path):
     with tfds.testing.mock_data(num_examples=150):
         data = load("cifar100", data_dir=tmp_path / "mocked")
@@ -142,6 +143,7 @@ def test_the_missing_package_is_named(monkeypatch):
         load("cifar10")
 
 
+@pytest.mark.long
 def test_the_package_is_imported_only_when_needed():
     script = (
         "import sys\nfrom prl_keras.experiments.data.load import load\n"

@@ -89,11 +89,13 @@ def sleeps_with_a_child_of_its_own(path):
 
 
 class TestChildren:
+    @pytest.mark.long
     def test_errors_and_exit_codes_come_back(self):
         ended = in_child(math.sqrt, -1, math.inf)
         assert ended.how == "raised" and isinstance(ended.value, ValueError)
         assert in_child(os._exit, 7, math.inf) == ("died", 7)
 
+    @pytest.mark.long
     def test_one_whose_time_is_up_is_stopped_with_all_that_it_started(self, tmp_path):
         beat = tmp_path / "beat"
         start = time.monotonic()
@@ -176,6 +178,7 @@ class TestParts:
         items = Items(tmp_path / "gpu_check/oracle.json")
         assert 1 <= len(items.good) < 20 and items.total == 50
 
+    @pytest.mark.long
     def test_kernels_and_steps_are_measured_and_shown(self, tmp_path, monkeypatch):
         monkeypatch.setattr(costs, "_VARIANTS", ((False, "bfloat16"),))
         one = job(tmp_path, most=1, methods=("standard", "co_prl_l"), batch_size=4)
@@ -208,6 +211,7 @@ class TestParts:
 
 
 class TestCells:
+    @pytest.mark.long
     def test_a_run_cut_off_is_shown_and_in_no_table(self, tmp_path, monkeypatch):
         protocol = Protocol(500, 0.001, "mlp", 4, 0.2, 0.2, seeds=1)
         monkeypatch.setattr(tables, "PROTOCOLS", {("digits", "cpu"): protocol})
@@ -254,6 +258,7 @@ class TestCells:
 
 
 class TestProgram:
+    @pytest.mark.long
     def test_killed_in_the_midst_of_a_run_it_goes_on_and_no_epoch_is_lost(self, tmp_path):
         command = [*COMMAND, "--minutes=10", f"--output_dir={tmp_path}", "--part=cells"]
         histories = [
@@ -287,6 +292,7 @@ class TestProgram:
         assert all(results.is_finished(path.parent) and len(pd.read_csv(path)) == 20 for path in histories)
         assert "2 of 2 runs are finished" in (tmp_path / "gpu_check.md").read_text()
 
+    @pytest.mark.long
     def test_all_parts_end_in_time(self, tmp_path):
         start = time.monotonic()
         command = [*COMMAND, "--minutes=2", f"--output_dir={tmp_path}"]
@@ -296,6 +302,7 @@ class TestProgram:
         text = (tmp_path / "gpu_check.md").read_text()
         assert "convolution, float32" in text and all(f"## {title}" in text for title in TITLES.values())
 
+    @pytest.mark.long
     def test_an_error_is_a_line(self, tmp_path):
         (tmp_path / "file").write_text("")
         command = [*COMMAND, "--minutes=1", f"--output_dir={tmp_path / 'file'}"]

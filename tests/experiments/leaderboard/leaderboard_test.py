@@ -193,6 +193,7 @@ class TestStanding:
             page.write_page([], wanted(), KNOWN, {}, tmp_path, "make")
 
 
+@pytest.mark.long
 def test_costs_are_medians_of_ratios_within_a_round(monkeypatch):
     monkeypatch.setattr(cost, "_SHAPE", (256, 64))
     measure, rounds = cost._epoch, iter([1, 1, 1, 1, 1, 3, 10, 20, 2, 20])  # the first epoch of each traces
@@ -247,6 +248,7 @@ class TestProgram:
         assert not self.run(tmp_path, report=True)
         assert (tmp_path / "README.md").read_text() == text
 
+    @pytest.mark.long
     def test_costs_of_other_entries_stay(self, tmp_path, monkeypatch):
         monkeypatch.setattr(entries, "EPOCHS", {**entries.EPOCHS, "digits": 1})
         assert not self.run(tmp_path)
@@ -255,6 +257,7 @@ class TestProgram:
         assert not self.run(tmp_path, cost=True)
         assert files.read_json(tmp_path / "cost.json") == {"standard": 1.0, "gce": 1.5}
 
+    @pytest.mark.long
     def test_other_data_get_a_page_of_their_own(self, tmp_path, monkeypatch):
         monkeypatch.setattr(entries, "EPOCHS", {**entries.EPOCHS, "wine": 2})
         assert not leaderboard(tmp_path, ["standard", "auto"], ["wine"], ["0"])

@@ -152,6 +152,7 @@ class TestWhatIsCompared:
         line = lines_of((tmp_path / "table2.md").read_text(), "### PRL(L) minus SPL")[ROW]
         assert (line["pairs"], line["difference"]) == ("2", f"{100 * (0.19 + 0.26) / 2:.2f}")
 
+    @pytest.mark.daily("*best*", "*behind*")
     @pytest.mark.parametrize(
         ("co_prl_l", "verdict", "best"),
         [((0.69, 0.71, 0.74), "within noise", "Co-teaching"), ((0.75, 0.76, 0.70), "best", "Co-PRL(L)"),

@@ -35,6 +35,7 @@ def drawn(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 class TestTheClaim:
+    @pytest.mark.long
     def test_gradient_filtering_keeps_flat_ones_and_loss_filtering_steep_ones(self, drawn, seed):
         _, numbers = drawn[seed]
         prl_g, spl = numbers["prl_g"], numbers["spl"]
@@ -42,6 +43,7 @@ class TestTheClaim:
         assert 0 < prl_g["largest_gradient_norm"] < 0.1 * spl["largest_gradient_norm"]
         assert 0 < prl_g["largest_curvature"] < 0.001 * spl["largest_curvature"]
 
+    @pytest.mark.long
     def test_gradient_filtering_ends_nearer_to_the_clean_optimum(self, drawn, seed):
         _, numbers = drawn[seed]
         assert numbers["prl_g"]["distance"] < 0.3 < 1.5 < numbers["spl"]["distance"]
@@ -78,6 +80,7 @@ class TestTheFit:
         np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(kept_by(toy, "spl", 0.5)))
         assert (~kept).sum() == toy.is_corrupted.sum() == (toy.targets != toy.clean_targets).sum()
 
+    @pytest.mark.long
     def test_equal_input_sizes_make_both_filters_one(self):
         toy = figure1.make_toy(0)
         assert abs(figure1.fit(toy, "spl", steps=50) - figure1.fit(toy, "prl_g", steps=50)) > 1
@@ -85,6 +88,7 @@ class TestTheFit:
         ends = [figure1.fit(signs, method, steps=50) for method in ("spl", "prl_g")]
         np.testing.assert_allclose(*ends, atol=1e-5)
 
+    @pytest.mark.daily("prl_g-3.0")
     @pytest.mark.parametrize("method, start", [("spl", 1.0), ("prl_g", -0.25), ("prl_g", 3.0)])
     def test_only_the_failure_of_loss_filtering_hangs_on_the_start(self, method, start):
         toy = figure1.make_toy(0)
@@ -98,6 +102,7 @@ class TestThePicture:
             assert 20_000 < path.stat().st_size < 200_000
         assert {p.name for p in path.parent.iterdir()} == {"0.png", "1.png", "2.png"}
 
+    @pytest.mark.long
     def test_has_the_same_bytes_for_the_same_seed(self, drawn, tmp_path):
         path, numbers = drawn[0]
         assert figure1.draw(tmp_path / "again.png", 0) == numbers

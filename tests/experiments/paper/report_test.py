@@ -103,6 +103,7 @@ class TestFiles:
         for one, other in zip(first, third, strict=True):
             assert one.read_bytes() != other.read_bytes()
 
+    @pytest.mark.daily("3-*")
     @pytest.mark.parametrize(("number", "row", "method", "metric", "picture"), [
         (1, "linadv: 10", "prl_g", "r2_score", "figure2.png"), (2, ROW, "spl", "accuracy", "figure3.png"),
         (3, ROW, "co_prl_l", "accuracy", "table3.png"),
@@ -114,6 +115,7 @@ class TestFiles:
         assert content.startswith(b"\x89PNG") and len(content) < 300_000
         assert b"Software" not in content
 
+    @pytest.mark.daily("levels0-*")
     @pytest.mark.parametrize(("levels", "half"), [
         ((0.7, 0.9), 0.1),  # the range
         ((0.7, 0.9, 0.8), 4.302653 * 0.1 / np.sqrt(3)),  # t of 2 degrees of freedom, 97.5%

@@ -96,6 +96,7 @@ def without_times(markdown):
     return [line for line in markdown.read_text().splitlines() if "hours in all" not in line]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_table(tmp_path, straight, workers):
     """kill -9 once some runs have ended and another is under way."""
@@ -130,6 +131,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_table(tmp_
     assert [path.name for path in runs.iterdir()] == ["table1.jsonl"]  # the table is finished
 
 
+@pytest.mark.long
 def test_a_damaged_result_is_reported_left_out_and_made_anew(tmp_path, straight, capsys):
     runs = tmp_path / "cpu" / "runs"
     runs.mkdir(parents=True)
@@ -159,6 +161,7 @@ def test_a_dry_run_lists_and_does_nothing(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.long
 def test_figure_1_makes_its_folder(tmp_path):
     assert not reproduce.reproduce([], ["1"], "cpu", tmp_path / "new")
     assert (tmp_path / "new" / "figure1.png").exists()
@@ -189,6 +192,7 @@ def test_table_4_and_5_need_no_runs_of_their_own(tmp_path, capsys):
     assert capsys.readouterr().out == three and "5 runs to do of 5" in three
 
 
+@pytest.mark.long
 def test_another_precision_has_folders_of_its_own(tmp_path, capsys):
     with tiny_table():
         choice = {"methods": ["spl"], "seeds": ["0"], "rows": ["teacher-linadv-20"]}
@@ -257,6 +261,7 @@ def test_nothing_asked_for_is_refused(tmp_path):
         reproduce.reproduce([], [], "cpu", tmp_path)
 
 
+@pytest.mark.long
 def test_the_program_refuses_missing_data_in_a_line(tmp_path):
     done = subprocess.run(
         [

@@ -34,6 +34,7 @@ def call(tmp_path, **values):
     return json.loads((tmp_path / "result.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", some_are_long(CLASSIFICATION))
 def test_every_classification_method_on_digits(tmp_path, method):
     result = call(tmp_path, dataset="digits", method=method, corruption="pairflip", epsilon=0.35, epochs=3)
@@ -50,6 +51,7 @@ def test_every_regression_method_on_teacher(tmp_path, method):
         assert result["test_final"] > -0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "corruption", some_are_long(["linadv", "signflip", "uninoise", "pairflip", "mixture"])
 )

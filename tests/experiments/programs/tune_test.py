@@ -62,6 +62,7 @@ def test_the_model_is_the_best_of_the_trainings_on_all_the_data(searched):
     assert f"test_r2_score {kept['metrics']['test_r2_score']:.4g}" in printed
 
 
+@pytest.mark.long
 def test_the_printed_command_trains_the_best_trial(searched, tmp_path):
     best = files.read_json(searched[0] / "best.json")
     done = run(*shlex.split(best["command"])[2:], f"--output_dir={tmp_path / 'run'}")
@@ -86,6 +87,7 @@ def test_the_command_has_every_choice_of_the_run():
     assert "train_size" not in words
 
 
+@pytest.mark.long
 def test_a_search_in_another_precision(tmp_path):
     search = {
         **SMALL,
@@ -115,6 +117,7 @@ def test_the_command_says_where_the_data_are():
     assert "--data_dir='some where'" in command and "cache_dir" not in command
 
 
+@pytest.mark.long
 def test_a_search_of_which_all_trials_fail_says_so_and_keeps_its_table(tmp_path):
     with pytest.raises(ValueError, match=r"All trials failed, the first with .*val_loss is nan"):
         tune(
@@ -149,6 +152,7 @@ def test_what_does_not_suit_is_refused_before_the_first_trial(tmp_path, argument
     assert not list(tmp_path.glob("search/trial_*"))
 
 
+@pytest.mark.long
 def test_flags_that_do_not_suit_are_a_line_and_no_traceback(tmp_path):
     done = run("binaries.tune", "--objective=val_loss", "--assumed_epsilon=a", f"--output_dir={tmp_path}")
     assert done.returncode != 0 and "assumed_epsilon='a'" in done.stdout + done.stderr

@@ -38,6 +38,7 @@ def test_looks_at_the_first_examples_only():
     assert len(Changed(np.zeros((MOST + 50, 4))).x) == MOST
 
 
+@pytest.mark.long
 def test_says_where_label_wave_stops(tmp_path):
     training = Training(RunConfig(**CONFIG), load("digits"))
     wave = prl.LabelWave(training.dataset.train_x, patience=CONFIG["epochs"])
@@ -47,6 +48,7 @@ def test_says_where_label_wave_stops(tmp_path):
     assert wave.best_epoch == 1 + prl.stopping.first_minimum(history["changed"][1:])[0]
 
 
+@pytest.mark.daily("normclip")
 @pytest.mark.parametrize("method", ["standard", "normclip", "co_prl_l"])
 def test_a_run_tests_and_saves_the_averaged_weights(tmp_path, method):
     config = RunConfig(**{**CONFIG, "method": method, "ema": 0.9})
@@ -70,6 +72,7 @@ def test_a_run_tests_and_saves_the_averaged_weights(tmp_path, method):
         assert history["test_accuracy"].iloc[-1] == pytest.approx(accuracy, abs=1e-6)
 
 
+@pytest.mark.long
 def test_an_averaged_run_resumes_exactly(tmp_path):
     class Killed(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

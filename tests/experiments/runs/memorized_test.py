@@ -52,6 +52,7 @@ def test_looks_at_the_first_wrong_labels_only():
     assert len(Memorized(x, np.zeros(n, int), np.ones(n, bool)).x) == MOST
 
 
+@pytest.mark.daily("digits-symmetric*")
 @pytest.mark.parametrize(
     "dataset, corruption, epsilon, expected",
     [("digits", "symmetric", 0.5, True), ("digits", "none", 0, False), ("teacher", "signflip", 0.3, False)],

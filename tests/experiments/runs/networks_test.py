@@ -210,6 +210,7 @@ def test_errors(arguments, message):
 # --- Precision --------------------------------------------------------------------------------
 
 
+@pytest.mark.daily("float32-*", "bfloat16-small_cnn", "float16-mlp")
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_layers_compute_in_the_precision_and_weights_and_logits_are_float32(name, precision):

@@ -167,6 +167,7 @@ class TestCheckpoints:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 @pytest.mark.fault(22)
 @pytest.mark.parametrize(
     "method",

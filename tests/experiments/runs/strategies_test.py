@@ -108,6 +108,7 @@ def test_what_does_not_go_together_is_refused(monkeypatch):
     assert is_chief(make_strategy("one"))
 
 
+@pytest.mark.long
 def test_devices_that_come_too_late_are_an_error_on_a_line(tmp_path):
     program = (
         "import tensorflow as tf; tf.constant(1.0) + 1\nfrom prl_keras.experiments.runs.strategies import *"

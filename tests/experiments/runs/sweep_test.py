@@ -78,6 +78,7 @@ def test_what_is_packed_is_not_pending(tmp_path, undisturbed):
     assert_same_results(tmp_path / "runs", undisturbed, configs())
 
 
+@pytest.mark.long
 def test_several_processes_give_what_one_gives(tmp_path, undisturbed):
     assert sweep.sweep(configs(), tmp_path, "cpu", workers=2) == {}
     assert_same_results(tmp_path, undisturbed, configs())

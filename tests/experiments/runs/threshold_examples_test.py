@@ -89,6 +89,7 @@ def test_a_run_trains_on_what_is_left_and_reports_on_all(tmp_path, monkeypatch):
     assert [len(part) for part in seen[0]] == 3 * [len(below)]
 
 
+@pytest.mark.long
 def test_wrong_labels_are_left_out(tmp_path):
     config = dataclasses.replace(CONFIG, epochs=15)
     whole, cut = (Training(dataclasses.replace(config, aum_cut=way), load("digits")) for way in (False, True))

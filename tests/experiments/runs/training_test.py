@@ -35,6 +35,7 @@ def runs_of(fields, method, kinds):
     ]
 
 
+@pytest.mark.daily("*-normclip-*")
 @pytest.mark.parametrize(
     "fields, method, kinds",
     [
@@ -80,6 +81,7 @@ def test_the_sizes_of_the_config_are_those_of_the_data(tmp_path):
     assert training.corruption_rate == 0.25
 
 
+@pytest.mark.long
 def test_checkpoints_can_be_rarer_than_epochs(tmp_path):
     data = load("teacher")
     config = RunConfig("teacher", "prl_l", "signflip", 0.2, epochs=3, batch_size=500)
@@ -89,6 +91,7 @@ def test_checkpoints_can_be_rarer_than_epochs(tmp_path):
     assert len(list((tmp_path / "each" / "checkpoints").iterdir())) == 2
 
 
+@pytest.mark.long
 def test_the_summary_is_over_the_last_ten_epochs(tmp_path):
     config = RunConfig("teacher", "prl_l", "signflip", 0.2, epochs=12, batch_size=2000)
     table = Training(config, load("teacher")).fit(tmp_path)
@@ -121,6 +124,7 @@ def some_are_long(quick):
 
 
 class TestOnTheDevice:
+    @pytest.mark.daily("standard")
     @pytest.mark.parametrize("method", some_are_long({"standard", "prl_l", "co_teaching"}))
     def test_weights_are_those_of_the_host_also_after_a_stop(self, tmp_path, method):
         """Batches of 32, the last of 2; batch norm, Adam and the ramp go on from a checkpoint."""
@@ -152,6 +156,7 @@ class TestOnTheDevice:
             kept = [np.load(tmp_path / f"{name}.npz") for name in ("host", "device")]
             assert all(np.array_equal(kept[0][key], kept[1][key], equal_nan=True) for key in kept[0])
 
+    @pytest.mark.long
     def test_a_kept_model_follows_the_data(self, tmp_path):
         models, data = {}, images()
         other = Dataset(
@@ -166,6 +171,7 @@ class TestOnTheDevice:
             fresh = Training(config, examples).fit(tmp_path / f"fresh{index}", device="host")
             assert table.drop(columns="seconds").equals(fresh.drop(columns="seconds"))
 
+    @pytest.mark.daily("no GPU")
     @pytest.mark.parametrize("case", ["no GPU", "too little memory", "a strategy"])
     def test_else_the_host_makes_the_batches(self, tmp_path, monkeypatch, case):
         def exhausted(size):
@@ -188,6 +194,7 @@ class TestOnTheDevice:
 
 
 class TestPrecision:
+    @pytest.mark.daily("prl_l")
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_trains_in_bfloat16(self, tmp_path, method):
         config = image_config(method, network="mlp", precision="bfloat16", epochs=1, batch_size=65)
@@ -205,6 +212,7 @@ class TestPrecision:
         assert not all(map(np.array_equal, before, after))
         assert keras.config.dtype_policy().name == "float32"
 
+    @pytest.mark.long
     @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
     def test_it_goes_on_from_a_checkpoint_on_the_device_too(self, tmp_path, precision):
         config = image_config("prl_l", precision=precision)

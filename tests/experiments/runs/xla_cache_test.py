@@ -32,6 +32,7 @@ def run(folder, device_type, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_next_process_reads_what_one_has_compiled(tmp_path):
     assert run(tmp_path, "CPU").stdout == "13.0\n"
     (kept,) = tmp_path.glob("xla-*/*.pb")

@@ -120,6 +120,7 @@ def assert_same(ours, theirs, rtol=1e-5):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
+@pytest.mark.daily("no_bias", "regularized")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_norms_and_weighted_sums_equal_the_map(name, monkeypatch):
     network, losses_of, x, y = made(name, 33)
@@ -133,6 +134,7 @@ def test_norms_and_weighted_sums_equal_the_map(name, monkeypatch):
         assert_same(ours(*part), mapped(monkeypatch, other, *part))
 
 
+@pytest.mark.daily("None", "{'reduce_retracing'*")
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"reduce_retracing": True}, None], ids=str)
 def test_eager_graph_and_xla_agree(options, monkeypatch):
     network, losses_of, x, y = made("softmax", 5)
@@ -207,6 +209,7 @@ class TestDropout:
         assert len(np.unique(norms.numpy().round(6))) == 1
         np.testing.assert_array_equal(states, [w.numpy() for w in network.non_trainable_variables])
 
+    @pytest.mark.daily("None")
     @pytest.mark.parametrize("microbatch_size", [None, 3])
     def test_dropping_nothing_is_plain_fit_mask_by_mask(self, microbatch_size):
         x, y = RNG.normal(size=(20, 6)), RNG.integers(0, 3, 20)
@@ -300,6 +303,14 @@ FALLBACKS = {
 }
 
 
+@pytest.mark.daily(
+    "used_twice",
+    "subclassed_model",
+    "replaced_activation",
+    "replaced_call_of_the_model",
+    "weights_outside_the_graph",
+    "softmax_over_the_batch",
+)
 @pytest.mark.fault(16)
 @pytest.mark.parametrize("name", FALLBACKS)
 def test_what_it_does_not_know_falls_back_and_equals_the_loop(name):
@@ -360,6 +371,7 @@ def test_a_quantized_or_frozen_network_falls_back():
 # In training.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["prl_g", "ignormclip"])
 def test_a_whole_training_gives_the_weights_of_the_map(method, monkeypatch):
     x, y = RNG.normal(size=(30, 6)), RNG.integers(0, 3, 30)
@@ -444,6 +456,7 @@ print("equal")
 """
 
 
+@pytest.mark.long
 def test_two_replicas_whose_threads_take_turns_learn_what_one_device_learns():
     done = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

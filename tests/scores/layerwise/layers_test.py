@@ -156,6 +156,21 @@ NETWORKS = {
 }
 
 
+@pytest.mark.daily(
+    "dense",
+    "dense_on_sequences",
+    "conv1d_causal",
+    "conv2d",
+    "conv2d_no_bias",
+    "conv2d_larger_than_strides",
+    "conv3d",
+    "embedding",
+    "group_norm",
+    "layer_norm_two_axes",
+    "pooling",
+    "branched",
+    "partly_frozen",
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_the_loop(name, take):
     network = NETWORKS[name]()
@@ -165,6 +180,7 @@ def test_equals_the_loop(name, take):
         assert_equals(loop, network)
 
 
+@pytest.mark.daily("layer_norm-*")
 @pytest.mark.parametrize("way", FAST_WAYS)
 @pytest.mark.parametrize(
     "name",
@@ -178,6 +194,7 @@ def test_in_a_graph_and_compiled_by_xla(name, way, take):
         assert_equals(loop, network, run=functools.partial(tf.function, **options))
 
 
+@pytest.mark.daily("gram")
 @pytest.mark.parametrize("way", FAST_WAYS)
 def test_channels_first_and_groups_which_run_under_xla_alone(way, take):
     take(way)
@@ -228,6 +245,7 @@ def convolutions(draw):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [15, pytest.param(40, marks=pytest.mark.long)])
 def test_any_convolution_equals_the_loop(count):
     @given(options=convolutions(), way=st.sampled_from(WAYS[1:]), n=st.integers(1, 3))
@@ -277,6 +295,7 @@ def test_huge_gradients_have_finite_norms():
         np.testing.assert_allclose(scaled, factor * plain, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_an_embedding_is_stepped_on_as_in_plain_training():
     """Sparse gradients: under Adam the rows that a batch does not take stay where they are."""
     weights = []
