@@ -141,7 +141,7 @@ print("equal")
 @pytest.mark.long
 @pytest.mark.parametrize(
     "methods",
-    [["prl_l"], pytest.param(["prl_g", "co_prl_l", "standard", "decouple"], marks=pytest.mark.long)],
+    [["prl_l"], ["prl_g", "co_prl_l", "standard", "decouple"]],
 )
 def test_regularizers_count_once_and_sums_are_sums(methods):
     run(SETUP + REGULARIZED, "2", *methods)
@@ -168,7 +168,7 @@ def test_the_losses_that_layers_add_are_those_of_each_replica(kinds):
 
 @pytest.mark.long
 @pytest.mark.fault(10)
-@pytest.mark.parametrize("more", ["", pytest.param(MASKED, marks=pytest.mark.long)], ids=["", "masks"])
+@pytest.mark.parametrize("more", ["", MASKED], ids=["", "masks"])
 def test_moving_statistics_on_two_devices_and_what_is_refused_there(more):
     run(SETUP + REFUSED + STATISTICS + more, "2")
 

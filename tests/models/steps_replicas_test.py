@@ -117,7 +117,7 @@ def test_two_replicas_learn_what_one_device_learns():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", ["elements", pytest.param("several", marks=pytest.mark.long)])
+@pytest.mark.parametrize("case", ["elements", "several"])
 def test_two_replicas_with_epsilon_0_learn_what_keras_learns(case):
     run(SETUP + EPSILON_0, case)
 

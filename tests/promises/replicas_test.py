@@ -185,7 +185,7 @@ def test_a_replica_of_which_nothing_is_kept_adds_nothing(replicas):
 @pytest.mark.fault(6)
 @pytest.mark.parametrize(
     "replicas, method",
-    [("2", "prl_l"), pytest.param("2", "decouple", marks=LONG), pytest.param("3", "prl_l", marks=LONG)],
+    [("2", "prl_l"), ("2", "decouple"), ("3", "prl_l")],
 )
 def test_examples_that_are_not_finite(replicas, method):
     run(SETUP + NOT_FINITE, replicas, method)

@@ -64,13 +64,12 @@ def _peak_memory(case, authors_dir):
     before = _process_peak()
     work = module.make_work(case, authors_dir)
     work.run(1)
-    gpu, first = module.gpu_peak(), _process_peak()
-    can_tell = gpu is None and _forget_peak()
+    first, can_tell = _process_peak(), _forget_peak()
     work.run(1 if case.through_fit else _STEPS)
-    later = _process_peak() if can_tell else None
-    if gpu is None:
-        return {"peak": max(first, _process_peak()), "before": before, "later": later}
-    return {"peak": module.gpu_peak(), "before": 0, "later": None}
+    gpu, later = module.gpu_peak(), _process_peak()
+    if gpu is not None:
+        return {"peak": gpu, "before": 0, "later": None}
+    return {"peak": max(first, later), "before": before, "later": later if can_tell else None}
 
 
 def _forget_peak():
