@@ -11,6 +11,7 @@ import tensorflow as tf
 from prl_keras.keras_gaps.internals import changed_variables, layers_of
 from prl_keras.keras_gaps.other_weights import call_with
 from prl_keras.keras_gaps.seeds import seed_states
+from prl_keras.keras_gaps.synchronized import only_examples_count, synchronized_variables
 from prl_keras.scores.gradient import filled_up, first_rows
 
 
@@ -23,7 +24,8 @@ def forward(
     """The network's predictions on `x`.
 
     Some layers reject an empty batch. So a replica without examples runs one row of ones, drops its
-    prediction and restores the state. (Zeros may be masked, and the mean over no step is NaN.)
+    prediction and restores the state. (Zeros may be masked, and the mean over no step is NaN.) The row does
+    not count in the statistics that replicas share, and these change as on the other replicas.
 
     Args:
         network: The network to run.
@@ -39,8 +41,11 @@ def forward(
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
         return run(x, training=training)
     rows = tf.shape(inputs[0])[0]
-    before = [(variable, tf.identity(variable.value)) for variable in changed_variables(network)]
-    y_pred = run(filled_up(x, 1, value=1), training=training)
+    shared = {id(variable) for variable in synchronized_variables(network)}
+    own = [variable for variable in changed_variables(network) if id(variable) not in shared]
+    before = [(variable, tf.identity(variable.value)) for variable in own]
+    with only_examples_count(network, rows > 0):
+        y_pred = run(filled_up(x, 1, value=1), training=training)
     for variable, value in before:
         variable.assign(tf.where(rows > 0, variable.value, value))
     return keras.tree.map_structure(lambda t: first_rows(t, rows), y_pred)

@@ -14,6 +14,7 @@ from prl_keras.inputs import nonfinite
 from prl_keras.keras_gaps.guarded_updates import updates_only_if
 from prl_keras.keras_gaps.internals import assigned_weights, moving_variables
 from prl_keras.keras_gaps.replicas import everywhere, gradients_for_optimizer
+from prl_keras.keras_gaps.synchronized import synchronized_variables
 
 
 class Guard:
@@ -25,8 +26,10 @@ class Guard:
 
     def __init__(self, networks: Sequence[keras.Model]) -> None:
         moving = [variable for network in networks for variable in moving_variables(network)]
-        assigned = [variable for network in networks for variable in assigned_weights(network)]
-        self._moving = [(variable, tf.identity(variable.value)) for variable in moving]
+        shared = [variable for network in networks for variable in synchronized_variables(network)]
+        assigned = [variable for network in networks for variable in assigned_weights(network)] + shared
+        ids = {id(variable) for variable in shared}
+        self._moving = [(v, tf.identity(v.value)) for v in moving if id(v) not in ids]
         self._assigned = [(variable, tf.identity(variable.value)) for variable in assigned]
 
     def apply(
@@ -39,7 +42,7 @@ class Guard:
         """Calls `optimizer.apply_gradients` if `selected.is_any_good` and the gradient is finite.
 
         Otherwise no weight and no variable of the optimizer changes, and the moving statistics are restored.
-        They are also restored if no example of this replica is finite.
+        They are also restored if no example of this replica is finite, unless the replicas share them.
 
         Args:
             optimizer: A Keras optimizer. A `LossScaleOptimizer` checks for infinities itself, and adapts its

@@ -115,6 +115,16 @@ for what in sys.argv[2:]:
         np.testing.assert_allclose(logs_one[name], logs[name], rtol=1e-4, err_msg=what + name)
 print("equal")
 """
+SYNCHRONIZED = """
+for method in sys.argv[2:]:
+    def make():
+        seeds = iter(range(2))
+        layer = lambda: keras.layers.BatchNormalization(momentum=0.5, synchronized=True)
+        return prl.build(method, lambda: network(next(seeds), layer()), epsilon=0.4, loss=cross_entropy,
+                         optimizer=keras.optimizers.SGD(0.1))
+    assert_equal(make, method)
+print("equal")
+"""
 REFUSED = """
 def error_of(fit):
     try:
@@ -164,6 +174,18 @@ _METHODS = ("prl_l", "prl_g", "co_prl_l", "recompute", "microbatches")
 )
 def test_the_losses_that_layers_add_are_those_of_each_replica(kinds):
     run(SETUP + ADDED, "2", *kinds)
+
+
+@pytest.mark.fault(58)
+@pytest.mark.parametrize(
+    "replicas, methods",
+    [
+        ("3", ["prl_l"]),
+        pytest.param("2", ["prl_l", "co_prl_l", "gce"], marks=pytest.mark.long),
+    ],
+)
+def test_synchronized_batch_norm_counts_the_examples_of_the_replicas_alone(replicas, methods):
+    run(SETUP + SYNCHRONIZED, replicas, *methods)
 
 
 @pytest.mark.long
