@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from prl_keras.inputs.rows import nearest_before
 from prl_keras.inputs.tensors import all_by_row, map_values, rows
+from prl_keras.keras_gaps.guarded_updates import zero_unless
 
 _LARGE = 2**20  # entries of a gradient; above, one flag each would add to a step's memory
 
@@ -70,9 +71,7 @@ def with_zeros(data: Any, is_kept: Any = None) -> Any:
     def finite(values):
         is_finite = tf.math.is_finite(values)
         is_finite = is_finite if is_kept is None else tf.logical_or(is_finite, is_kept)
-        if values.dtype in (tf.float32, tf.float64):  # faster, and 0 for NaN too
-            return tf.math.multiply_no_nan(values, tf.cast(is_finite, values.dtype))
-        return tf.where(is_finite, values, tf.zeros_like(values))
+        return zero_unless(is_finite, values)
 
     def of_any_kind(tensor):
         tensor = tf.convert_to_tensor(tensor) if _is_dense(tensor) else tensor

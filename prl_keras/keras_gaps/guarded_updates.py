@@ -53,19 +53,24 @@ def _assign(condition, variable, assign, value, *args, **kwargs):
 
 
 def _add(condition, add, delta, *args, **kwargs):
-    return add(_or_zero(condition, tf.convert_to_tensor(delta)), *args, **kwargs)
+    return add(zero_unless(condition, tf.convert_to_tensor(delta)), *args, **kwargs)
 
 
 def _scatter(condition, variable, scatter, slices, *args, **kwargs):
     if scatter.__name__ == "scatter_update":
         values = tf.where(condition, slices.values, tf.gather(variable, slices.indices))
     else:
-        values = _or_zero(condition, slices.values)
+        values = zero_unless(condition, slices.values)
     return scatter(tf.IndexedSlices(values, slices.indices, slices.dense_shape), *args, **kwargs)
 
 
-def _or_zero(condition, delta):
-    """`delta`, or 0 if the condition is false: one kernel, even if delta is NaN."""
-    if delta.dtype in (tf.float32, tf.float64):
-        return tf.math.multiply_no_nan(delta, tf.cast(condition, delta.dtype))
-    return tf.where(condition, delta, tf.zeros_like(delta))
+def zero_unless(condition: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """The values where the condition is true, else 0: one kernel, even if a value is NaN.
+
+    Args:
+        condition: bool, a scalar or of the shape of the values.
+        values: A dense tensor of numbers.
+    """
+    if values.dtype in (tf.float32, tf.float64):
+        return tf.math.multiply_no_nan(values, tf.cast(condition, values.dtype))
+    return tf.where(condition, values, tf.zeros_like(values))

@@ -149,7 +149,7 @@ def run(program, *arguments):
 OF_SHARE = ["sever", "geomed"]
 METHODS = [name for name in prl.METHODS if name not in OF_SHARE]
 SCORED = [name for name in METHODS if prl.METHODS[name].score]
-PAPERS = ["prl_l", "prl_g", "co_prl_l"]  # the others do so in `make test-long`
+OF_EACH_KIND = ["prl_g", "co_prl_l"]  # the others do so in `make test-long`
 LONG = pytest.mark.long
 two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", marks=LONG)])
 
@@ -158,7 +158,7 @@ two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", mark
 @pytest.mark.parametrize(
     "replicas, mode, methods",
     [
-        ("2", "masked", PAPERS),
+        ("2", "masked", OF_EACH_KIND),
         pytest.param("2", "masked", METHODS, marks=LONG),
         pytest.param("3", "masked", METHODS, marks=LONG),
         pytest.param("3", "recompute", SCORED, marks=LONG),

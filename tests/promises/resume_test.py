@@ -98,7 +98,7 @@ def test_resumes_the_straight_run(method, tmp_path):
 KILLED = """
 import sys
 import tests.promises.resume_test as t
-t.fit(t.make("co_prl_l"), "co_prl_l", t.backup(sys.argv[1]), t.KillInThirdEpoch(really=True))
+t.fit(t.make("prl_l"), "prl_l", t.backup(sys.argv[1]), t.KillInThirdEpoch(really=True))
 """
 
 
@@ -107,8 +107,8 @@ def test_after_kill_9(tmp_path):
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    resumed = fit(make("co_prl_l"), "co_prl_l", backup(tmp_path))
-    for a, b in zip(resumed, undisturbed("co_prl_l"), strict=True):
+    resumed = fit(make("prl_l"), "prl_l", backup(tmp_path))
+    for a, b in zip(resumed, undisturbed("prl_l"), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)  # of two processes
 
 

@@ -146,10 +146,11 @@ def assert_same(got, want, tolerance=1e-6):
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    """For every model: what a fresh process found in its file, and what this process has."""
+def resumed(tmp_path_factory, request):
+    """For every model that is asked for: what a fresh process found in its file, and what this one has."""
     folder, here = tmp_path_factory.mktemp("saved"), {}
-    for name in MODELS:
+    items = [item for item in request.session.items if "resumed" in item.fixturenames]
+    for name in dict.fromkeys(item.callspec.params["name"] for item in items):
         model = newly_trained(name)
         path = str(folder / f"{name}.keras")
         model.save(path)
@@ -169,6 +170,7 @@ def resumed(tmp_path_factory):
     }
 
 
+@pytest.mark.daily("trim", "microbatch", "swap")
 @pytest.mark.fault(21)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_goes_on_in_a_fresh_process(resumed, name):
