@@ -83,17 +83,20 @@ first_moved = 0.5 * before[2] + 0.5 * x[0]  # of the first; the second stays; th
 np.testing.assert_allclose(np.asarray(moved), (first_moved + before[2]) / 2, atol=1e-5)
 print("equal")
 """
-ADDED = """
+LAYERS = """
 class Penalty(keras.layers.Layer):
     def call(self, t):
         self.add_loss(0.3 * keras.ops.mean(keras.ops.square(t)))
         return t
 
-def with_losses(kind, seed):
+def with_layer(kind, seed):
+    if kind == "synchronized":
+        return network(seed, keras.layers.BatchNormalization(momentum=0.5, synchronized=True))
+    if kind == "add_loss":
+        return network(seed, Penalty())
     initializer = keras.initializers.GlorotUniform(seed)
-    dense = keras.layers.Dense(4, kernel_initializer=initializer, kernel_regularizer="l2",
-                               activity_regularizer=keras.regularizers.L2(0.1))
-    return network(seed, dense if kind == "activity" else Penalty())
+    return network(seed, keras.layers.Dense(4, kernel_initializer=initializer, kernel_regularizer="l2",
+                                            activity_regularizer=keras.regularizers.L2(0.1)))
 
 one_is_eager, sizes = False, [8, 7, 5, 1]  # even shares, uneven ones, and a replica without an example
 of_methods = {
@@ -105,7 +108,7 @@ for what in sys.argv[2:]:
     method, options = of_methods[name]
     def make():
         seeds = iter(range(2))
-        return prl.build(method, lambda: with_losses(kind, next(seeds)), epsilon=0.4, loss=cross_entropy,
+        return prl.build(method, lambda: with_layer(kind, next(seeds)), epsilon=0.4, loss=cross_entropy,
                          optimizer=keras.optimizers.SGD(0.3), **options)
     one, logs_one = train(make, tf.distribute.get_strategy())
     several, logs = train(make, mirrored)
@@ -113,16 +116,6 @@ for what in sys.argv[2:]:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=what)
     for name in ("loss", "loss_all"):
         np.testing.assert_allclose(logs_one[name], logs[name], rtol=1e-4, err_msg=what + name)
-print("equal")
-"""
-SYNCHRONIZED = """
-for method in sys.argv[2:]:
-    def make():
-        seeds = iter(range(2))
-        layer = lambda: keras.layers.BatchNormalization(momentum=0.5, synchronized=True)
-        return prl.build(method, lambda: network(next(seeds), layer()), epsilon=0.4, loss=cross_entropy,
-                         optimizer=keras.optimizers.SGD(0.1))
-    assert_equal(make, method)
 print("equal")
 """
 REFUSED = """
@@ -160,32 +153,21 @@ def test_regularizers_count_once_and_sums_are_sums(methods):
 _METHODS = ("prl_l", "prl_g", "co_prl_l", "recompute", "microbatches")
 
 
-@pytest.mark.fault(57)
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        ["add_loss:prl_l"],
-        pytest.param(
-            [f"{kind}:{method}" for kind in ("activity", "add_loss") for method in _METHODS],
-            marks=pytest.mark.long,
-        ),
-    ],
-    ids=["", "all"],
-)
-def test_the_losses_that_layers_add_are_those_of_each_replica(kinds):
-    run(SETUP + ADDED, "2", *kinds)
+_LONG = [f"{kind}:{method}" for kind in ("activity", "add_loss") for method in _METHODS]
+_LONG += [f"synchronized:{method}" for method in ("prl_l", "co_prl_l", "recompute")]
 
 
-@pytest.mark.fault(58)
+@pytest.mark.fault(57, 58)
 @pytest.mark.parametrize(
-    "replicas, methods",
+    "replicas, kinds",
     [
-        ("3", ["prl_l"]),
-        pytest.param("2", ["prl_l", "co_prl_l", "gce"], marks=pytest.mark.long),
+        ("3", ["add_loss:prl_l", "synchronized:prl_l"]),
+        pytest.param("2", _LONG, marks=pytest.mark.long),
     ],
+    ids=["3", "2"],
 )
-def test_synchronized_batch_norm_counts_the_examples_of_the_replicas_alone(replicas, methods):
-    run(SETUP + SYNCHRONIZED, replicas, *methods)
+def test_layers_that_add_losses_or_share_statistics(replicas, kinds):
+    run(SETUP + LAYERS, replicas, *kinds)
 
 
 @pytest.mark.long
