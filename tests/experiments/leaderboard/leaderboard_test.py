@@ -236,7 +236,7 @@ class TestProgram:
         return leaderboard(output_dir, ["standard"], ["digits"], ["0"], **options)
 
     def test_makes_the_missing_runs_and_the_page(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(entries, "EPOCHS", {**entries.EPOCHS, "digits": 5})
+        monkeypatch.setattr(entries, "EPOCHS", {**entries.EPOCHS, "digits": 2})
         assert not self.run(tmp_path, dry_run=True)
         assert "6 runs to do of 6" in capsys.readouterr().out and not (tmp_path / "runs").exists()
         assert not self.run(tmp_path)

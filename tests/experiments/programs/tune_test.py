@@ -28,7 +28,7 @@ def searched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("searched")
     done = run(
         "binaries.tune", *(f"--{name}={value}" for name, value in SMALL.items()), "--objective=val_r2_score",
-        "--max_trials=3", "--final_trainings=2", "--method=prl_l,standard", "--assumed_epsilon=0.1:0.4",
+        "--max_trials=2", "--final_trainings=2", "--method=prl_l,standard", "--assumed_epsilon=0.1:0.4",
         "--batch_size=16:64", "--learning_rate=0.001:0.01", "--ramp_epochs=0,1", f"--output_dir={directory}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,7 @@ def searched(tmp_path_factory):
 def test_the_table_the_pictures_and_the_command(searched):
     directory, printed = searched
     table = pd.read_csv(directory / "trials.csv", float_precision="round_trip")
-    assert len(table) == 3 and table["val_r2_score"].is_monotonic_decreasing
+    assert len(table) == 2 and table["val_r2_score"].is_monotonic_decreasing
     assert table["batch_size"].isin([16, 32, 64]).all() and table["learning_rate"].between(0.001, 0.01).all()
     assert (directory / "trials.md").read_text() in printed
     assert (directory / "epsilon.png").stat().st_size > 5000

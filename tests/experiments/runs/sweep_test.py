@@ -10,7 +10,7 @@ from prl_keras.experiments.runs import results, sweep
 from prl_keras.experiments.runs.config import RunConfig
 
 
-def configs(epochs=3, methods=("prl_l", "spl"), kinds=("signflip", "linadv")):
+def configs(epochs=3, methods=("prl_l", "spl"), kinds=("signflip",)):
     return [
         RunConfig("teacher", method, kind, 0.2, epochs=epochs, batch_size=500, seed=seed)
         for method in methods
