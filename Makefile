@@ -10,9 +10,8 @@ OLDEST := .venv-oldest/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # A process keeps all that TensorFlow compiled for it, so each part of the tests has processes of its own.
-PARTS := models,epsilon,keras_gaps,promises,inputs,rules \
-	scores,auditing,reports,label_audit,methods_test.py,corruption_test.py,stopping_test.py,experiments \
-	tuning,faults,project
+PARTS := models,epsilon,keras_gaps,promises,inputs,rules,methods_test.py,corruption_test.py,stopping_test.py,tuning \
+	scores,auditing,reports,label_audit,experiments,faults,project
 # All the tests leave more behind.
 test-long: PARTS := models,epsilon,keras_gaps promises,inputs,rules \
 	scores,auditing,reports,label_audit,methods_test.py,corruption_test.py,stopping_test.py \

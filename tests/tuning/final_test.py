@@ -84,6 +84,7 @@ def test_one_that_goes_nan_is_recorded_and_does_not_count(data, tmp_path):
     assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
 
+@pytest.mark.long
 def test_the_network_is_that_of_the_record_wherever_it_was_killed(data, tmp_path, monkeypatch):
     """Killed when the weights of a better one are written and its record is not."""
     losses = [record["metrics"]["train_trimmed_loss"] for record in _records(tmp_path / "all", data, 6)]
