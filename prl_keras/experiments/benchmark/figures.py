@@ -24,18 +24,41 @@ def plot_ratios(cases: Any, title: str, about: str, path: pathlib.Path | str) ->
         about: A line that says where the numbers come from.
         path: The file to write.
     """
-    shown = cases[cases["ratio"].notna()].iloc[::-1]
-    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.26 * len(shown)), dpi=90, layout="constrained")
-    heights, colors = range(len(shown)), [_color(line) for line in shown.to_dict("records")]
+    figure, axis, shown, colors = _line_per_case(cases[cases["ratio"].notna()], title)
+    heights = range(len(shown))
     axis.hlines(heights, shown["ratio_low"], shown["ratio_high"], colors=colors, linewidth=2)
     axis.scatter(shown["ratio"], heights, s=30, c=colors)
+    axis.set_xlim(left=0)
+    _finish(figure, "seconds a step, as a ratio to plain training (grey: PyTorch's)", about, path)
+
+
+def plot_memory(cases: Any, title: str, about: str, path: pathlib.Path | str) -> None:
+    """Draws a line per case as a PNG: its peak memory as a ratio to plain training; further left is better.
+
+    A dot is the peak of the process, a ring that of the steps after the first.
+
+    Args:
+        cases, title, about, path: As in `plot_ratios`.
+    """
+    figure, axis, shown, colors = _line_per_case(cases[cases["memory_ratio"].notna()], title)
+    heights = range(len(shown))
+    axis.scatter(shown["memory_ratio"], heights, s=30, c=colors)
+    axis.scatter(shown["later_memory_ratio"], heights, s=70, facecolors="none", edgecolors=colors)
+    label = "peak memory, as a ratio to plain training (dots: the process; rings: steps after the first)"
+    _finish(figure, label, about, path)
+
+
+def _line_per_case(cases, title):
+    """-> (figure, axis with the cases' names, the cases from the bottom up, their colors)."""
+    shown = cases.iloc[::-1]
+    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.26 * len(shown)), dpi=90, layout="constrained")
     labels = [f"{line['title']}  |  {line['setting']}" for line in shown.to_dict("records")]
-    axis.set_yticks(heights, labels, fontsize=8)
+    axis.set_yticks(range(len(shown)), labels, fontsize=8)
+    axis.set_ylim(-0.7, len(shown) - 0.3)
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(xlim=(0, None), ylim=(-0.7, len(shown) - 0.3))
     axis.grid(alpha=0.3, linewidth=0.5, axis="x")
     axis.set_title(title, fontsize=10)
-    _finish(figure, "seconds a step, as a ratio to plain training (grey: PyTorch's)", about, path)
+    return figure, axis, shown, [_color(line) for line in shown.to_dict("records")]
 
 
 def plot_growth(

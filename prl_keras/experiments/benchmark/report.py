@@ -71,6 +71,8 @@ def write_report(suite: str, output_dir: pathlib.Path | str) -> pathlib.Path:
         shown = (cases, f"Benchmark: {suite}", about, temporary)
         if suite in _GROWTH:
             figures.plot_growth(*shown, *_GROWTH[suite])
+        elif suite == "memory":
+            figures.plot_memory(*shown)
         else:
             figures.plot_ratios(*shown)
     return path.markdown
@@ -168,11 +170,17 @@ def _about(content):
     rounds = max(len(fields["seconds"]) for fields in content["cases"])
     replicas = content.get("replicas", 1)
     where += f", as {replicas} replicas" * (replicas > 1)
+    is_named = any(fields["case"].get("is_compiled") for fields in content["cases"])
+    xla = (
+        "XLA where the step allows it"
+        if content["xla"]
+        else "XLA where a line says so" * is_named or "no XLA"
+    )
     return (
-        f"Measured {content['date']} on {where}, {content['cores']} cores; {versions}; "
-        f"{'XLA where the step allows it' if content['xla'] else 'no XLA'}. Medians of {rounds} rounds, in "
-        "which the cases of one setting take turns; in brackets the quartiles. A ratio is to plain training "
-        "of as many networks in the same round, for PyTorch's lines to PyTorch's."
+        f"Measured {content['date']} on {where}, {content['cores']} cores; {versions}; {xla}. Medians of "
+        f"{rounds} round{'s' * (rounds > 1)}, in which the cases of one setting take turns; in brackets the "
+        "quartiles. A ratio is to plain training of as many networks in the same round, for PyTorch's lines "
+        "to PyTorch's."
     )
 
 
