@@ -48,7 +48,7 @@ def kind(request):
 
 @pytest.mark.fault(34)
 class TestSparseAndRagged:
-    @pytest.mark.daily("scipy_coo", "sparse")
+    @pytest.mark.daily("sparse")
     def test_scores_and_tables_are_those_of_dense_ones(self, kind):
         model, data, dense = kind
         for look in (prl.score_examples, prl.audit, prl.estimate_epsilon):

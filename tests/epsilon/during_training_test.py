@@ -57,7 +57,7 @@ def softmax(logits):
 
 
 class TestEstimate:
-    @pytest.mark.daily("False-options0", "False-options3")
+    @pytest.mark.daily("False-options0")
     @pytest.mark.parametrize(
         "is_pair, options",
         [

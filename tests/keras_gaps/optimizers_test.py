@@ -97,7 +97,7 @@ KINDS = {
 }
 
 
-@pytest.mark.daily("excluded", "own")
+@pytest.mark.daily("excluded")
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains_as_plain_keras_in_each_model(kind):
@@ -112,6 +112,7 @@ def test_trains_as_plain_keras_in_each_model(kind):
     assert_equal(fitted(first), expected)
 
 
+@pytest.mark.daily("co_prl_l")
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_given_optimizer_trains_the_first_model_alone(method):
@@ -141,7 +142,7 @@ def test_a_copy_starts_as_the_optimizer_was_given():
     assert float(build(untrained).optimizer.learning_rate) == pytest.approx(0.2)
 
 
-@pytest.mark.daily("own", "schedule")
+@pytest.mark.daily("own")
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"mapped"}))
 def test_normclip_clips_and_leaves_the_given_optimizer(kind):

@@ -114,9 +114,7 @@ FIT_CASES = [
     "numpy-gradient",
     "numpy-swap",
     "generator-gradient",
-    "dict-gradient",
     "odd_sizes-gradient",
-    "class_weight-swap",
 )
 @pytest.mark.fault(4, 20)
 @pytest.mark.parametrize("name, kind", FIT_CASES)

@@ -52,7 +52,7 @@ def assert_same(a, b):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.daily("options0-skips", "options3-loss1", "options4-loss2")
+@pytest.mark.daily("options0-skips", "options3-loss1")
 @pytest.mark.fault(37)
 @pytest.mark.parametrize("loss", [skips, Skips(), [skips, "mse"]])
 @pytest.mark.parametrize("options", OPTIONS)

@@ -304,9 +304,7 @@ def train(model, name, x, y, s):
         model.fit(x, y, sample_weight=s, **FIT)
 
 
-@pytest.mark.daily(
-    "embedding", "embedding_element", "unrolled_element", "looping_gradient", "recompute", "two_outputs"
-)
+@pytest.mark.daily("embedding_gradient", "unrolled_element", "two_outputs")
 @each_variant
 def test_with_epsilon_0_fit_is_that_of_keras(name):
     kind = VARIANTS[name][0]
@@ -322,14 +320,13 @@ def test_with_epsilon_0_fit_is_that_of_keras(name):
 
 
 @pytest.mark.daily(
-    "embedding*",
+    "embedding*-masked",
     "unrolled_element-both",
     "looping_element-masked",
     "pair_element-masked",
     "recompute-*",
     "xla_element-both",
     "two_outputs-*",
-    "two_outputs_xla-both",
 )
 @each_variant_and_case
 def test_labels_that_do_not_count_change_nothing(name, case):
@@ -380,6 +377,7 @@ def test_the_mask_of_a_dataset_in_a_graph(unit):
     assert_same([weights[0]], [weights[1]])
 
 
+@pytest.mark.daily("embedding-element")
 @pytest.mark.parametrize("unit", ["example", "element"])
 @pytest.mark.parametrize("kind", ["embedding", "looping"])
 def test_half_precision_runs(kind, unit):

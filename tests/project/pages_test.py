@@ -116,7 +116,7 @@ def test_every_page_with_code_has_an_outcome():
     assert set(OUTCOMES) == {name for name in PAGES if blocks(name, "python")}
 
 
-@pytest.mark.daily("README.md", "getting_started.md", "elements.md", "extending.md")
+@pytest.mark.daily("README.md", "getting_started.md")
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_python_blocks_run_one_after_the_other(name, namespaces, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

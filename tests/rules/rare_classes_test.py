@@ -71,6 +71,7 @@ class TestMinKeepPerClass:
         model.save(tmp_path / "model.keras")
         assert keras.saving.load_model(tmp_path / "model.keras").rule.min_keep_per_class == 2
 
+    @pytest.mark.daily("options0", "options2")
     @pytest.mark.fault(13)
     @pytest.mark.parametrize("options", [GRAPH, {"jit_compile": True}, {"run_eagerly": True}])
     def test_in_fit(self, options):

@@ -44,7 +44,7 @@ def network():
     ])  # fmt: skip
 
 
-@pytest.mark.daily("gce-False", "sce-True", "phuber-False", "term-False")
+@pytest.mark.daily("gce-False", "sce-True")
 @pytest.mark.parametrize("from_logits", [True, False])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_step_of_the_rule_is_a_step_of_the_loss(batch, name, from_logits):

@@ -64,7 +64,7 @@ def test_epsilon_0_is_plain_fit(loss, options):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.daily("*-layerwise", "probable-loop")
+@pytest.mark.daily("*-layerwise")
 @pytest.mark.fault(31)
 @pytest.mark.filterwarnings("ignore:.* cannot be vectorized", "ignore:The per-example gradients")
 @pytest.mark.parametrize("kind", ["layerwise", "map", "loop"])

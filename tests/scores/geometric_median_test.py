@@ -151,7 +151,7 @@ def test_a_gradient_whose_square_overflows_moves_nothing():
     assert np.isinf(found[3])
 
 
-@pytest.mark.daily("*-eager", "1-*")
+@pytest.mark.daily("*-eager")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_small_batches_and_padding_alone(mode, n):

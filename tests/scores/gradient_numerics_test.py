@@ -79,7 +79,7 @@ def assert_checks_pass(network, loss, x, y):
             assert np.isfinite(tf.convert_to_tensor(total)).all()
 
 
-@pytest.mark.daily("softmax", "losses_of_zero")
+@pytest.mark.daily("losses_of_zero")
 @pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_divides_by_a_norm_or_a_deviation_of_zero(name):

@@ -95,7 +95,7 @@ def test_a_class_that_is_ignored_does_not_shrink_the_step(epsilon):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.daily("False-{}", "True-{}")
+@pytest.mark.daily("False-{}")
 @pytest.mark.parametrize("options", [{}, {"microbatch_size": 3}, {"recompute": True}], ids=str)
 @pytest.mark.parametrize("eager", [True, False])
 def test_a_layers_own_state_and_seeds_move_once_a_step(options, eager):

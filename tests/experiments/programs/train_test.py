@@ -97,6 +97,7 @@ def test_bad_flags_end_with_a_message_and_write_nothing(tmp_path, arguments, mes
     assert not output_dir.exists()
 
 
+@pytest.mark.long  # pages_test runs the command of docs/getting_started.md
 def test_the_command_itself_shows_progress_and_the_result(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "binaries.train", "--epochs=1", f"--output_dir={tmp_path}"],
