@@ -88,9 +88,9 @@ class KeptByClass(_OfOneEpoch):
         """
         classes = self.counts.shape[1]
         if classes > _MOST_TO_COMPARE:
-            rows = tf.cast(tf.stack([is_kept, is_ranked], axis=1), tf.float32)
             labels = tf.where(class_labels.is_class(labels, classes), labels, -1)
-            counts = tf.transpose(tf.math.unsorted_segment_sum(rows, labels, classes))
+            flags = [tf.cast(each, tf.float32) for each in (is_kept, is_ranked)]
+            counts = tf.stack([tf.math.unsorted_segment_sum(each, labels, classes) for each in flags])
         else:
             is_counted = tf.stack([is_kept, is_ranked])[:, :, None] & (labels[:, None] == tf.range(classes))
             counts = tf.reduce_sum(tf.cast(is_counted, tf.float32), axis=1)
