@@ -30,6 +30,9 @@ COMMAND = [sys.executable, "-m", "binaries.gpu_check", "--rehearsal"]
 HAS_GPU = bool(tf.config.list_physical_devices("GPU"))
 TITLES = {name: part.title for name, part in check.PARTS.items()}
 
+# As the project's own: at the end of a session in this process nothing looks for garbage.
+PYTEST = "[tool.pytest.ini_options]\naddopts = '-p no:unraisableexception'\n"
+
 
 def job(folder, seconds=3600, attempt="1", **size):
     begun = time.monotonic()
@@ -157,7 +160,7 @@ class TestParts:
         text = "import pathlib, pytest\ndef test_a(): pathlib.Path({0!r}).open('a').write('a')\n"
         text += "def test_b(): assert 1 == 2\ndef test_c(): pytest.skip('no')\n"
         (tmp_path / "some_test.py").write_text(text.format(str(tmp_path / "ran")))
-        (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+        (tmp_path / "pyproject.toml").write_text(PYTEST)
         monkeypatch.setattr(oracle, "_ROOT", tmp_path)
         monkeypatch.setattr(oracle, "_FILES", ("some_test.py",))
         for attempt in "12":
@@ -171,7 +174,7 @@ class TestParts:
     def test_tests_stop_in_time(self, tmp_path, monkeypatch):
         text = "import pytest, time\n@pytest.mark.parametrize('i', range(50))\ndef test(i): time.sleep(0.2)\n"
         (tmp_path / "slow_test.py").write_text(text)
-        (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+        (tmp_path / "pyproject.toml").write_text(PYTEST)
         monkeypatch.setattr(oracle, "_ROOT", tmp_path)
         monkeypatch.setattr(oracle, "_FILES", ("slow_test.py",))
         oracle.run(job(tmp_path, seconds=1.5, most=None))
