@@ -1,4 +1,4 @@
-"""Synchronized batch normalization on a replica that has no example and runs a made-up row."""
+"""Synchronized batch normalization on a replica that has no good example and runs made-up rows."""
 
 import contextlib
 import threading
@@ -32,7 +32,7 @@ def only_examples_count(network: Any, has_examples: tf.Tensor) -> Iterator[None]
 
     Args:
         network: The network that runs in the context.
-        has_examples: bool scalar, whether this replica has examples.
+        has_examples: bool scalar, whether this replica has examples that count.
     """
     layers, before = synchronized_layers(network), getattr(_HERE, "has_examples", None)
     _HERE.has_examples = has_examples

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from prl_keras.keras_gaps.internals import changed_variables, layers_of
 from prl_keras.keras_gaps.other_weights import call_with
+from prl_keras.keras_gaps.replicas import everywhere
 from prl_keras.keras_gaps.seeds import seed_states
 from prl_keras.keras_gaps.synchronized import only_examples_count, synchronized_variables
 from prl_keras.scores.gradient import filled_up, first_rows
@@ -20,18 +21,21 @@ def forward(
     x: typing.Any,
     training: bool = True,
     weights: Sequence[tf.Tensor] | None = None,
+    is_bad: tf.Tensor | None = None,
 ) -> typing.Any:
     """The network's predictions on `x`.
 
     Some layers reject an empty batch. So a replica without examples runs one row of ones, drops its
     prediction and restores the state. (Zeros may be masked, and the mean over no step is NaN.) The row does
-    not count in the statistics that replicas share, and these change as on the other replicas.
+    not count in the statistics that replicas share, and these change as on the other replicas. Nor do the
+    zeros of a replica whose examples are all bad, unless those of every replica are.
 
     Args:
         network: The network to run.
         x: Inputs.
         training: Whether to run it in training mode.
         weights: Values to use for `network.trainable_weights`; the call then changes no state.
+        is_bad: bool `[batch]`, the non-finite examples, replaced in `x`; None if there are none.
 
     Raises:
         ValueError: for `weights` if a layer of the network would not use them.
@@ -44,7 +48,11 @@ def forward(
     shared = {id(variable) for variable in synchronized_variables(network)}
     own = [variable for variable in changed_variables(network) if id(variable) not in shared]
     before = [(variable, tf.identity(variable.value)) for variable in own]
-    with only_examples_count(network, rows > 0):
+    counts = rows > 0
+    if is_bad is not None and shared:
+        is_none_good = tf.reduce_all(is_bad)
+        counts = tf.logical_or(~is_none_good, tf.logical_and(everywhere(is_none_good), counts))
+    with only_examples_count(network, counts):
         y_pred = run(filled_up(x, 1, value=1), training=training)
     for variable, value in before:
         variable.assign(tf.where(rows > 0, variable.value, value))

@@ -133,7 +133,7 @@ class TapePass(Pass):
         self.norms = norms
         self.tape = tf.GradientTape()
         with self.tape:
-            self.predict(batch, forward(self.network, self.x))
+            self.predict(batch, forward(self.network, self.x, is_bad=batch.is_bad))
 
     def backward(
         self, batch: typing.Any, weights: tf.Tensor, factors: tf.Tensor | None = None
@@ -158,7 +158,7 @@ class RecomputePass(Pass):
         super().__init__(model, network, batch)
         self.norms = norms
         with state_unchanged(self.network):
-            self.predict(batch, forward(self.network, self.x))
+            self.predict(batch, forward(self.network, self.x, is_bad=batch.is_bad))
         losses = outputs.losses_of(self.loss, self.y_pred)
         check_by_example(losses, "recompute=True trains on the kept ones alone")
 

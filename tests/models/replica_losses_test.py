@@ -83,6 +83,34 @@ first_moved = 0.5 * before[2] + 0.5 * x[0]  # of the first; the second stays; th
 np.testing.assert_allclose(np.asarray(moved), (first_moved + before[2]) / 2, atol=1e-5)
 print("equal")
 """
+BAD_REPLICA = """
+halves = [np.arange(8 * i, 8 * i + 4) for i in range(2)]  # the first replica's share of each batch of 8
+good = np.concatenate(halves)
+hurt = x[:16].copy()
+hurt[np.setdiff1d(np.arange(16), good)] = np.nan  # the second's, for both batches
+for recompute in (False, True):
+    found = []
+    for strategy, inputs, labels, size, epsilon in (
+        (mirrored, hurt, y[:16], 8, 0.4),  # the bad ones are dropped first: all the good ones stay
+        (tf.distribute.get_strategy(), x[good], y[good], 4, 0.0),
+    ):
+        with strategy.scope():
+            shared = keras.layers.BatchNormalization(momentum=0.5, synchronized=strategy is mirrored)
+            model = prl.RobustModel(network(0, shared), rule=prl.Trim(epsilon), recompute=recompute)
+            model.compile(keras.optimizers.SGD(0.3), cross_entropy)
+        model.fit(inputs, labels, batch_size=size, shuffle=False, verbose=0)
+        found.append(model.network.get_weights())
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=str(recompute))
+with mirrored.scope():  # no replica has a good example: nothing changes
+    model = prl.RobustModel(network(0, keras.layers.BatchNormalization(synchronized=True)), rule=prl.Trim(0.4))
+    model.compile(keras.optimizers.SGD(0.3), cross_entropy)
+before = model.network.get_weights()
+model.fit(np.full_like(hurt, np.nan), y[:16], batch_size=8, verbose=0)
+for a, b in zip(before, model.network.get_weights(), strict=True):
+    np.testing.assert_array_equal(a, b)
+print("equal")
+"""
 LAYERS = """
 class Penalty(keras.layers.Layer):
     def call(self, t):
@@ -168,6 +196,12 @@ _LONG += [f"synchronized:{method}" for method in ("prl_l", "co_prl_l", "recomput
 )
 def test_layers_that_add_losses_or_share_statistics(replicas, kinds):
     run(SETUP + LAYERS, replicas, *kinds)
+
+
+@pytest.mark.long
+@pytest.mark.fault(59)
+def test_a_replica_whose_examples_are_all_bad_shares_no_statistics():
+    run(SETUP + BAD_REPLICA, "2")
 
 
 @pytest.mark.long
