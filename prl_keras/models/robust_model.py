@@ -37,7 +37,7 @@ class RobustModel(WeightedModel):
     | batch normalization with `score="gradient"` | `BatchMixingError` |
     | `evaluate`, validation | never trimmed |
     | `recompute` | the same step to rounding, except for the differences in the table below |
-    | NaN or infinity in inputs, targets or the loss of an example | ranked worst, weight 0, no effect |
+    | a non-finite input, target or loss | ranked worst, weight 0; batch norm sees a copy of a good one |
     | every example is non-finite, or the gradient is | the step is skipped: no state changes |
 
     `fit` logs the trimmed `loss`, `loss_all` (over all examples), `kept_fraction` and `score_threshold` (the

@@ -199,7 +199,7 @@ def test_layers_that_add_losses_or_share_statistics(replicas, kinds):
 
 
 @pytest.mark.long
-@pytest.mark.fault(59)
+@pytest.mark.fault(58)
 def test_a_replica_whose_examples_are_all_bad_shares_no_statistics():
     run(SETUP + BAD_REPLICA, "2")
 
