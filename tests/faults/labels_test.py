@@ -82,7 +82,6 @@ class TestLabels:
 
     @pytest.mark.daily("loss0*")
     @pytest.mark.fault(33)
-    @pytest.mark.daily("loss0-*")
     @pytest.mark.parametrize(
         ("loss", "outputs", "off"),  # the rounding of float32, or of float16
         [

@@ -170,12 +170,9 @@ def _about(content):
     rounds = max(len(fields["seconds"]) for fields in content["cases"])
     replicas = content.get("replicas", 1)
     where += f", as {replicas} replicas" * (replicas > 1)
-    is_named = any(fields["case"].get("is_compiled") for fields in content["cases"])
-    xla = (
-        "XLA where the step allows it"
-        if content["xla"]
-        else "XLA where a line says so" * is_named or "no XLA"
-    )
+    xla = "XLA where the step allows it" if content["xla"] else "no XLA"
+    if any(fields["case"].get("is_compiled") for fields in content["cases"]):
+        xla = "XLA where a line says so"
     return (
         f"Measured {content['date']} on {where}, {content['cores']} cores; {versions}; {xla}. Medians of "
         f"{rounds} round{'s' * (rounds > 1)}, in which the cases of one setting take turns; in brackets the "
