@@ -13,9 +13,12 @@ import tensorflow as tf
 
 from prl_keras.inputs.rows import nearest_before
 from prl_keras.inputs.tensors import all_by_row, map_values, rows
-from prl_keras.keras_gaps.guarded_updates import zero_unless
+from prl_keras.keras_gaps import xla
+from prl_keras.keras_gaps.guarded_updates import choose
 
-_LARGE = 2**20  # entries of a gradient; above, one flag each would add to a step's memory
+_LARGE = 2**14  # entries of a gradient, of which the sums are cheaper than a flag each
+_LARGE_FOR_XLA = 2**20  # which on a CPU would store the flags
+_TINY = 2.0**-64
 
 
 def find(data: Any, inputs: Any = None, number: Any = None) -> tf.Tensor:
@@ -34,44 +37,46 @@ def find(data: Any, inputs: Any = None, number: Any = None) -> tf.Tensor:
     number = rows(tensors[0]) if number is None else number
     is_bad = tf.zeros([number], tf.bool)
     for tensor in filter(_is_checked, tensors):
-        found = ~all_by_row(tf.math.is_finite, tensor)
+        found = ~_rows_are_finite(tensor)
         common = _common_rows(tensor, number) if id(tensor) in may_differ else None
         found = found if common is None else tf.pad(found[:common], [[0, number - common]])
         is_bad = tf.logical_or(is_bad, found)
     return is_bad
 
 
-def replace(data: Any, is_bad: tf.Tensor, inputs: Any = None, keeps_nan: bool = False) -> Any:
+def replace(data: Any, is_bad: tf.Tensor, inputs: Any = None) -> Any:
     """The data with the nearest good example in place of each bad one.
 
     Args:
-        data, inputs: As in `find`. Sparse and ragged tensors get 0 in place of non-finite values; so do all
-            tensors if no example is good. Inputs with another number of rows stay as they are.
-        is_bad: bool `[batch]`.
-        keeps_nan: Whether NaN stays in the good examples, as in targets that a loss skips.
+        data, inputs: As in `find`. Sparse and ragged tensors get 0 in place of non-finite values. Inputs with
+            another number of rows stay as they are.
+        is_bad: bool `[batch]`. If all are bad, dense tensors of floats become 0.
     """
     good, may_differ = nearest_before(~is_bad), _several(inputs)
-    is_any_good = tf.reduce_any(~is_bad) if keeps_nan else None
+    is_any_good = tf.reduce_any(~is_bad)
 
     def replaced(tensor):
-        common = _common_rows(tensor, rows(is_bad)) if id(tensor) in may_differ else None
-        finite = with_zeros(tensor, None if common is None else common < rows(is_bad))
         if not _is_dense(tensor):
-            return finite
-        source = tf.where(is_any_good, tensor, finite) if keeps_nan else finite
-        taken = good if common is None else tf.concat([good[:common], tf.range(common, rows(tensor))], 0)
-        return tf.ensure_shape(tf.gather(source, taken), tensor.shape)
+            return with_zeros(tensor)
+        common = _common_rows(tensor, rows(is_bad)) if id(tensor) in may_differ else None
+        if common is None and not xla.is_off():
+            return _take(with_zeros(tensor), good)  # XLA looks at each entry while it gathers
+        if common is None:
+            taken, is_finite = good, is_any_good
+        else:
+            taken = tf.concat([good[:common], tf.range(common, rows(tensor))], 0)
+            is_finite = is_any_good | (common < rows(is_bad))
+        found = _take(tensor, taken)
+        return choose(is_finite, found, tf.zeros_like(found)) if _is_checked(found) else found
 
     return keras.tree.map_structure(replaced, data)
 
 
-def with_zeros(data: Any, is_kept: Any = None) -> Any:
-    """The data with 0 in place of NaN and infinity; unchanged where `is_kept`, a bool scalar or None."""
+def with_zeros(data: Any) -> Any:
+    """The data with 0 in place of NaN and infinity."""
 
     def finite(values):
-        is_finite = tf.math.is_finite(values)
-        is_finite = is_finite if is_kept is None else tf.logical_or(is_finite, is_kept)
-        return zero_unless(is_finite, values)
+        return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
     def of_any_kind(tensor):
         tensor = tf.convert_to_tensor(tensor) if _is_dense(tensor) else tensor
@@ -83,12 +88,10 @@ def with_zeros(data: Any, is_kept: Any = None) -> Any:
 def are_finite(gradients: Sequence[Any]) -> tf.Tensor:
     """Whether all gradients are finite, bool scalar; None entries are skipped.
 
-    Vectors (biases and the like) are concatenated, as a device starts a kernel for each tensor. For a large
-    matrix only the sums of its rows are checked; a matrix product computes them without extra memory. (XLA on
-    a CPU would store a flag for each entry.) Such a sum is also infinite if finite entries reach 1e34.
+    Vectors (biases and the like) are concatenated, as a device starts a kernel for each tensor.
     """
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
-    values = [_sums_of_rows(value) if _is_large(value) else value for value in values]
+    values = [_sums_of_rows(value, axes=-1) if _is_large(value) else value for value in values]
     vectors = [value for value in values if len(value.shape) == 1]
     together = [value for value in values if len(value.shape) != 1]
     for dtype in {vector.dtype for vector in vectors}:
@@ -101,14 +104,34 @@ def count(flags: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(flags, tf.float32))
 
 
+def _take(tensor, taken):
+    return tf.ensure_shape(tf.gather(tensor, taken), tensor.shape)
+
+
+def _rows_are_finite(tensor):
+    """bool `[rows]` of a tensor of any kind."""
+    if xla.is_off() and _is_dense(tensor) and tensor.dtype == tf.float32 and len(tensor.shape) > 1:
+        return tf.math.is_finite(_sums_of_rows(tensor, axes=1))
+    return all_by_row(tf.math.is_finite, tensor)
+
+
 def _is_large(tensor):
-    entries = tensor.shape.num_elements()
-    return tensor.dtype == tf.float32 and len(tensor.shape) > 1 and (entries or 0) >= _LARGE
+    """Whether the sums of rows are cheaper than a flag for each entry. XLA makes none if it fuses them."""
+    least = _LARGE if xla.is_off() else _LARGE_FOR_XLA
+    return (
+        tensor.dtype == tf.float32 and len(tensor.shape) > 1 and (tensor.shape.num_elements() or 0) >= least
+    )
 
 
-def _sums_of_rows(tensor):
-    width = tensor.shape[-1]
-    return tf.linalg.matvec(tf.reshape(tensor, [-1, width]), tf.ones([width]))
+def _sums_of_rows(tensor, axes):
+    """Sums over all but the first `axes` axes, which are finite if the entries are.
+
+    A matrix product computes them without extra memory. Each entry is scaled down, so that the largest do not
+    overflow.
+    """
+    width = tf.TensorShape(tensor.shape)[axes:].num_elements() or tf.reduce_prod(tf.shape(tensor)[axes:])
+    number = -1 if isinstance(width, int) else tf.reduce_prod(tf.shape(tensor)[:axes])
+    return tf.linalg.matvec(tf.reshape(tensor, [number, width]), tf.fill([width], _TINY))
 
 
 def _flat(data):

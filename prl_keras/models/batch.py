@@ -105,10 +105,12 @@ def batch_of(model: keras.Model, x: typing.Any, y: typing.Any, sample_weight: ty
     if given and not hasattr(given[0], "shape"):
         sample_weight = tf.convert_to_tensor(sample_weight)  # one list of numbers
     keeps_nan = may_skip_targets(model)
-    decides = x if keeps_nan or model.unit == "element" else (x, y)
+    is_by_element = model.unit == "element"
+    decides = x if keeps_nan or is_by_element else (x, y)
     is_bad = nonfinite.find(decides, inputs=x, number=number_of_examples(y))
     finite_x = nonfinite.replace(x, is_bad, inputs=x)
-    finite_y = nonfinite.replace(y, is_bad, keeps_nan=keeps_nan)
+    finite_y = nonfinite.with_zeros(y) if is_by_element and not keeps_nan else y
+    finite_y = nonfinite.replace(finite_y, is_bad)
     return Batch(finite_x, finite_y, sample_weight, (x, y), is_bad, is_ranked_by(is_bad, sample_weight))
 
 
@@ -153,7 +155,7 @@ def ranked_batch(model: keras.Model, batch: Batch, passes: Sequence[typing.Any])
         batch = batch._replace(is_ranked=batch.is_ranked & (is_counted | is_bad))
     # A class label's loss is finite if the predictions are, so y may stay: its loss is then computed once.
     is_of_classes = all(loss_kinds.is_of_classes(part.loss) for part in parts)
-    y = batch.y if is_of_classes else nonfinite.replace(batch.y, is_bad, keeps_nan=may_skip_targets(model))
+    y = batch.y if is_of_classes else nonfinite.replace(batch.y, is_bad)
     labels = _class_labels(model, batch.given[1], passes[0].y_pred)
     return batch._replace(y=y, is_bad=is_bad, labels=labels)
 

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from prl_keras.inputs import nonfinite
-from prl_keras.keras_gaps.guarded_updates import updates_only_if
+from prl_keras.keras_gaps.guarded_updates import choose, updates_only_if
 from prl_keras.keras_gaps.internals import assigned_weights, moving_variables
 from prl_keras.keras_gaps.replicas import everywhere, gradients_for_optimizer
 from prl_keras.keras_gaps.synchronized import synchronized_variables
@@ -69,5 +69,5 @@ class Guard:
         has_moved = tf.logical_and(is_applied, selected.is_any_good_here)
         for is_changed, variables in ((has_moved, self._moving), (is_applied, self._assigned)):
             for variable, before in variables:
-                variable.assign(tf.where(is_changed, variable.value, before))
+                variable.assign(choose(is_changed, variable.value, before))
         return is_finite

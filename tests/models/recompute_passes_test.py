@@ -220,14 +220,21 @@ def test_a_network_is_scored_before_it_is_updated(score, recompute):
     nodes = max((graph.post_optimization_graph.node for graph in graphs), key=len)
     nodes, reads = {node.name: node for node in nodes}, collections.defaultdict(set)
 
+    def source(node, place):
+        return nodes[node_of(node.input[place])]
+
     def variable_of(node):  # behind the switch of a condition
-        source = nodes[node_of(node.input[0])]
-        return variable_of(source) if source.op in ("Switch", "Identity") else source.name
+        before = source(node, 0)
+        return variable_of(before) if before.op in ("Switch", "Identity") else before.name
 
     for node in nodes.values():
         if node.op == "ReadVariableOp":
             reads[variable_of(node)].add(node.name)
-    updates = [node for node in nodes.values() if node.op == "AssignSubVariableOp"]
+    assigned = [node for node in nodes.values() if node.op == "AssignVariableOp"]
+    guarded = [node for node in assigned if source(node, 1).op == "Select"]
+    updates = [
+        node for node in guarded if source(source(node, 1), 1).op == "Sub"
+    ]  # weights less their change
     assert len(updates) == 8 and all(len(reads[variable_of(update)]) > 1 for update in updates)
     for update in updates:
         assert reads[variable_of(update)] <= ancestors(nodes, update.name)
