@@ -1,5 +1,6 @@
 """Which targets Keras's losses take: class numbers, labels 0 and 1, one-hot labels, real values."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -8,27 +9,15 @@ import keras
 
 from prl_keras.losses import Bootstrap
 
-_SPARSE_LOSSES = (
-    keras.losses.SparseCategoricalCrossentropy,
-    keras.losses.CategoricalGeneralizedCrossEntropy,
-)
-_SPARSE_FUNCTIONS = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_generalized_cross_entropy,
-)
-_BINARY_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
-_BINARY_FUNCTIONS = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
-_LOG_LOSSES = (
+_SPARSE = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalGeneralizedCrossEntropy)
+_BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+_ONE_HOT = (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
+_LOG = (
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.CategoricalCrossentropy,
     keras.losses.BinaryCrossentropy,
 )
-_LOG_FUNCTIONS = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_crossentropy,
-    keras.losses.binary_crossentropy,
-)
-_REGRESSION_LOSSES = (
+_REGRESSION = (
     keras.losses.MeanSquaredError,
     keras.losses.MeanAbsoluteError,
     keras.losses.MeanAbsolutePercentageError,
@@ -36,49 +25,30 @@ _REGRESSION_LOSSES = (
     keras.losses.Huber,
     keras.losses.LogCosh,
 )
-_REGRESSION_FUNCTIONS = (
-    keras.losses.mean_squared_error,
-    keras.losses.mean_absolute_error,
-    keras.losses.mean_absolute_percentage_error,
-    keras.losses.mean_squared_logarithmic_error,
-    keras.losses.huber,
-    keras.losses.log_cosh,
-)
-_MEAN_OF_ENTRIES_LOSSES = (
-    *_BINARY_LOSSES,
-    *_REGRESSION_LOSSES,
+_MEAN_OF_ENTRIES = (
+    *_BINARY,
+    *_REGRESSION,
     keras.losses.Hinge,
     keras.losses.SquaredHinge,
     keras.losses.Poisson,
 )
-_MEAN_OF_ENTRIES_FUNCTIONS = (
-    *_BINARY_FUNCTIONS,
-    *_REGRESSION_FUNCTIONS,
-    keras.losses.hinge,
-    keras.losses.squared_hinge,
-    keras.losses.poisson,
-)
-_STEEP_LOSSES = (keras.losses.MeanSquaredError, keras.losses.MeanSquaredLogarithmicError)
-_STEEP_FUNCTIONS = (keras.losses.mean_squared_error, keras.losses.mean_squared_logarithmic_error)
-_FLAT_LOSSES = (keras.losses.MeanAbsoluteError, keras.losses.MeanAbsolutePercentageError)
-_FLAT_FUNCTIONS = (keras.losses.mean_absolute_error, keras.losses.mean_absolute_percentage_error)
-_ONE_HOT_LOSSES = (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
-_ONE_HOT_FUNCTIONS = (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy)
+_STEEP = (keras.losses.MeanSquaredError, keras.losses.MeanSquaredLogarithmicError)
+_FLAT = (keras.losses.MeanAbsoluteError, keras.losses.MeanAbsolutePercentageError)
 
 
 def is_sparse(loss: Any) -> bool:
     """Whether the loss takes class labels as integers."""
-    return _is_any(loss, _SPARSE_LOSSES, _SPARSE_FUNCTIONS)
+    return _is_any(loss, _SPARSE)
 
 
 def is_binary(loss: Any) -> bool:
     """Whether the loss takes labels 0 and 1 for each output."""
-    return _is_any(loss, _BINARY_LOSSES, _BINARY_FUNCTIONS)
+    return _is_any(loss, _BINARY)
 
 
 def is_one_hot(loss: Any) -> bool:
     """Whether the loss takes one-hot labels, or a probability for each class."""
-    return _is_any(loss, _ONE_HOT_LOSSES, _ONE_HOT_FUNCTIONS)
+    return _is_any(loss, _ONE_HOT)
 
 
 def is_mean(loss: Any) -> bool:
@@ -106,7 +76,7 @@ def is_of_classes(loss: Any) -> bool:
 
 def is_log_probability(loss: Any) -> bool:
     """Whether the loss of an example is -log p, with p the probability of its label: plain cross-entropy."""
-    return _is_any(loss, _LOG_LOSSES, _LOG_FUNCTIONS) and not getattr(loss, "label_smoothing", 0)
+    return _is_any(loss, _LOG) and not getattr(loss, "label_smoothing", 0)
 
 
 def may_be_flat(loss: Any) -> bool:
@@ -114,12 +84,12 @@ def may_be_flat(loss: Any) -> bool:
 
     True for unknown losses.
     """
-    return not (_is_any(loss, _STEEP_LOSSES, _STEEP_FUNCTIONS) or is_of_classes(loss))
+    return not (_is_any(loss, _STEEP) or is_of_classes(loss))
 
 
 def is_flat(loss: Any) -> bool:
     """Whether the loss's gradient depends only on the sign of the error."""
-    return _is_any(loss, _FLAT_LOSSES, _FLAT_FUNCTIONS)
+    return _is_any(loss, _FLAT)
 
 
 def is_softmax_cross_entropy(loss: Any, y_pred_has_logits: bool) -> bool:
@@ -157,23 +127,22 @@ def labels_kind(
 
 def is_regression(loss: Any) -> bool:
     """Whether the loss is one of Keras's losses for real-valued targets."""
-    return _is_any(loss, _REGRESSION_LOSSES, _REGRESSION_FUNCTIONS)
+    return _is_any(loss, _REGRESSION)
 
 
 def is_mean_of_entries(loss: Any) -> bool:
     """Whether the loss of Keras is the mean of one value for each entry of the last axis."""
-    return _is_any(loss, _MEAN_OF_ENTRIES_LOSSES, _MEAN_OF_ENTRIES_FUNCTIONS)
+    return _is_any(loss, _MEAN_OF_ENTRIES)
 
 
 def is_over_axis(loss: Any) -> bool:
     """Whether the loss of Keras has an `axis` to reduce, and reduces all of them by default."""
-    losses, functions = (keras.losses.Dice, keras.losses.Tversky), (keras.losses.dice, keras.losses.tversky)
-    return _is_any(loss, losses, functions)
+    return _is_any(loss, (keras.losses.Dice, keras.losses.Tversky))
 
 
 def is_of_pairs(loss: Any) -> bool:
     """Whether the loss compares the examples of a batch with each other."""
-    return _is_any(loss, (keras.losses.Circle,), (keras.losses.circle,))
+    return _is_any(loss, (keras.losses.Circle,))
 
 
 def takes_other_shapes(loss: Any) -> bool:
@@ -183,11 +152,17 @@ def takes_other_shapes(loss: Any) -> bool:
 
 def is_ctc(loss: Any) -> bool:
     """Whether the loss aligns sequences of predictions with shorter sequences of labels."""
-    return _is_any(loss, (keras.losses.CTC,), (keras.losses.ctc,))
+    return _is_any(loss, (keras.losses.CTC,))
 
 
-def _is_any(loss, losses, functions):
-    return isinstance(loss, losses) or getattr(loss, "fn", loss) in functions
+def _is_any(loss, kinds):
+    """Whether the loss is of one of these classes, or the function of one."""
+    return isinstance(loss, kinds) or getattr(loss, "fn", loss) in _functions(kinds)
+
+
+@functools.cache
+def _functions(kinds):
+    return [kind().fn for kind in kinds]
 
 
 def expects_probabilities(loss: Any) -> bool:
