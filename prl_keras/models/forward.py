@@ -42,7 +42,8 @@ def forward(
     """
     run = network if weights is None else functools.partial(call_with, network, weights)
     inputs = keras.tree.flatten(x)
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not all(map(_is_dense, inputs)):
+    is_dense = all(isinstance(tensor, tf.Tensor) for tensor in inputs)
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not is_dense:
         return run(x, training=training)
     rows = tf.shape(inputs[0])[0]
     shared = {id(variable) for variable in synchronized_variables(network)}
@@ -100,7 +101,3 @@ def put_back_losses(
         layer._losses[:] = (
             added if factor is None else [t * tf.cast(factor, keras.ops.dtype(t)) for t in added]
         )
-
-
-def _is_dense(tensor):
-    return isinstance(tensor, tf.Tensor)

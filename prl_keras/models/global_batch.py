@@ -136,16 +136,12 @@ def examples_of(model: typing.Any, batch: typing.Any, passes: Sequence[typing.An
     scores = [p.scores for p in passes if p.scores is not None]
     differs = model.where_networks_differ(batch, [p.y_pred for p in passes])
     losses = []
-    if _may_tie(model, passes[0].y_pred):
-        of = [outputs.loss_of(model, p.y_pred) for p in passes]
-        losses = [
-            per_example_loss(batch.y, p.y_pred, loss, batch.sample_weight) for p, loss in zip(passes, of)
-        ]
+    if _may_tie(model, passes[0]):
+        losses = [per_example_loss(batch.y, p.y_pred, p.loss, batch.sample_weight) for p in passes]
         losses = [tf.stop_gradient(each) for each in losses]
     classes = None
     if batch.labels is not None:
-        y_pred = passes[0].y_pred
-        classes = class_labels.count_classes(tuple(y_pred.shape), outputs.loss_of(model, y_pred))
+        classes = class_labels.count_classes(tuple(passes[0].y_pred.shape), passes[0].loss)
     return Examples(scores, batch.is_ranked, batch.is_bad, batch.labels, classes, differs, losses)
 
 
@@ -169,7 +165,8 @@ def weigh_good(
         left = tf.where(examples.is_bad, 0.0, weights)
         columns += [weights, left, left > 0]
         # One kernel computes all the sums; those of the flags come with the first network's.
-        *flags, had, has, kept = tf.unstack(tf.reduce_sum(tf.stack(_floats(columns)), axis=1))
+        rows = tf.stack([tf.cast(column, tf.float32) for column in columns])
+        *flags, had, has, kept = tf.unstack(tf.reduce_sum(rows, axis=1))
         counts = counts or Counts(*flags)
         shares.append(each._replace(weights=left * had / tf.where(has > 0, has, 1.0), kept=kept))
         columns = []
@@ -191,16 +188,12 @@ def is_mean(loss: typing.Any) -> bool:
     return loss_kinds.is_mean(loss)
 
 
-def _may_tie(model, y_pred):
+def _may_tie(model, network_pass):
     """Whether many examples may have the same score: one of a gradient that need not grow with the error."""
     if not resolve(model.score).is_of_gradient or not getattr(model.rule, "ranks", False):
         return False
-    losses = outputs.losses_of(outputs.loss_of(model, y_pred), y_pred)
+    losses = outputs.losses_of(network_pass.loss, network_pass.y_pred)
     return any(loss is not None and loss_kinds.may_be_flat(loss) for loss in losses)
-
-
-def _floats(columns):
-    return [tf.cast(column, tf.float32) for column in columns]
 
 
 def _selected(own, factors, rows, everyone, examples, counts, is_any_good_here):

@@ -95,7 +95,9 @@ def _scored(model, x, y, sample_weight):
     if model.score == "loss":
         compare(model, ranked, started)
     as_given = ranked._replace(y=tf.reshape(y, tf.shape(ranked.y)) if ranked.examples else y)
-    return ranked, [each.score(as_given) for each in started]
+    for each in started:
+        each.score(as_given)
+    return ranked, started
 
 
 def _in_shape(values, model, batch, started):

@@ -27,17 +27,19 @@ from prl_keras.scores.loss import number_counted, values_of
 class Pass:
     """One network's predictions on a batch, and its loss for any weights.
 
+    A subclass defines `run`, which makes the predictions.
+
     Args:
         model: The `WeightedModel`; its loss and optimizer are used.
         network: The network to run.
         batch: The `Batch`. The pass keeps its inputs but not its targets, because targets with a non-finite
             loss are replaced after the prediction.
+        norms: The gradient norms, float32 `[batch]`, if another pass has computed them.
 
     Attributes:
         predictions: The network's own predictions.
         y_pred: The predictions that are ranked; flat for elements.
         scores: float32 `[n]`; None before `score`, and for `score=None`.
-        norms: The gradient norms, float32 `[batch]`, or None.
         other: The probabilities that `model.consistency` compares with, float32 `[n, classes]`, or None.
         share: With several replicas, the number of examples here divided by the mean over the replicas, a
             float scalar; None for a single one. It multiplies the losses that layers add.
@@ -46,15 +48,20 @@ class Pass:
 
     predictions: typing.Any
     y_pred: typing.Any
-    scores: tf.Tensor | None
-    norms: tf.Tensor | None
-    other: tf.Tensor | None
-    share: tf.Tensor | None
-    mean_kept: tf.Tensor | None
+    scores: tf.Tensor | None = None
+    other: tf.Tensor | None = None
+    share: tf.Tensor | None = None
+    mean_kept: tf.Tensor | None = None
 
-    def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
-        self.model, self.network, self.x = model, network, batch.x
-        self.scores = self.norms = self.other = self.share = self.mean_kept = None
+    def __init__(
+        self, model: keras.Model, network: keras.Model, batch: typing.Any, norms: tf.Tensor | None = None
+    ) -> None:
+        self.model, self.network, self.x, self.norms = model, network, batch.x, norms
+        self.run(batch)
+
+    def run(self, batch: typing.Any) -> None:
+        """Sets `predictions` and `y_pred`."""
+        raise NotImplementedError
 
     def score(self, batch: typing.Any) -> None:
         """Sets `scores`, float32 `[n]`, for the batch that is ranked."""
@@ -120,17 +127,9 @@ class Pass:
 
 
 class TapePass(Pass):
-    """Runs forward on a tape, then backward on the weighted loss once the weights are known.
+    """Runs forward on a tape, then backward on the weighted loss once the weights are known."""
 
-    Args:
-        norms: The gradient norms, float32 `[batch]`, if another pass has computed them.
-    """
-
-    def __init__(
-        self, model: keras.Model, network: keras.Model, batch: typing.Any, norms: tf.Tensor | None = None
-    ) -> None:
-        super().__init__(model, network, batch)
-        self.norms = norms
+    def run(self, batch: typing.Any) -> None:
         self.tape = tf.GradientTape()
         with self.tape:
             self.predict(batch, forward(self.network, self.x, is_bad=batch.is_bad))
@@ -146,17 +145,9 @@ class TapePass(Pass):
 
 
 class RecomputePass(Pass):
-    """Runs forward without a tape, then forward and backward on the kept examples only.
+    """Runs forward without a tape, then forward and backward on the kept examples only."""
 
-    Args:
-        norms: As in `TapePass`.
-    """
-
-    def __init__(
-        self, model: keras.Model, network: keras.Model, batch: typing.Any, norms: tf.Tensor | None = None
-    ) -> None:
-        super().__init__(model, network, batch)
-        self.norms = norms
+    def run(self, batch: typing.Any) -> None:
         with state_unchanged(self.network):
             self.predict(batch, forward(self.network, self.x, is_bad=batch.is_bad))
         losses = outputs.losses_of(self.loss, self.y_pred)
@@ -205,12 +196,15 @@ class PerExamplePass(Pass):
         is_whole: Python bool, whether `backward` gives the whole gradient of a plain step.
     """
 
-    def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
-        super().__init__(model, network, batch)
+    def run(self, batch: typing.Any) -> None:
         # Each example's gradient is its share of the batch mean, so float16 overflows no earlier than in the
         # ordinary pass.
         found = gradient.gradients(
-            losses_of(model), network, batch.x, (batch.y,), loss_scale=share_of_one(model, batch.x)
+            losses_of(self.model),
+            self.network,
+            batch.x,
+            (batch.y,),
+            loss_scale=share_of_one(self.model, batch.x),
         )
         self.predict(batch, found.y_pred)
         self.norms, self.weighted_sum = found.norms, found.weighted_sum

@@ -14,8 +14,8 @@ from prl_keras.inputs import loss_kinds, outputs
 from prl_keras.keras_gaps import own_methods
 from prl_keras.keras_gaps.internals import changed_variables
 from prl_keras.models.forward import put_back, state_of, state_unchanged
-from prl_keras.models.pass_kinds import PerExamplePass, RecomputePass, TapePass
-from prl_keras.models.ranked import losses_of, ranked_predictions, score_of, share_of_one
+from prl_keras.models.pass_kinds import Pass, PerExamplePass, RecomputePass, TapePass
+from prl_keras.models.ranked import losses_of, ranked_predictions, share_of_one
 from prl_keras.scores.gradient import can_be_vectorized, gradient_norms
 from prl_keras.scores.layerwise import graph
 from prl_keras.scores.loss import targets_of
@@ -50,50 +50,28 @@ def forward_pass(
                 return in_one
             put_back(before)
         with state_unchanged(network):
-            norms = gradient_norms(
-                losses_of(model),
-                network,
-                batch.x,
-                targets_of(batch.y, batch.sample_weight),
-                model.microbatch_size,
-                loss_scale=share_of_one(model, batch.x),
-                by_example=loss_kinds.is_by_example(model.loss),
-            )
+            norms = _norms(model, network, batch, loss_scale=share_of_one(model, batch.x))
     return (RecomputePass if model.recompute else TapePass)(model, network, batch, norms)
 
 
-class InferencePass:
-    """A network's predictions and scores in inference mode (no dropout, moving statistics).
+class InferencePass(Pass):
+    """A network's predictions and scores in inference mode (no dropout, moving statistics)."""
 
-    Args:
-        model: The `WeightedModel`.
-        network: The network to run.
-        batch: A `Batch`.
+    def run(self, batch: typing.Any) -> None:
+        self.predictions = self.network(batch.x, training=False)
+        self.y_pred = ranked_predictions(self.model, batch.y, self.predictions)
 
-    Attributes:
-        predictions, y_pred, scores, other: As in `pass_kinds.Pass`.
-    """
+    def score(self, batch: typing.Any) -> None:
+        if resolve(self.model.score).needs_network:
+            self.norms = _norms(self.model, self.network, batch, training=False)
+        super().score(batch)
 
-    predictions: typing.Any
-    y_pred: typing.Any
-    scores: typing.Any
-    other: typing.Any
 
-    def __init__(self, model: keras.Model, network: keras.Model, batch: typing.Any) -> None:
-        self._model, self._network = model, network
-        self.predictions, self.scores, self.other = network(batch.x, training=False), None, None
-        self.y_pred = ranked_predictions(model, batch.y, self.predictions)
-
-    def score(self, batch: typing.Any) -> typing.Self:
-        """Sets `scores`, float32 `[n]`, for the batch that is ranked, and returns this pass."""
-        norms = None
-        if resolve(self._model.score).needs_network:
-            targets = targets_of(batch.y, batch.sample_weight)
-            arguments = (losses_of(self._model), self._network, batch.x, targets, self._model.microbatch_size)
-            by_example = loss_kinds.is_by_example(self._model.loss)
-            norms = gradient_norms(*arguments, training=False, by_example=by_example)
-        self.scores = score_of(self._model, batch, self.y_pred, norms, self.other)
-        return self
+def _norms(model, network, batch, **options):
+    """The norms of the gradients of a batch's examples; `options` as in `gradient_norms`."""
+    targets = targets_of(batch.y, batch.sample_weight)
+    options["by_example"] = loss_kinds.is_by_example(model.loss)
+    return gradient_norms(losses_of(model), network, batch.x, targets, model.microbatch_size, **options)
 
 
 def _can_be_one_pass(model, network, batch):

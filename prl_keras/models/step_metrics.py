@@ -72,7 +72,7 @@ class StepMetrics:
             is_finite: bool scalar, whether the gradient was finite.
         """
         # Keras weights a batch by its number of examples, not of elements.
-        self._log("loss", losses, selected.rows / tf.cast(batch.each_has, selected.rows.dtype))
+        self.log_losses(losses, selected.rows / tf.cast(batch.each_has, selected.rows.dtype))
         if self.has_classes():
             for weights in selected.weights:
                 self._model.class_metric.update_state(batch.labels, weights > 0, batch.is_ranked)
@@ -88,9 +88,11 @@ class StepMetrics:
             of_networks.append(sums)
         self._model.selection_metrics[0].add(of_networks)
 
-    def log_evaluation(self, losses: Sequence[tf.Tensor], rows: tf.Tensor) -> None:
-        """Logs the unweighted losses of the networks on a batch of `rows` examples."""
-        self._log("loss", losses, rows)
+    def log_losses(self, losses: Sequence[tf.Tensor], rows: tf.Tensor) -> None:
+        """Logs the losses of the networks on a batch, each weighted by its `rows` examples as in Keras."""
+        metric = next(metric for metric in self._model.metrics if metric.name == "loss")
+        for loss in losses:
+            metric.update_state(_of_replica(loss, rows), sample_weight=rows)
 
     def is_nothing_trained(self) -> bool:
         """Whether every step of the epoch so far was skipped."""
@@ -108,15 +110,6 @@ class StepMetrics:
         if fractions is not None and hasattr(self._model.rule, "epsilon"):
             metric.warn_of_dropped()
         return fractions
-
-    def _log(self, name, losses, rows):
-        """Adds the losses of the networks to a metric, each weighted by `rows` examples as in Keras."""
-        for loss in losses:
-            self._metric(name).update_state(_of_replica(loss, rows), sample_weight=rows)
-
-    def _metric(self, name):
-        """The model's metric with this name."""
-        return next(metric for metric in self._model.metrics if metric.name == name)
 
     @property
     def names(self) -> set[str]:

@@ -184,7 +184,7 @@ class WeightedModel(keras.Model):
                 weights = weights_of_outputs(parts, y_pred, tf.ones([batch_size(y)]), None)
             y_true = with_axes_of_predictions(parts, targets)
             losses.append(self.network_loss(network, x, y_true, y_pred, weights, training=False))
-        self.step_metrics.log_evaluation(losses, batch_size(x))
+        self.step_metrics.log_losses(losses, batch_size(x))
         logs = self._logs(x, y, predictions, sample_weight)
         return {name: value for name, value in logs.items() if name not in self.step_metrics.names}
 
