@@ -4,6 +4,7 @@ A new method is a new row here, and at most one new function.
 """
 
 import dataclasses
+import functools
 import inspect
 import math
 import numbers
@@ -95,49 +96,28 @@ def _trim(epsilon, *, min_keep_per_class=0):
     return Trim(epsilon, min_keep_per_class)
 
 
-def _keep_lowest(epsilon, *, count=1):
-    del epsilon
-    return KeepLowest(count)
-
-
-def _clip_norm(epsilon, *, max_norm=1.0):
-    del epsilon
-    return ClipNorm(max_norm)
-
-
 def _sigua(epsilon, *, gamma=0.01, share=0.3):
     return Sigua(epsilon, gamma, share)
 
 
-def _bare(epsilon, *, kappa=1.0):
-    del epsilon
-    return Bare(kappa)
+def _rule(make_rule, **defaults):
+    """The function of a row whose rule takes these options, and no epsilon."""
 
+    def rule(epsilon, **options):
+        return make_rule(**{**defaults, **options})
 
-def _inverse_score(epsilon, *, smallest=0.01):
-    del epsilon
-    return InverseScore(smallest)
-
-
-def _mixture_posterior(epsilon, *, warm_up_steps=0):
-    del epsilon
-    return MixturePosterior(warm_up_steps)
+    kinds = inspect.Parameter
+    rule.__signature__ = inspect.Signature([
+        kinds("epsilon", kinds.POSITIONAL_ONLY),
+        *(kinds(option, kinds.KEYWORD_ONLY, default=value) for option, value in defaults.items()),
+    ])  # fmt: skip
+    return rule
 
 
 def _by_loss(name):
     """The function of a row's rule `WeightByLoss(name)`, with the parameters of that loss."""
-
-    def rule(epsilon, **options):
-        del epsilon
-        return WeightByLoss(name, **options)
-
-    options = {"warm_up_steps": 0, **weight_by_loss.defaults(name)}
-    kinds = inspect.Parameter
-    rule.__signature__ = inspect.Signature([
-        kinds("epsilon", kinds.POSITIONAL_ONLY),
-        *(kinds(option, kinds.KEYWORD_ONLY, default=value) for option, value in options.items()),
-    ])  # fmt: skip
-    return rule
+    make_rule = functools.partial(WeightByLoss, name)
+    return _rule(make_rule, warm_up_steps=0, **weight_by_loss.defaults(name))
 
 
 def _huber_loss(loss, *, delta=1.0):
@@ -201,9 +181,9 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
             Method("huber", "Huber", loss=_huber_loss, tasks=("regression",)),
             Method("bootstrap", "Bootstrap", loss=_bootstrap_loss, tasks=_CLASSES),
             Method("decouple", "Decouple", exchange="disagreement", tasks=_CLASSES),
-            Method("min_sgd", "Min-sgd", "loss", _keep_lowest),
+            Method("min_sgd", "Min-sgd", "loss", _rule(KeepLowest, count=1)),
             Method("spl", "SPL", "loss", _trim),
-            Method("ignormclip", "Ignormclip", "gradient", _clip_norm),
+            Method("ignormclip", "Ignormclip", "gradient", _rule(ClipNorm, max_norm=1.0)),
             Method("prl_g", "PRL(G)", "gradient", _trim),
             Method("prl_l", "PRL(L)", "loss_layer_gradient", _trim),
             Method("co_teaching", "Co-teaching", "loss", _trim, "swap"),
@@ -217,9 +197,9 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
             Method("taylor", "Taylor CE", "loss", _by_loss("taylor"), tasks=_CLASSES),
             Method("term", "TERM", "loss", _by_loss("term"), tasks=_CLASSES),
             Method("sigua", "SIGUA", "loss", _sigua),
-            Method("bare", "BARE", "loss", _bare, tasks=_CLASSES),
+            Method("bare", "BARE", "loss", _rule(Bare, kappa=1.0), tasks=_CLASSES),
             Method("sever", "SEVER", "sever", _trim),
-            Method("geomed", "Geometric median", "distance_to_median", _inverse_score),
+            Method("geomed", "Geometric median", "distance_to_median", _rule(InverseScore, smallest=0.01)),
             Method("jocor", "JoCoR", "loss", _trim, "joint", model=_jocor, tasks=_CLASSES),
             Method(
                 "co_teaching_plus",
@@ -231,7 +211,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 tasks=_CLASSES,
             ),
             Method("elr", "ELR", optimizer=_averaging_optimizer, model=_elr, tasks=_CLASSES),
-            Method("gmm", "GMM posterior", "loss", _mixture_posterior, tasks=_CLASSES),
+            Method("gmm", "GMM posterior", "loss", _rule(MixturePosterior, warm_up_steps=0), tasks=_CLASSES),
         )
     }
 )
