@@ -125,7 +125,6 @@ def _outputs(model, x, y):
 
 
 def _look_at_loss(model, x, y, sample_weight):
-    del sample_weight
     check_targets_given(y)
     check_batched(y)
     check_rows(x, y, None)
@@ -162,7 +161,6 @@ def _look_at_targets(model, x, y, sample_weight):
 
 
 def _look_at_head(model, x, y, sample_weight):
-    del sample_weight
     found = []
     for part in _outputs(model, x, y):
         values = np.asarray(tf.cast(part.y_pred, tf.float32))
@@ -194,7 +192,6 @@ def _look_at_head(model, x, y, sample_weight):
 
 
 def _look_at_batch_norm(model, x, y, sample_weight):
-    del y, sample_weight
     if model.score == "gradient":
         for network in model.networks:
             check_no_batch_mixing(network, x)
@@ -203,7 +200,6 @@ def _look_at_batch_norm(model, x, y, sample_weight):
 
 
 def _look_at_classes(model, x, y, sample_weight):
-    del x, sample_weight
     described = []
     for labels in labels_of(model, y):
         if labels.is_shares:
@@ -270,7 +266,6 @@ def _look_at_ties(model, x, y, sample_weight):
 
 
 def _look_at_memory(model, x, y, sample_weight):
-    del sample_weight
     if model.score != "gradient":
         return True, "nothing is held for each example but its score"
     reasons = [obstacle(network) for network in model.networks]
@@ -304,7 +299,6 @@ def _one_gradient_at_a_time(model, x, y):
 
 
 def _look_at_precision(model, x, y, sample_weight):
-    del x, y, sample_weight
     policies = {network.dtype_policy.name for network in model.networks}
     is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     if "mixed_float16" in policies and not is_scaled:
@@ -316,7 +310,6 @@ def _look_at_precision(model, x, y, sample_weight):
 
 
 def _look_at_strategy(model, x, y, sample_weight):
-    del sample_weight, x, y
     check_scope(model)
     replicas = model.distribute_strategy.num_replicas_in_sync
     whole = f"the examples of all {replicas} replicas are ranked together" if replicas > 1 else "one replica"

@@ -151,7 +151,6 @@ def _fit(losses, counts, density, parts):
 
 def _normal(logs, weights, means, spreads):
     """The log density of the logarithms under normal distributions, `[parts, k]`."""
-    del weights
     spreads = spreads[:, None]
     return -np.log(spreads * np.sqrt(2 * np.pi)) - ((logs - means[:, None]) / spreads) ** 2 / 2
 
@@ -161,7 +160,6 @@ def _gamma(logs, weights, means, spreads):
 
     The result is `[parts, k]`. The shape is Minka's first guess (2002, "Estimating a gamma distribution").
     """
-    del spreads
     losses = np.exp(logs)
     of_losses = weights @ losses
     s = np.maximum(np.log(of_losses) - means, 1e-9)

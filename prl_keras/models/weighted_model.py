@@ -151,7 +151,6 @@ class WeightedModel(keras.Model):
 
     def where_networks_differ(self, batch: typing.Any, predictions: Sequence[typing.Any]) -> tf.Tensor | None:
         """Whether two networks predict different classes, bool `[n]`; None if the exchange ignores it."""
-        del batch, predictions
         return None
 
     def network_loss(

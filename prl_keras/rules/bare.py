@@ -47,7 +47,6 @@ class Bare(SavedFields):
         classes: int | None = None,
     ) -> Any:
         """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
-        del step, classes
         if labels is None:
             raise ValueError("Bare needs the given classes: write labels=y, int [batch].")
         losses, is_ranked, count = prepare(scores, is_ranked)

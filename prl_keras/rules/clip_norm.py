@@ -37,7 +37,6 @@ class ClipNorm(SavedFields):
 
     def __call__(self, scores: Any, is_ranked: Any = None, step: Any = 0) -> Any:
         """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
-        del step
         scores, is_ranked, _ = prepare(scores, is_ranked)
         if math.isinf(self.max_norm):
             return ops.cast(is_ranked, "float32")

@@ -41,7 +41,6 @@ class InverseScore(SavedFields):
 
     def __call__(self, scores: Any, is_ranked: Any = None, step: Any = 0) -> Any:
         """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
-        del step
         scores, is_ranked, _ = prepare(scores, is_ranked)
         counts = ops.logical_and(scores < LARGEST_SCORE, is_ranked)
         weights = self.smallest / ops.maximum(scores, self.smallest)

@@ -37,7 +37,6 @@ class KeepLowest(SavedFields):
 
     def __call__(self, scores: Any, is_ranked: Any = None, step: Any = 0, ties: Any = None) -> Any:
         """The weights, float32 `[batch]`; `prl_keras.rules` describes the arguments."""
-        del step
         scores, is_ranked, count = prepare(scores, is_ranked)
         return keep_lowest(scores, is_ranked, count, self.most_kept(count), ties)
 

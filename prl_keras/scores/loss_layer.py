@@ -90,7 +90,6 @@ def _root(part):
 
 
 def _one(part):
-    del part
     return 1.0
 
 

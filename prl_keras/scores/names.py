@@ -99,7 +99,6 @@ def _loss(y_true, y_pred, loss, sample_weight=None):
 
 def _own_score(score, y_true, y_pred, loss, sample_weight=None):
     """A user's score. A function gets all outputs at once, a `keras.losses.Loss` one at a time."""
-    del loss
     if keras.tree.is_nested(y_pred) and not isinstance(score, keras.losses.Loss):
         values = tf.cast(score(y_true, y_pred), tf.float32)
         check_one_value_per_example(values, keras.tree.flatten(y_pred)[0], score)

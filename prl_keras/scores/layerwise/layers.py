@@ -88,7 +88,6 @@ def weighted_sums(
 
 
 def _cast(layer, inputs, found):
-    del found
     return tf.cast(inputs, layer.compute_dtype)
 
 
@@ -127,7 +126,6 @@ def _has_known_sizes(node):
 
 
 def _embedding_inputs(layer, ids, found):
-    del found
     ids = ids if ids.dtype in (tf.int32, tf.int64) else tf.cast(ids, tf.int32)
     return tf.where(ids < 0, ids + layer.input_dim, ids)  # -1 is the last row, as in `keras.ops.take`
 

@@ -42,7 +42,6 @@ def group_normalized(layer: Any, inputs: tf.Tensor, found: Callable[[], list[Con
 
 def layer_normalized(layer: Any, inputs: tf.Tensor, found: Callable[[], list[Contribution]]) -> tf.Tensor:
     """The layer's result without gamma and beta."""
-    del found
 
     def mean(t):
         return tf.reduce_mean(t, layer.axis, keepdims=True)
