@@ -14,6 +14,7 @@ from prl_keras.files import replacing
 from prl_keras.inputs import class_labels
 from prl_keras.inputs.batches import batches
 from prl_keras.inputs.fingerprints import fingerprints, strides_for
+from prl_keras.keras_gaps.replicas import counter
 
 _FEW = 64  # numbers of an example's inputs to hash, if they tell all the examples apart
 _LARGEST = float(np.finfo(np.float16).max)
@@ -126,12 +127,9 @@ class SelectionRecord(keras.callbacks.Callback):
             return  # the traced step counts into the same variable
         with model.distribute_strategy.scope():
             self._sorted = tf.constant(self._known)
-            self._counts = tf.Variable(  # a row for each known example and a last one for all others
-                tf.zeros([len(self._known) + 1, 4 + len(model.networks)]),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-            )
+        # A row for each known example and a last one for all others.
+        shape = [len(self._known) + 1, 4 + len(model.networks)]
+        self._counts = counter(model.distribute_strategy, shape)
         model.record_selection(None)  # a traced step may count into another variable
         model.record_selection(self)
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from prl_keras.epsilon import intervals
 from prl_keras.epsilon.estimated import SUREST, check_estimated, estimated_of
 from prl_keras.inputs import class_labels, loss_kinds
+from prl_keras.keras_gaps.replicas import counter
 from prl_keras.rules.epsilon import is_in_range
 from prl_keras.scores.loss import per_example_loss, unreduced_loss
 
@@ -53,13 +54,7 @@ class NoiseWatch(keras.callbacks.Callback):
         self._is_of_classes = None
         self._first_step = 0
         self._has_warned_of_ties = self._has_warned_of_range = False
-        with model.distribute_strategy.scope():
-            self._counts = tf.Variable(
-                tf.zeros([1 + _BINS + 2]),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-            )
+        self._counts = counter(model.distribute_strategy, [1 + _BINS + 2])
 
     def update(self, batch: Any, passes: Any, selected: Any) -> None:
         """Counts a batch, as part of the training step. Non-finite examples count as wrong.

@@ -47,6 +47,17 @@ def everywhere(flag: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(flag, tf.float32)) == 0
 
 
+def counter(strategy: tf.distribute.Strategy, shape: Sequence[int]) -> tf.Variable:
+    """A variable of zeros into which each replica counts by itself; its value is the sum over them."""
+    with strategy.scope():
+        return tf.Variable(
+            tf.zeros(shape),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+
+
 def share_statistics(strategy: tf.distribute.Strategy, variables: Iterable[Any]) -> None:
     """Sets each variable to its mean over all replicas.
 

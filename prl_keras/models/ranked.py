@@ -44,14 +44,16 @@ def score_of(
         other: The probabilities that `model.consistency` compares with. With `score="loss"` the score is then
             the example's loss with its term; the networks of a pair share the term.
     """
-    arguments = (batch.y, y_pred, outputs.loss_of(model, y_pred), batch.sample_weight)
+    loss = outputs.loss_of(model, y_pred)
     score, ranks = resolve(model.score), getattr(model.rule, "ranks", False)
     if score.needs_network:
-        return norms * root_of_counted(*arguments) if ranks else norms
+        if not ranks:
+            return norms
+        return norms * root_of_counted(outputs.split(loss, batch.y, y_pred, batch.sample_weight))
     function = score.function if ranks or score.norm is None else score.norm
     if function is None:
         return None
-    scores = function(*arguments)
+    scores = function(batch.y, y_pred, loss, batch.sample_weight)
     if other is None or score is not resolve("loss"):
         return scores
     terms = tf.stop_gradient(consistency_terms(model, y_pred, other)) / len(model.networks)

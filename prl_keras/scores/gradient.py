@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from prl_keras.inputs.rows import batch_size
 from prl_keras.keras_gaps.internals import (
     hidden_logits,
     mask_of,
@@ -150,8 +151,8 @@ def gradient_norms(
     if microbatch_size is None:
         return _map(one_example, examples)
 
-    given, examples = _batch_size(x), filled_up(examples, 1)  # map_fn needs at least one piece
-    batch = _batch_size(examples)
+    given, examples = batch_size(x), filled_up(examples, 1)  # map_fn needs at least one piece
+    batch = batch_size(examples)
     pieces = -(-batch // microbatch_size)
     # Static shapes for XLA: the last piece repeats the last example.
     places = tf.reshape(tf.minimum(tf.range(pieces * microbatch_size), batch - 1), [-1, microbatch_size])
@@ -205,7 +206,7 @@ def _is_uneven_product(operation):
 
 def filled_up(examples: Any, rows: int | tf.Tensor, value: float = 0) -> Any:
     """Pads a structure of tensors `[batch, ...]` with `value` to at least `rows` rows."""
-    missing = tf.maximum(rows - _batch_size(examples), 0)
+    missing = tf.maximum(rows - batch_size(examples), 0)
 
     def padded(t):
         constant = tf.cast(value, t.dtype) if value else 0
@@ -238,9 +239,9 @@ def _applies_layer_wise(network):
 
 
 def _gradients_layer_wise(losses_of, network, x, y, training, loss_scale):
-    batch = _batch_size(x)
+    batch = batch_size(x)
     x, y = filled_up((x, y), 1)  # on an empty batch TensorFlow's convolutions return their inputs' shape
-    rows = _batch_size(x)
+    rows = batch_size(x)
     output_gradients = functools.partial(_output_gradients, losses_of, y, loss_scale)
     y_pred, norms, sum_of_rows = graph.gradients(output_gradients, network, x, training, loss_scale)
     y_pred = first_rows(y_pred, batch)
@@ -278,7 +279,7 @@ def _outputs(y_pred):
 
 def _upstream(losses_of, network, x, y, training, loss_scale):
     """The gradients of a batch's losses with respect to its `_outputs`, as targets for `_linearized`."""
-    batch = _batch_size(x)
+    batch = batch_size(x)
     x, y = filled_up((x, y), 1)
     with keras.StatelessScope():
         y_pred = network(x, training=training)
@@ -321,7 +322,7 @@ def _map(one_example, examples):
     The loops that it falls back to need a first iteration. Its `tf.squeeze`, which Keras's `Add` calls,
     drops the batch axis too if its size is 1.
     """
-    batch = _batch_size(examples)
+    batch = batch_size(examples)
     mapped = tf.vectorized_map(one_example, filled_up(examples, 2))
     return keras.tree.map_structure(lambda t: None if t is None else t[:batch], mapped)
 
@@ -332,22 +333,7 @@ def _examples(network, x, y, training):
     if not training:
         return x, y, []
     check_no_batch_mixing(network, x)
-    shape = [_batch_size(x), 2]
-    return (
-        x,
-        y,
-        [
-            tf.random.stateless_uniform(
-                shape,
-                tf.cast(generator.next(), tf.int64),
-                minval=0,
-                maxval=2**31 - 1,
-                dtype=tf.int32,
-            )
-            for generator in seed_generators(network)
-        ],
+    draw = functools.partial(
+        tf.random.stateless_uniform, [batch_size(x), 2], minval=0, maxval=2**31 - 1, dtype=tf.int32
     )
-
-
-def _batch_size(x):
-    return tf.shape(keras.tree.flatten(x)[0])[0]
+    return x, y, [draw(tf.cast(generator.next(), tf.int64)) for generator in seed_generators(network)]

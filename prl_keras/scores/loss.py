@@ -113,7 +113,7 @@ def number_counted(counts: Any) -> Any:
     return ops.sum(counts, axis=axes) if axes else counts
 
 
-def root_of_counted(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> Any:
+def root_of_counted(parts: Sequence[outputs.Output]) -> Any:
     """The square root of how many values of each example count, float32 `[batch]`; 1.0 if all do.
 
     The gradient of a mean over `n` steps with independent errors is smaller by `1 / sqrt(n)`, which would
@@ -121,13 +121,8 @@ def root_of_counted(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = No
     largest root is used.
 
     Args:
-        y_true, y_pred, loss, sample_weight: As in `per_example_loss`.
+        parts: The result of `outputs.split`.
     """
-    return root_of_parts(outputs.split(loss, y_true, y_pred, sample_weight))
-
-
-def root_of_parts(parts: Sequence[outputs.Output]) -> Any:
-    """`root_of_counted` of the result of `outputs.split`."""
     counts = [values_of(part)[1] for part in parts]
     roots = [ops.sqrt(number_counted(each)) for each in counts if each is not None]
     return functools.reduce(ops.maximum, roots) if roots else 1.0

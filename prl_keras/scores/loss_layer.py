@@ -17,7 +17,7 @@ from prl_keras.scores.loss import (
     is_counted,
     mean_of_counted,
     number_counted,
-    root_of_parts,
+    root_of_counted,
     summed_values,
     values_of,
 )
@@ -31,7 +31,7 @@ def loss_layer_score(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = N
 
     Arguments, result and errors are those of `loss_layer_gradient_norm`.
     """
-    return _norm(y_true, y_pred, loss, sample_weight, _root)
+    return _norm(y_true, y_pred, loss, sample_weight, is_rescaled=True)
 
 
 def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight: Any = None) -> tf.Tensor:
@@ -60,7 +60,7 @@ def loss_layer_gradient_norm(y_true: Any, y_pred: Any, loss: Any, sample_weight:
     Raises:
         ValueError: if the loss does not depend on `y_pred`, or as in `per_example_loss`.
     """
-    return _norm(y_true, y_pred, loss, sample_weight, _one)
+    return _norm(y_true, y_pred, loss, sample_weight, is_rescaled=False)
 
 
 def loss_layer_gradients(
@@ -77,36 +77,28 @@ def loss_layer_gradients(
         examples that do not count; bool `[batch]`, False for padding and for a gradient that is not finite;
         bool `[batch]`, whether the gradient is finite.
     """
-    factor = _root if is_rescaled else _one
-    parts, groups = _groups(y_true, y_pred, loss, sample_weight, factor)
+    parts, groups = _groups(y_true, y_pred, loss, sample_weight, is_rescaled)
     gradients = tf.concat([_gradient_of_sum(group) for group in groups], axis=1)
     is_finite = tf.reduce_all(tf.math.is_finite(gradients), axis=1)
     counts = is_finite & is_counted(parts)
     return tf.where(counts[:, None], gradients, 0.0), counts, is_finite
 
 
-def _root(part):
-    return root_of_parts([part])
-
-
-def _one(part):
-    return 1.0
-
-
-def _norm(y_true, y_pred, loss, sample_weight, factor):
-    _, groups = _groups(y_true, y_pred, loss, sample_weight, factor)
+def _norm(y_true, y_pred, loss, sample_weight, is_rescaled):
+    _, groups = _groups(y_true, y_pred, loss, sample_weight, is_rescaled)
     norms = [_norm_of_sum(group) for group in groups]
     return norms[0] if outputs.is_single(loss, y_pred) else row_norms(tf.stack(norms, axis=1))
 
 
-def _groups(y_true, y_pred, loss, sample_weight, factor):
+def _groups(y_true, y_pred, loss, sample_weight, is_rescaled):
     """-> (the outputs; their losses in groups, see `_by_predictions`)."""
     is_one = outputs.is_single(loss, y_pred)
     parts = outputs.split(keras.losses.get(loss) if is_one else loss, y_true, y_pred, sample_weight)
     check_by_example([part.loss for part in parts], "an example has no loss-layer gradient of its own")
+    factors = [root_of_counted([part]) if is_rescaled else 1.0 for part in parts]
     if is_one:
-        return parts, [[(parts[0], factor(parts[0]))]]
-    scaled = [(part, part.weight * summed_values(part) * factor(part)) for part in parts]
+        return parts, [[(parts[0], factors[0])]]
+    scaled = [(part, part.weight * summed_values(part) * factor) for part, factor in zip(parts, factors)]
     return parts, _by_predictions(scaled)
 
 
@@ -139,25 +131,20 @@ def _gradient_of_sum(group):
     first = {id(y_pred): (y_pred, loss) for y_pred, loss in reversed(found)}
     return _gradient_by_tape(
         list(first.values()),
-        lambda given: sum(
-            scale * mean_of_counted(*values_of(part._replace(y_pred=_replaced(part.y_pred, given))))
-            for part, scale in group
-        ),
+        lambda given: sum(scale * _loss_with(part, given) for part, scale in group),
     )
 
 
-def _replaced(y_pred, given):
-    return keras.tree.map_structure(lambda t: given[id(t)], y_pred)
+def _loss_with(part, given):
+    """The losses `[batch]` of an output for other predictions, `{id(y_pred): predictions}`."""
+    y_pred = keras.tree.map_structure(lambda t: given[id(t)], part.y_pred)
+    return mean_of_counted(*values_of(part._replace(y_pred=y_pred)))
 
 
 def _norm_of_output(part):
     if loss_kinds.is_softmax_cross_entropy(part.loss, hidden_logits(part.y_pred) is not None):
         return _norm_of_softmax(part)
-    gradient = _gradient_by_tape(
-        [(part.y_pred, part.loss)],
-        lambda given: mean_of_counted(*values_of(part._replace(y_pred=given[id(part.y_pred)]))),
-    )
-    return row_norms(gradient)
+    return row_norms(_gradient_by_tape([(part.y_pred, part.loss)], functools.partial(_loss_with, part)))
 
 
 def _gradient_by_tape(predictions, losses_of):
