@@ -8,11 +8,7 @@ import numpy as np
 
 
 def check_fraction(name: str, value: Any) -> None:
-    """Rejects anything but a number in `[0, 1)`.
-
-    Raises:
-        ValueError: with the value and an example.
-    """
+    """Rejects anything but a number in `[0, 1)` (ValueError)."""
     if not is_number(value) or not 0 <= value < 1:
         raise ValueError(
             f"{name}={value!r} must be a number in [0, 1), the fraction of examples to drop; write "

@@ -280,10 +280,7 @@ def _look_at_memory(model, x, y, sample_weight):
     if held * each <= _MUCH_MEMORY:
         return True, text
     fits = max(1, _MUCH_MEMORY // each)
-    return (
-        False,
-        f"{text}. Write microbatch_size={fits} for {fits * each / 2**30:.2g} GiB, same result.",
-    )
+    return False, f"{text}. Write microbatch_size={fits} for {fits * each / 2**30:.2g} GiB, same result."
 
 
 @contextlib.contextmanager

@@ -134,13 +134,7 @@ class SelectionRecord(keras.callbacks.Callback):
         model.record_selection(self)
 
     def update(self, batch: typing.Any, passes: Sequence[typing.Any], selected: typing.Any) -> None:
-        """Counts a batch; part of the training step.
-
-        Args:
-            batch: As for every observer (`models.step_metrics.StepMetrics`).
-            passes: As for every observer.
-            selected: As for every observer.
-        """
+        """Counts a batch, as an observer of the training step (`models.step_metrics.StepMetrics`)."""
         x, y = batch.given
         hashes = fingerprints(x, y, self._strides)
         rows = tf.minimum(tf.searchsorted(self._sorted, hashes), len(self._known) - 1)

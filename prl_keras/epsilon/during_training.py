@@ -59,9 +59,6 @@ class NoiseWatch(keras.callbacks.Callback):
     def update(self, batch: Any, passes: Any, selected: Any) -> None:
         """Counts a batch, as part of the training step. Non-finite examples count as wrong.
 
-        Args:
-            batch, passes, selected: As for every observer of a step (`models.step_metrics.StepMetrics`).
-
         Raises:
             ValueError: if `Trim` uses an `EstimatedEpsilon` and targets of this kind get no estimate.
         """

@@ -64,11 +64,7 @@ def check_targets_given(y: Any) -> None:
 
 
 def check_batched(y: Any) -> None:
-    """Rejects the targets of a single example in place of a batch (ValueError).
-
-    Args:
-        y: A structure of arrays, tensors or specifications.
-    """
+    """Rejects the targets, or their specifications, of a single example in place of a batch (ValueError)."""
     for leaf in keras.tree.flatten(y):
         if leaf is not None and not is_batch(leaf):
             raise ValueError(
@@ -78,11 +74,7 @@ def check_batched(y: Any) -> None:
 
 
 def check_weights(sample_weight: Any) -> None:
-    """Checks all the weights of an array, or of a structure of arrays.
-
-    Raises:
-        ValueError: with the first weight that is negative or non-finite.
-    """
+    """Rejects weights, in any structure of arrays, that are negative or non-finite (ValueError)."""
     for weights in keras.tree.flatten(sample_weight):
         weights = np.asarray(weights) if np.ndim(weights) else np.zeros(0)
         if weights.dtype.kind not in "iufb":
@@ -95,11 +87,7 @@ def check_weights(sample_weight: Any) -> None:
 
 
 def check_class_weight(class_weight: Mapping[int, float] | None) -> None:
-    """Checks `class_weight`, `{class: weight}` or None.
-
-    Raises:
-        ValueError: with the first weight that is negative or non-finite.
-    """
+    """Rejects weights of classes that are negative or non-finite (ValueError)."""
     for label, weight in (class_weight or {}).items():
         if not (np.isfinite(weight) and weight >= 0):
             raise ValueError(

@@ -88,11 +88,7 @@ class _Check:
             return x, *tf.nest.map_structure(tf.identity, batch[1:])
 
     def in_python(self, batch):
-        """The batch, unchanged.
-
-        Raises:
-            ValueError: with an invalid label or weight.
-        """
+        """The batch, unchanged, after the same checks (ValueError)."""
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             return batch
         try:

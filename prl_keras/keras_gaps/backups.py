@@ -16,11 +16,7 @@ _NAME = "training.json"
 
 
 def check_backups(model: Any, callbacks: Any) -> None:
-    """Records in each backup folder which training it belongs to.
-
-    Args:
-        model: A `WeightedModel`.
-        callbacks: As for `fit`: a callback, a list of them, or None.
+    """Records in each backup folder which training it belongs to; `callbacks` are those of `fit`.
 
     Raises:
         ValueError: if a folder holds a backup of a model of another kind, score, rule, exchange, recompute

@@ -6,12 +6,7 @@ from prl_keras.keras_gaps.seeds import seed_states_by_path
 
 
 def start_as(traced: Any, fresh: Any) -> None:
-    """Copies the weights, random states and optimizer of a fresh model into a trained one.
-
-    Args:
-        traced: A compiled Keras model that has trained.
-        fresh: A compiled model of the same kind that has not trained.
-    """
+    """Copies the weights, random states and optimizer of a fresh model into a trained one of its kind."""
     for variable, start in zip(_state(traced), _state(fresh), strict=True):
         variable.assign(start)
 

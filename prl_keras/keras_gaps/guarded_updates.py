@@ -21,12 +21,7 @@ _SCATTERING = ("scatter_add", "scatter_sub", "scatter_update")
 
 @contextlib.contextmanager
 def updates_only_if(condition: tf.Tensor, variables: Iterable[Any]) -> Iterator[None]:
-    """Within the block, the variables change only if `condition` is true.
-
-    Args:
-        condition: bool scalar tensor.
-        variables: Keras variables. With several replicas, each replica's copy is guarded.
-    """
+    """In the block the variables, and each replica's copy of them, change only if `condition` is true."""
     guarded = [v for variable in variables for v in _on_each_replica(variable) if "assign" not in vars(v)]
     for variable in guarded:
         variable.assign = functools.partial(_assign, condition, variable, variable.assign)
@@ -66,10 +61,5 @@ def _scatter(condition, variable, scatter, slices, *args, **kwargs):
 
 
 def choose(condition: tf.Tensor, chosen: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    """`chosen` if a condition is true, else `other`. A CPU copies neither, as it would in `tf.where`.
-
-    Args:
-        condition: bool scalar.
-        chosen, other: Tensors of the same shape and type.
-    """
+    """`chosen` if a bool scalar is true, else `other`. A CPU copies neither, as it would in `tf.where`."""
     return tf.raw_ops.Select(condition=condition, x=chosen, y=other)

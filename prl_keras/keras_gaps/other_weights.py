@@ -14,13 +14,9 @@ from prl_keras.keras_gaps.internals import layers_of
 
 
 def call_with(network: keras.Model, weights: Sequence[tf.Tensor], x: Any, training: bool) -> Any:
-    """The network's predictions with `weights`. Its variables and the losses of its layers do not change.
+    """A built network's predictions on `x` with other `trainable_weights`.
 
-    Args:
-        network: A built network.
-        weights: One value for each of `network.trainable_weights`.
-        x: Inputs.
-        training: Whether to run it in training mode.
+    Its variables and the losses of its layers do not change.
 
     Raises:
         ValueError: for a layer whose `call` is a `tf.function`, whose trace would use other weights.

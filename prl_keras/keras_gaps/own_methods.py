@@ -25,9 +25,8 @@ def compute_loss(network: keras.Model, model: keras.Model, *batch: Any, training
 
     Args:
         network: A network of `model`; it may be the model itself.
-        model: A compiled model.
         *batch: `x, y, y_pred, sample_weight`.
-        training: Whether the loss is for training; not passed to a method that does not take it.
+        training: Not passed to a method that does not take it.
     """
     with _compiled_as(network, model):
         return network._compute_loss(*batch, training=training)

@@ -23,12 +23,7 @@ import tensorflow as tf
 
 
 def first_share(strategy: tf.distribute.Strategy, iterator: Any) -> Any:
-    """A batch to build the model from: the first replica's share, for its shapes and dtypes.
-
-    Args:
-        strategy: The strategy of the compiled model.
-        iterator: Keras's iterator over the epochs of `fit`.
-    """
+    """A batch to build the model from: the first replica's share of what `fit` iterates over."""
     batches = next(iter(iterator))[2]
     return keras.tree.map_structure(lambda t: strategy.experimental_local_results(t)[0], next(batches))
 
@@ -59,13 +54,7 @@ def counter(strategy: tf.distribute.Strategy, shape: Sequence[int]) -> tf.Variab
 
 
 def share_statistics(strategy: tf.distribute.Strategy, variables: Iterable[Any]) -> None:
-    """Sets each variable to its mean over all replicas.
-
-    Args:
-        strategy: The strategy of the replicas; nothing is done for a single replica.
-        variables: Keras variables, such as the moving statistics of batch normalization; variables that are
-            not floating-point do not change.
-    """
+    """Sets each Keras variable that is floating-point to its mean over all replicas."""
     variables = [variable for variable in variables if variable.dtype.startswith(("float", "bfloat"))]
     if strategy.num_replicas_in_sync == 1 or not variables:
         return

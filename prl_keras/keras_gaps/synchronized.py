@@ -28,12 +28,7 @@ def synchronized_variables(network: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def only_examples_count(network: Any, has_examples: tf.Tensor) -> Iterator[None]:
-    """Leaves the inputs of a replica without examples out of the statistics that the replicas share.
-
-    Args:
-        network: The network that runs in the context.
-        has_examples: bool scalar, whether this replica has examples that count.
-    """
+    """Leaves the inputs of a replica without examples that count out of the statistics of all replicas."""
     layers, before = synchronized_layers(network), getattr(_HERE, "has_examples", None)
     _HERE.has_examples = has_examples
     for layer in layers:

@@ -38,10 +38,6 @@ def without_xla_if_it_cannot(model: Any, call: Callable[[], Any]) -> Any:
 
     XLA compiles at the first batch and reports an unsupported operation before any update. An error after the
     first update is raised again.
-
-    Args:
-        model: A compiled Keras model, whose functions `call` uses.
-        call: Function without arguments.
     """
     if not model.jit_compile:  # never with several replicas
         with _off():

@@ -65,10 +65,6 @@ class Batch(typing.NamedTuple):
 def read_batch(model: keras.Model, data: typing.Any) -> Batch:
     """The `Batch` of the data that `train_step` gets. Builds the networks for it.
 
-    Args:
-        model: A `WeightedModel`.
-        data: A batch of `fit`: `(x, y)` or `(x, y, sample_weight)`.
-
     Raises:
         ValueError: for a model without a loss or trainable weights, or a batch without targets.
     """
@@ -83,11 +79,7 @@ def read_batch(model: keras.Model, data: typing.Any) -> Batch:
 
 
 def check_inputs(model: keras.Model, x: typing.Any, y: typing.Any) -> None:
-    """Rejects inputs from which no single example can be taken if the score or `recompute` takes them.
-
-    Raises:
-        ValueError: with the kind of tensor, or the numbers of rows.
-    """
+    """Rejects inputs of which the score or `recompute` cannot take single examples (ValueError)."""
     needs = needs_rows(model)
     if needs is not None:
         check_rows(x, y, None, needs)

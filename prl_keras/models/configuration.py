@@ -26,12 +26,7 @@ def check_configuration(
     unit: str,
     consistency: typing.Any,
 ) -> None:
-    """Rejects invalid constructor arguments; they are those of `RobustModel`.
-
-    Raises:
-        ValueError: with the fix.
-        BatchMixingError: for the gradient score with batch normalization in training mode.
-    """
+    """Rejects invalid constructor arguments, those of `RobustModel` (ValueError, BatchMixingError)."""
     for network in networks:
         if not isinstance(network, keras.Model):
             raise ValueError(f"{network!r} is not a keras.Model; pass the network to train.")
@@ -189,11 +184,7 @@ def _check_equal_shapes(a, b):
 
 
 def check_scope(model: keras.Model) -> None:
-    """Rejects networks and optimizers of different `tf.distribute` strategies.
-
-    Raises:
-        ValueError: with the fix.
-    """
+    """Rejects networks and optimizers of different `tf.distribute` strategies."""
     values = [variable.value for network in model.networks for variable in network.variables]
     of_optimizer = [variable.value for variable in model.optimizer.variables]
     values += [value for value in of_optimizer if isinstance(value, tf.distribute.DistributedValues)]

@@ -115,12 +115,10 @@ class EarlyLearning(SavedFields):
 
 
 def compare(model: typing.Any, batch: typing.Any, passes: Sequence[typing.Any]) -> None:
-    """Tells each pass the probabilities that `model.consistency` compares its own with, as `other`.
+    """Tells each pass the probabilities that `model.consistency`, if any, compares its own with, as `other`.
 
     Args:
-        model: The `WeightedModel`; without a consistency nothing happens.
         batch: The `Batch` that is ranked.
-        passes: One pass per network, after its prediction.
 
     Raises:
         ValueError: for a loss without one class label per example, a reduction that does not fit, or an

@@ -13,7 +13,6 @@ forms, and reshaping copies nothing.
 
 import math
 import typing
-from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -42,9 +41,7 @@ class Elements(typing.NamedTuple):
     sample_weight: tf.Tensor | None
 
 
-def flat_predictions(
-    y: tf.Tensor, y_pred: tf.Tensor, loss: keras.losses.Loss | Callable[..., tf.Tensor]
-) -> tf.Tensor:
+def flat_predictions(y: tf.Tensor, y_pred: tf.Tensor, loss: typing.Any) -> tf.Tensor:
     """The predictions of the elements, `[n, ...]`, with Keras's hidden logits and mask.
 
     Args:
@@ -63,10 +60,7 @@ def flat_predictions(
 
 
 def elements_of(
-    y: tf.Tensor,
-    y_pred: tf.Tensor,
-    loss: keras.losses.Loss | Callable[..., tf.Tensor],
-    sample_weight: tf.Tensor | None,
+    y: tf.Tensor, y_pred: tf.Tensor, loss: typing.Any, sample_weight: tf.Tensor | None
 ) -> Elements:
     """The `Elements` of a batch.
 
@@ -95,9 +89,7 @@ def elements_of(
     return Elements(flat_y, counts, _per_value(y, y_pred, loss, rank, sample_weight))
 
 
-def label_shape(
-    y: tf.Tensor, y_pred: tf.Tensor, loss: keras.losses.Loss | Callable[..., tf.Tensor]
-) -> tf.Tensor:
+def label_shape(y: tf.Tensor, y_pred: tf.Tensor, loss: typing.Any) -> tf.Tensor:
     """The shape of the labels, int32 `[rank]`: `[batch, steps, ...]`; arguments as in `flat_predictions`."""
     rank = _rank(y, y_pred, loss)
     return tf.shape(y_pred)[: rank - (len(y.shape) == rank - 1)]  # labels without the last axis of size 1
@@ -114,9 +106,7 @@ def spread(tensor: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.broadcast_to(in_rank(tensor, shape.shape[0]), shape), [-1])
 
 
-def ranked_shape(
-    model: keras.Model, shape: typing.Any, loss: keras.losses.Loss | Callable[..., tf.Tensor]
-) -> typing.Any:
+def ranked_shape(model: keras.Model, shape: typing.Any, loss: typing.Any) -> typing.Any:
     """The static shape of the ranked predictions, given the network's output `shape`."""
     if not isinstance(shape, tuple):
         return shape
@@ -128,11 +118,7 @@ def ranked_shape(
 
 
 def check_one_output(loss: typing.Any, y_pred: typing.Any) -> None:
-    """Rejects several outputs or losses.
-
-    Raises:
-        ValueError: with the fix.
-    """
+    """Rejects several outputs or losses (ValueError)."""
     if not outputs.is_single(loss, y_pred):
         raise ValueError(
             "unit='element' ranks the labels of one output with one loss, and this model has several. Write "

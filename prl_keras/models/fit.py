@@ -30,16 +30,7 @@ def checked_fit(
     *args: typing.Any,
     **kwargs: typing.Any,
 ) -> keras.callbacks.History:
-    """Checks the arguments, runs `keras.Model.fit`, then averages the moving statistics over the replicas.
-
-    Args:
-        model: A `WeightedModel`.
-        keras_fit: Its `keras.Model.fit`.
-        x, y, *args, **kwargs: As for `fit`.
-
-    Raises:
-        ValueError: as `WeightedModel.fit`.
-    """
+    """`WeightedModel.fit`: checks, runs `keras_fit`, then averages the moving statistics of the replicas."""
     check_compiled(model)
     check_scope(model)
     check_data(model, x, y)

@@ -31,9 +31,6 @@ def forward(
     zeros of a replica whose examples are all bad, unless those of every replica are.
 
     Args:
-        network: The network to run.
-        x: Inputs.
-        training: Whether to run it in training mode.
         weights: Values to use for `network.trainable_weights`; the call then changes no state.
         is_bad: bool `[batch]`, the non-finite examples, replaced in `x`; None if there are none.
 

@@ -128,11 +128,7 @@ def select(model: typing.Any, passes: Sequence[typing.Any], batch: typing.Any) -
 
 
 def examples_of(model: typing.Any, batch: typing.Any, passes: Sequence[typing.Any]) -> Examples:
-    """The `Examples` of a batch.
-
-    Args:
-        model, batch, passes: As in `select`; the `scores` and `y_pred` of the passes are read.
-    """
+    """The `Examples` of a batch; the `scores` and `y_pred` of the passes are read."""
     scores = [p.scores for p in passes if p.scores is not None]
     differs = model.where_networks_differ(batch, [p.y_pred for p in passes])
     losses = []
@@ -151,9 +147,6 @@ def weigh_good(
     """Calls `weigh` with the largest score for the bad examples, then sets their weights to 0.
 
     The weights of the good examples are scaled up, so that the sum stays the same.
-
-    Returns:
-        `(one Weighed per network, Counts)`.
     """
     scores = [tf.where(examples.is_bad, tf.float32.max, column) for column in examples.scores]
     weighed = weigh(examples._replace(scores=scores))

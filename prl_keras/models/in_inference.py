@@ -22,11 +22,7 @@ from prl_keras.models.global_batch import examples_of, weigh_good
 def example_scores(
     model: keras.Model, x: typing.Any, y: typing.Any, sample_weight: typing.Any
 ) -> list[tf.Tensor]:
-    """Scores, float32 `[batch]` per network; `[batch, ...]` for elements.
-
-    Raises:
-        ValueError: if the model was built with `score=None`.
-    """
+    """Scores, float32 `[batch]` per network; `[batch, ...]` for elements. `score=None` is a ValueError."""
     _check_ranks(model)
     batch, started = _scored(model, x, y, sample_weight)
     return [_in_shape(each.scores, model, batch, started) for each in started]
@@ -48,9 +44,6 @@ def mean_scores(
 
     Args:
         by_example: Whether to average the scores of elements over each example; else `[batch, ...]`.
-
-    Raises:
-        ValueError: if the model was built with `score=None`.
     """
     _check_ranks(model)
     step_weights = keras.tree.map_structure(

@@ -10,9 +10,8 @@ import tensorflow as tf
 
 from prl_keras.inputs import class_labels
 
-_MOST_TO_COMPARE = (
-    64  # classes: comparing each label with all of them is one kernel, but needs n * classes comparisons
-)
+# Classes: comparing each label with all of them is one kernel, but needs n * classes comparisons.
+_MOST_TO_COMPARE = 64
 
 
 class _OfOneEpoch(keras.metrics.Metric):

@@ -27,11 +27,6 @@ def forward_pass(
 ) -> TapePass | RecomputePass | PerExamplePass:
     """Runs `network` forward in training mode.
 
-    Args:
-        model: The `WeightedModel`; its score, loss and optimizer are used.
-        network: The network to run.
-        batch: A `Batch`.
-
     Returns:
         A pass with the network's `predictions` and the ranked predictions `y_pred`. Its methods take the
         batch that is ranked: `score(batch)` sets `scores` (float32 `[n]`, or None if `model.score` is None);

@@ -82,11 +82,7 @@ class WeightedModel(keras.Model):
         self.built = all(network.built for network in networks)
 
     def settings_changed(self) -> None:
-        """Checks the settings after an assignment, and makes the next step use them.
-
-        Raises:
-            ValueError: as the constructor and `compile`.
-        """
+        """Checks the settings after an assignment (ValueError), and makes the next step use them."""
         options = (self.score, self.rule, self.recompute, self.microbatch_size, self.unit, self.consistency)
         check_configuration(self.networks, *options)
         if self.compiled and self.jit_compile:
@@ -106,9 +102,6 @@ class WeightedModel(keras.Model):
 
         Args:
             data: A batch `(x, y)` or `(x, y, sample_weight)`.
-
-        Returns:
-            The logs, `{name: scalar}`.
         """
         batch = read_batch(self, data)
         guard = Guard(self.networks)

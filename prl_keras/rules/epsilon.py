@@ -43,11 +43,7 @@ def epsilon_at(epsilon: Any, step: Any) -> Any:
 
 
 def check_epsilon(epsilon: Any) -> None:
-    """Rejects anything but a fraction in `[0, 1)` or a schedule.
-
-    Raises:
-        ValueError: with the value.
-    """
+    """Rejects anything but a fraction in `[0, 1)` or a schedule (ValueError)."""
     if isinstance(epsilon, str):
         raise ValueError(
             f'epsilon={epsilon!r} must be a number in [0, 1) or a schedule. prl_keras.build takes "auto", '
