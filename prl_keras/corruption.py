@@ -196,7 +196,10 @@ def _hardest_first(order, labels, features, rng):
 def _propose_targets(kind, targets, features, pairs, rng):
     """One wrong target for each example, a new array with the shape and dtype of `targets`."""
     if kind == "linadv":
-        return _linear(targets, features, rng)
+        flat = _flat("linadv", targets, features)
+        proposal = (flat @ rng.standard_normal((flat.shape[1], targets.shape[1]))).astype(targets.dtype)
+        _check_finite(proposal, "features @ W", "Give finite features, of a size this dtype can hold.")
+        return proposal
     if kind == "signflip":
         return -targets
     if kind == "uninoise":
@@ -209,14 +212,6 @@ def _propose_targets(kind, targets, features, pairs, rng):
     kinds = TARGET_KINDS[:4]
     proposals = np.stack([_propose_targets(k, targets, features, pairs, rng) for k in kinds])
     return proposals[rng.integers(4, size=len(targets)), np.arange(len(targets))]
-
-
-def _linear(targets, features, rng):
-    """`features @ W`, `[n, p] @ [p, q]`, W standard normal."""
-    flat = _flat("linadv", targets, features)
-    proposal = (flat @ rng.standard_normal((flat.shape[1], targets.shape[1]))).astype(targets.dtype)
-    _check_finite(proposal, "features @ W", "Give finite features, of a size this dtype can hold.")
-    return proposal
 
 
 def _flat(kind, targets, features):

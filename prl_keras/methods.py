@@ -123,17 +123,13 @@ def _by_loss(name):
 def _huber_loss(loss, *, delta=1.0):
     if not loss_kinds.is_regression(loss):
         raise ValueError(f"method='huber' is for regression; it cannot replace the loss {loss!r}.")
-    return keras.losses.Huber(delta=delta, reduction=_reduction(loss))
+    return keras.losses.Huber(delta=delta, reduction=loss_kinds.reduction_of(loss))
 
 
 def _bootstrap_loss(loss, *, beta=0.8):
     check_classification(loss, "method='bootstrap'")
     from_logits = getattr(loss, "from_logits", False)
-    return Bootstrap(beta=beta, from_logits=from_logits, reduction=_reduction(loss))
-
-
-def _reduction(loss):
-    return getattr(loss, "reduction", "sum_over_batch_size")
+    return Bootstrap(beta=beta, from_logits=from_logits, reduction=loss_kinds.reduction_of(loss))
 
 
 def _clipped_optimizer(optimizer, *, max_norm=1.0):

@@ -83,11 +83,10 @@ class SelectionRecord(keras.callbacks.Callback):
         self._strides = strides if is_enough else []
         self._known, slots = np.unique(few if is_enough else every, return_inverse=True)
         self._slots = slots.astype(np.int32)
-        self._scores: list[np.ndarray]
-        self._probabilities: list[np.ndarray]
-        self._margins: list[np.ndarray]
+        self._scores: list[np.ndarray] = []
+        self._probabilities: list[np.ndarray] = []
+        self._margins: list[np.ndarray] = []
         self._epochs: list[np.ndarray] = []  # bits `[1 + networks, n]`: seen, and dropped by each network
-        self._scores, self._probabilities, self._margins = [], [], []
         self._has_begun = self._has_warned = self._has_scores = self._has_probabilities = False
         self._counts: typing.Any = None
 

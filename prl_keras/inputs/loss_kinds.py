@@ -51,9 +51,14 @@ def is_one_hot(loss: Any) -> bool:
     return _is_any(loss, _ONE_HOT)
 
 
+def reduction_of(loss: Any) -> Any:
+    """The reduction of a loss; Keras takes that of a function to be "sum_over_batch_size"."""
+    return getattr(loss, "reduction", "sum_over_batch_size")
+
+
 def is_mean(loss: Any) -> bool:
     """Whether Keras takes the mean of the loss over the batch, rather than a sum or no reduction."""
-    return getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+    return reduction_of(loss) in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
 def is_by_example(loss: Any) -> bool:

@@ -85,15 +85,14 @@ def at(structure: Any, path: Sequence[Any]) -> Any:
 
 def check_keys(structure: Any, keys: Sequence[Any], what: str) -> None:
     """Rejects a list or a dict with an entry for which there is no output (ValueError)."""
-    given = list(structure) if isinstance(structure, dict) else list(range(len(structure)))
-    if not set(given) <= set(keys):
+    if not set(keys_of(structure)) <= set(keys):
         shown = ", ".join(map(repr, keys)) or "unnamed"
         raise ValueError(f"{what} is {describe(structure)}; the outputs are {shown}.")
 
 
-def keys_of(y_pred: Any) -> list[Any]:
+def keys_of(structure: Any) -> list[Any]:
     """The keys of a list, a tuple or a dict."""
-    return list(y_pred) if isinstance(y_pred, dict) else list(range(len(y_pred)))
+    return list(structure) if isinstance(structure, dict) else list(range(len(structure)))
 
 
 def describe(structure: Any) -> str:
@@ -126,7 +125,7 @@ def _walk(weighted: Any, y_pred: Any, path: tuple[Any, ...]) -> Iterator[Place]:
         return
     if isinstance(weighted, _Weighted):
         yield Place(path, weighted.loss, weighted.weight)
-    elif _is_same_kind(weighted, y_pred):
+    elif any(isinstance(weighted, kind) and isinstance(y_pred, kind) for kind in KINDS):
         check_keys(weighted, keys_of(y_pred), "loss")
         for key in keys_of(weighted):
             yield from _walk(weighted[key], y_pred[key], (*path, key))
@@ -138,7 +137,3 @@ def _walk(weighted: Any, y_pred: Any, path: tuple[Any, ...]) -> Iterator[Place]:
     else:  # several losses of one output
         for each in weighted:
             yield from _walk(each, y_pred, path)
-
-
-def _is_same_kind(weighted, y_pred):
-    return any(isinstance(weighted, kind) and isinstance(y_pred, kind) for kind in KINDS)

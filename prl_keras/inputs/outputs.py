@@ -50,7 +50,9 @@ class OutputLosses:
     def __init__(self, loss: Any, loss_weights: Any = None, names: Sequence[str] | None = None) -> None:
         self.loss = keras.tree.map_structure(keras.losses.get, plain(loss))
         self.loss_weights, self.names = loss_weights, None if names is None else tuple(names)
-        reductions = {_reduction(part) for part in keras.tree.flatten(self.loss) if part is not None}
+        reductions = {
+            loss_kinds.reduction_of(part) for part in keras.tree.flatten(self.loss) if part is not None
+        }
         if len(reductions) != 1:
             raise ValueError(
                 f"loss={loss!r}: the losses of all the outputs need one reduction, these have "
@@ -245,7 +247,3 @@ def symbolic_inputs(network: keras.Model) -> Any:
         return network.input if network.built else None
     except (AttributeError, ValueError):
         return None  # a subclass
-
-
-def _reduction(loss):
-    return getattr(loss, "reduction", "sum_over_batch_size")

@@ -66,9 +66,7 @@ def whole_copy(
 def averaging(optimizer: keras.optimizers.Optimizer, momentum: float) -> keras.optimizers.Optimizer:
     """A copy of an optimizer that keeps moving averages of the weights (Keras's `use_ema`).
 
-    Args:
-        optimizer: A Keras optimizer; if it keeps averages already, the copy keeps its momentum.
-        momentum: The momentum of the averages.
+    If the optimizer keeps averages already, the copy keeps its momentum.
 
     Raises:
         ValueError: for a `MultiOptimizer`, or an optimizer that cannot be copied.
@@ -88,7 +86,6 @@ def weight_averages(optimizer: keras.optimizers.Optimizer, weights: Sequence[Any
 
     Args:
         optimizer: A Keras optimizer with `use_ema=True`, or a `LossScaleOptimizer` of one.
-        weights: Keras variables.
 
     Raises:
         ValueError: for an optimizer that keeps no averages.

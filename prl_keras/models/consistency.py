@@ -151,7 +151,7 @@ def _probabilities(model, y_pred):
             "one of Keras's cross-entropies or a class derived from it, with one output; where an example "
             "has several labels, write unit='element'."
         )
-    is_by_weights = getattr(loss, "reduction", None) == "mean_with_sample_weight"
+    is_by_weights = loss_kinds.reduction_of(loss) == "mean_with_sample_weight"
     if is_by_weights and model.consistency.share_of_loss != 1:
         raise ValueError(
             f"consistency={model.consistency!r} gives the loss a factor, which reduction="
@@ -171,8 +171,7 @@ def mean_of_terms(loss: typing.Any, terms: tf.Tensor, weights: tf.Tensor, counts
     """
     if counts is not None:
         set_mask(terms, counts)
-    reduction = getattr(loss, "reduction", "sum_over_batch_size")
-    return _Given(name="consistency", reduction=reduction)(terms, terms, weights)
+    return _Given(name="consistency", reduction=loss_kinds.reduction_of(loss))(terms, terms, weights)
 
 
 class _Given(keras.losses.Loss):

@@ -1,6 +1,5 @@
 """Keras's `fit` and `train_on_batch`, with checks before and clean-up after, as functions of a model."""
 
-import contextlib
 import functools
 import inspect
 import typing
@@ -41,9 +40,11 @@ def checked_fit(
     check_class_weight(given.get("class_weight"))
     validation = given.get("validation_data")
     if isinstance(validation, (tuple, list)) and len(validation) in (2, 3):
-        with _naming("validation_data"):
+        try:
             check_data(model, validation[0], validation[1], may_be_empty=True)
             check_weights((*validation, None)[2])
+        except ValueError as error:
+            raise ValueError(f"validation_data: {error}") from None
     callbacks = backups.listed(given.get("callbacks"))
     backups.check_backups(model, callbacks)
     if model.selection_record not in callbacks:
@@ -140,11 +141,3 @@ def _with_watch(model, callbacks):
         each.set_model(model)
     callbacks.callbacks[:0] = watching
     return callbacks
-
-
-@contextlib.contextmanager
-def _naming(argument):
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None

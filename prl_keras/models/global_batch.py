@@ -172,7 +172,7 @@ def is_mean(loss: typing.Any) -> bool:
     Raises:
         ValueError: for `reduction="mean_with_sample_weight"` with several replicas.
     """
-    is_by_weights = getattr(loss, "reduction", None) == "mean_with_sample_weight"
+    is_by_weights = loss_kinds.reduction_of(loss) == "mean_with_sample_weight"
     if is_by_weights and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         raise ValueError(
             f"The loss {loss!r} has reduction='mean_with_sample_weight', a mean by the weights of each "

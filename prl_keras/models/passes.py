@@ -82,7 +82,7 @@ def _can_be_one_pass(model, network, batch):
         return False
     shape = () if batch.sample_weight is None else batch.sample_weight.shape
     is_mean = (
-        all(getattr(loss, "reduction", "mean") in ("sum_over_batch_size", "mean") for loss in losses)
+        all(loss_kinds.reduction_of(loss) in ("sum_over_batch_size", "mean") for loss in losses)
         and loss_kinds.is_by_example(model.loss)
         and (keras.tree.is_nested(outputs.symbolic_outputs(network)) or not outputs.loss_weights_of(model))
         and (len(shape) < 2 or (len(shape) == 2 and shape[-1] == 1))

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from prl_keras.inputs import class_labels, nonfinite, outputs
+from prl_keras.inputs import class_labels, loss_kinds, nonfinite, outputs
 from prl_keras.keras_gaps.internals import metrics_of_outputs
 from prl_keras.models.elements import ranked_shape
 from prl_keras.models.global_batch import is_mean
@@ -79,8 +79,8 @@ class StepMetrics:
         ranked = selected.counts.ranked
         of_networks = []
         for each, (weights, scores, kept) in zip(passes, selected.everyone):
-            sums = [_loss_and_rows(each, batch, selected), (kept, ranked)]
-            sums.append((_lost(batch, is_finite) / len(passes), 0.0))
+            lost = nonfinite.count(batch.is_ranked & (batch.is_bad | ~is_finite))
+            sums = [_loss_and_rows(each, batch, selected), (kept, ranked), (lost / len(passes), 0.0)]
             if scores is not None:
                 # Without a kept example the threshold is 0; a weight of 0 makes it not count.
                 highest = tf.reduce_max(tf.where(weights > 0, scores, tf.float32.min))
@@ -128,11 +128,6 @@ class StepMetrics:
                 metric.reset_state()
 
 
-def _lost(batch, is_finite):
-    """How many ranked examples are non-finite, or all of them if the gradient is; float32 scalar."""
-    return nonfinite.count(batch.is_ranked & (batch.is_bad | ~is_finite))
-
-
 def _loss_and_rows(network_pass, batch, selected):
     """-> (the loss over all times a number of examples, the number that counts), float32 scalars."""
     each_has = tf.cast(batch.each_has, tf.float32)
@@ -143,7 +138,7 @@ def _loss_and_rows(network_pass, batch, selected):
     good = tf.cast(tf.size(batch.is_bad), tf.float32) - nonfinite.count(batch.is_ranked & batch.is_bad)
     good /= each_has
     # Keras divides by the whole batch, or by the sum of the weights, which are 0 for bad examples.
-    is_by_weights = getattr(network_pass.loss, "reduction", None) == "mean_with_sample_weight"
+    is_by_weights = loss_kinds.reduction_of(network_pass.loss) == "mean_with_sample_weight"
     return loss * (good if is_by_weights else rows), good
 
 

@@ -30,14 +30,12 @@ class Vectors:
     """The contributions to all weights with one axis, in one matrix `[batch, entries]`.
 
     One norm and one product are enough for all of them.
+
+    Args:
+        pairs: `(weight, its Contribution)` each, at least one.
     """
 
     def __init__(self, pairs: Sequence[tuple[Any, Contribution]]) -> None:
-        """Concatenates the gradients.
-
-        Args:
-            pairs: `(weight, its Contribution)` each, at least one.
-        """
         self._weights = [weight for weight, _ in pairs]
         parts = [contribution.gradients[0] for _, contribution in pairs]
         precision = tf.float64 if tf.float64 in [part.dtype for part in parts] else tf.float32
