@@ -243,11 +243,7 @@ class SelectionRecord(keras.callbacks.Callback):
             )  # fmt: skip
 
     def check_same(self, dataset: typing.Any, batch_size: int = 256) -> None:
-        """Rejects a data set other than that of this record, or in another order.
-
-        Raises:
-            ValueError: if the data differ; and as in `SelectionRecord`.
-        """
+        """Rejects a data set other than that of this record, or in another order (ValueError)."""
         found = np.concatenate([fingerprints(x, y, self._strides) for x, y in batches(dataset, batch_size)])
         if not np.array_equal(found, self._known[self._slots]):
             raise ValueError(
@@ -257,11 +253,7 @@ class SelectionRecord(keras.callbacks.Callback):
             )
 
     def check_kind(self, model: keras.Model) -> None:
-        """Rejects a model with another number of networks than that of this record.
-
-        Raises:
-            ValueError: with both numbers. A plain Keras model is accepted.
-        """
+        """Rejects a model with another number of networks (ValueError). A plain Keras model is accepted."""
         networks, recorded = getattr(model, "networks", None), self._epochs and len(self._epochs[0]) - 1
         if recorded and networks is not None and recorded != len(networks):
             kinds = {1: "a RobustModel", 2: "a CoTeachingModel"}

@@ -33,11 +33,7 @@ def with_last_axis(y_pred: Any) -> Any:
 
 
 def check_shapes(y_true: Any, y_pred: Any, loss: Any) -> None:
-    """Rejects targets that a loss would broadcast against the predictions.
-
-    Raises:
-        ValueError: with both shapes and the fix.
-    """
+    """Rejects targets that a loss would broadcast against the predictions (ValueError)."""
     if keras.tree.is_nested(y_pred):
         _check_structure(y_true, y_pred, loss)
         return

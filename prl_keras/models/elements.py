@@ -96,11 +96,7 @@ def label_shape(y: tf.Tensor, y_pred: tf.Tensor, loss: typing.Any) -> tf.Tensor:
 
 
 def spread(tensor: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    """Broadcasts flags, a mask or weights `[batch, ...]` to the elements, `[n]`.
-
-    Args:
-        shape: From `label_shape`.
-    """
+    """Broadcasts flags, masks or weights `[batch, ...]` to the elements `[n]`; `shape` is a `label_shape`."""
     if len(tensor.shape) > shape.shape[0] and tensor.dtype != tf.bool:
         tensor = tf.reshape(tensor, tf.shape(tensor)[: shape.shape[0]])  # further axes are of size 1
     return tf.reshape(tf.broadcast_to(in_rank(tensor, shape.shape[0]), shape), [-1])

@@ -48,8 +48,6 @@ class Guard:
             optimizer: A Keras optimizer. A `LossScaleOptimizer` checks for infinities itself, and adapts its
                 scale to them.
             gradients: Per network a list of this replica's gradients, one per trainable weight.
-            networks: The networks.
-            selected: The `Selected` of the step.
 
         Returns:
             bool scalar, whether the gradient is finite on all the replicas. Always True for a

@@ -132,8 +132,7 @@ def lowest_of_each_class(
     `batch` squared. Other batches take memory of `batch` plus 256 times `classes`.
 
     Args:
-        scores: float32 `[batch]`.
-        is_ranked: bool `[batch]`; False marks padding, which is neither counted nor chosen.
+        scores, is_ranked: As in `is_among_lowest`.
         labels: int `[batch]`, the class of each example. With `classes`, a label outside `[0, classes)` is
             not chosen.
         number: Number of examples to choose from each class; a number or an integer scalar tensor.

@@ -46,13 +46,9 @@ def check_no_batch_mixing(network: keras.Model, x: Any = None) -> None:
 
 
 def check_no_state_of_rows(network: keras.Model, what: str) -> None:
-    """Rejects recurrent layers with `stateful=True`: they keep a state for each row of a batch.
+    """Rejects recurrent layers with `stateful=True` (ValueError): they keep a state for each row of a batch.
 
-    Args:
-        what: What would call the network with other rows, for the message.
-
-    Raises:
-        ValueError: names the layers and the alternatives.
+    `what` would call the network with other rows.
     """
     kind = keras.layers.RNN
     found = [layer.name for layer in layers_of(network) if isinstance(layer, kind) and layer.stateful]
