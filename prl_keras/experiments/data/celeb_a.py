@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,44 +18,17 @@ def celeb_a(
     data_dir: pathlib.Path | str | None = None,
     download: bool = False,
     cache_dir: pathlib.Path | str | None = None,
-    **_: Any,
-) -> Dataset:
-    """Ten face landmark coordinates from 512 CNN features of an image: see `landmark_features`."""
-    part = landmark_features(data_dir, download, cache_dir)
-    arrays = part.train_x, part.train_y, part.test_x, part.test_y
-    return Dataset("celeb_a", "regression", *arrays, len(COORDINATES), part.source)
-
-
-class LandmarkFeatures(NamedTuple):
-    """Features and landmarks of the test images, split in two.
-
-    Attributes:
-        train_x, test_x: float32 `[n, features]`, the CNN's output.
-        train_y, test_y: float32 `[n, 10]`, the coordinates, each shifted and scaled to mean 0 and standard
-            deviation 1 over the train part.
-        source: The data that were read, from `tfds.describe`, and the key of the features.
-    """
-
-    train_x: np.ndarray
-    train_y: np.ndarray
-    test_x: np.ndarray
-    test_y: np.ndarray
-    source: str
-
-
-def landmark_features(
-    data_dir: pathlib.Path | str | None = None,
-    download: bool = False,
-    cache_dir: pathlib.Path | str | None = None,
     network: FeatureNetwork | None = None,
     verbose: int | str = "auto",
-) -> LandmarkFeatures:
-    """The regression data of the paper's section 6.1, from the TFDS data set celeb_a.
+    **_: Any,
+) -> Dataset:
+    """The paper's section 6.1: ten landmark coordinates from 512 CNN features, of the TFDS data set celeb_a.
 
         1  A CNN learns the ten landmark coordinates on the clean train split; the validation split
            stops it early.
         2  Its dense layer computes the features of each image of the test split.
-        3  A fixed permutation splits these 80 : 20 into the train and test part returned.
+        3  A fixed permutation splits these 80 : 20 into the train and test part. Each coordinate is shifted
+           and scaled to mean 0 and standard deviation 1 over the train part.
 
     The features are neither shifted nor scaled. The paper does not give their scale, but the scale decides
     how far linadv moves its targets (W^T x has standard deviation |x|), and so how standard training fares.
@@ -70,9 +43,6 @@ def landmark_features(
         network: A `FeatureNetwork`; None for its defaults.
         verbose: As in `keras.Model.fit`; "auto" is a progress bar on a terminal and a line per epoch
             elsewhere.
-
-    Returns:
-        The `LandmarkFeatures`.
 
     Raises:
         ImportError, OSError, ValueError: from `tfds.open_builder` and `read_split`.
@@ -89,7 +59,8 @@ def landmark_features(
     mean, std = landmarks[train].mean(axis=0), landmarks[train].std(axis=0)
     targets = ((landmarks - mean) / std).astype(np.float32)
     source = f"{tfds.describe(builder)}; {path.stem.removeprefix('celeb_a-')}"
-    return LandmarkFeatures(features[train], targets[train], features[test], targets[test], source)
+    arrays = features[train], targets[train], features[test], targets[test]
+    return Dataset("celeb_a", "regression", *arrays, len(COORDINATES), source)
 
 
 def _depends_on(network):

@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+import sklearn.datasets
+from sklearn.model_selection import train_test_split
 
 from prl_keras.experiments.data.dataset import Dataset
 
@@ -19,11 +21,6 @@ def breast_cancer(**_: Any) -> Dataset:
 
 def _table(name, test_size):
     """Stratified by class, the same split for every seed; features with mean 0 and deviation 1 in train."""
-    try:
-        import sklearn.datasets
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(f"{name} comes with scikit-learn: install it, or use 'teacher'.") from error
     x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
     y = y.astype(np.int64)
     train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=test_size, stratify=y, random_state=0)
