@@ -13,10 +13,9 @@ import prl_keras as prl
 from prl_keras.experiments.data import on_device
 from prl_keras.experiments.data.batches import batches, shuffled_batches
 from prl_keras.experiments.runs import checkpoints, history, strategies, threshold_examples
-from prl_keras.experiments.runs.changed import Changed
-from prl_keras.experiments.runs.memorized import Memorized
 from prl_keras.experiments.runs.metrics import METRICS
 from prl_keras.experiments.runs.models import shared_model
+from prl_keras.experiments.runs.predicted import Changed, Memorized
 
 CHECKPOINTS = "checkpoints"  # the folder in a run's folder for those of `Training.fit`
 LAST_EPOCHS = 10  # the paper averages the test metric over the last ten epochs

@@ -7,8 +7,8 @@ import pytest
 import prl_keras as prl
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs import run as runs
-from prl_keras.experiments.runs.changed import MOST, Changed
 from prl_keras.experiments.runs.config import RunConfig
+from prl_keras.experiments.runs.predicted import MOST_CHANGED, Changed
 from prl_keras.experiments.runs.training import Training
 
 CONFIG = {"dataset": "digits", "method": "standard", "epochs": 4, "batch_size": 64, "network": "mlp"}
@@ -35,7 +35,7 @@ def test_compares_with_the_epoch_before(batch_size):
 
 
 def test_looks_at_the_first_examples_only():
-    assert len(Changed(np.zeros((MOST + 50, 4))).x) == MOST
+    assert len(Changed(np.zeros((MOST_CHANGED + 50, 4))).x) == MOST_CHANGED
 
 
 @pytest.mark.long

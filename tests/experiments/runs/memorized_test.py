@@ -7,7 +7,7 @@ import pytest
 import prl_keras as prl
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs.config import RunConfig
-from prl_keras.experiments.runs.memorized import MOST, Memorized
+from prl_keras.experiments.runs.predicted import MOST_MEMORIZED, Memorized
 from prl_keras.experiments.runs.training import Training
 
 X = np.eye(4, dtype="float32")[[0, 1, 2, 3, 0, 1]]
@@ -47,9 +47,9 @@ def test_a_pair_predicts_by_the_mean_of_its_networks():
 
 
 def test_looks_at_the_first_wrong_labels_only():
-    n = MOST + 50
+    n = MOST_MEMORIZED + 50
     x = np.zeros((n, 4), "float32")
-    assert len(Memorized(x, np.zeros(n, int), np.ones(n, bool)).x) == MOST
+    assert len(Memorized(x, np.zeros(n, int), np.ones(n, bool)).x) == MOST_MEMORIZED
 
 
 @pytest.mark.daily("digits-symmetric*")
