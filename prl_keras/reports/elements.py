@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,20 +24,13 @@ _PLACES_NOTE = (
 )
 
 
-class Shown(NamedTuple):
-    """The most suspect examples: how many, and as HTML, an element of class "item" for each."""
-
-    number: int
-    content: str
-
-
 def section(
     table: Any,
     inputs: Any = None,
     class_names: Sequence[str] | None = None,
     attribute_names: Sequence[str] | None = None,
-) -> Shown:
-    """The most suspect examples of a table.
+) -> tuple[int, str]:
+    """The most suspect examples of a table: how many, and as HTML, an element of class "item" for each.
 
     Args:
         table: From `prl_keras.audit`, with several labels per example.
@@ -54,7 +47,7 @@ def section(
     worst = table[ranks <= _SHOWN[kind]]
     worst = worst.iloc[np.argsort(worst["example_rank"].to_numpy(), kind="stable")]
     count = worst["example_rank"].nunique()
-    return Shown(count, show(table, worst, inputs, _Names(table, class_names, attribute_names)))
+    return count, show(table, worst, inputs, _Names(table, class_names, attribute_names))
 
 
 def tick(example: Any) -> str:
@@ -94,11 +87,6 @@ def wide(table: str, name: str) -> str:
     return f"<div class='wide' role='region' tabindex='0' aria-label='{name}'>{table}</div>"
 
 
-def _by_example(worst):
-    """-> (example, its rows), the most suspect first."""
-    return worst.groupby(level="example", sort=False)
-
-
 def _item(example, rows, content):
     """An example with its heading."""
     flagged = int(rows["is_flagged"].sum())
@@ -108,7 +96,7 @@ def _item(example, rows, content):
 
 def _steps(table, worst, inputs, names):
     parts = [f"<p class='note'>{_STEPS_NOTE}</p>"]
-    for example, rows in _by_example(worst):
+    for example, rows in worst.groupby(level="example", sort=False):
         items = [_step(*row, _word(inputs, example, row[0]), names) for row in _rows(rows.head(_STEPS))]
         content = f"<ol class='steps'>{''.join(items)}</ol>"
         if len(rows) > _STEPS:
@@ -154,7 +142,7 @@ def _pixels(table, worst, inputs, names):
         colors, legend = (float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))), ""
         note = f"{_PIXELS_NOTE} Targets go from {colors[0]:.3g} (dark blue) to {colors[1]:.3g} (yellow)."
     parts = [f"<p class='note'>{note}</p>{legend}"]
-    for example, rows in _by_example(worst):
+    for example, rows in worst.groupby(level="example", sort=False):
         figures = []
         if inputs is not None and inputs.ndim == 4 and inputs.shape[-1] in (1, 3):
             picture = pictures.picture(pictures.in_unit_range(inputs[example]))
@@ -196,7 +184,7 @@ def _places(table, worst, inputs, names):
     axes = worst.index.names[1:]
     has_pictures = inputs is not None and inputs.ndim == 4 and inputs.shape[-1] in (1, 3)
     lines = []
-    for example, rows in _by_example(worst):
+    for example, rows in worst.groupby(level="example", sort=False):
         flagged = rows[rows["is_flagged"]].sort_values("rank")
         items = [
             f"<li>{names.place(axes, place if isinstance(place, tuple) else (place,))}: "

@@ -12,6 +12,7 @@ import matplotlib.image
 import numpy as np
 
 _BINS = 60
+_PLOT = {"dpi": 110, "transparent": True}  # the page may be dark
 _NOT_COUNTED, _NOT_FLAGGED, _FLAGGED = (255, 255, 255), (200, 200, 200), (176, 0, 32)  # colors of pixels
 
 
@@ -39,7 +40,7 @@ def histogram(table: Any, unit: str = "examples") -> str:
     axis.set_xlabel("score (higher = more suspect)")
     axis.set_ylabel(unit)
     axis.set_yscale("log")
-    return _png(figure)
+    return _png(figure.savefig, **_PLOT)
 
 
 def confusion(table: Any, names: Sequence[str], unit: str = "examples") -> str:
@@ -68,17 +69,14 @@ def confusion(table: Any, names: Sequence[str], unit: str = "examples") -> str:
                       color="white" if is_dark else "black")  # fmt: skip
     axis.set_xlabel("suggested")
     axis.set_ylabel("given")
-    return _png(figure)
+    return _png(figure.savefig, **_PLOT)
 
 
 def picture(image: np.ndarray) -> str:
     """One image `[height, width, channels]` with 1 or 3 channels in [0, 1]."""
-    buffer = io.BytesIO()
     image = np.clip(image, 0, 1)
-    matplotlib.image.imsave(
-        buffer, image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, format="png"
-    )
-    return base64.b64encode(buffer.getvalue()).decode()
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    return _png(matplotlib.image.imsave, image, cmap="gray", vmin=0, vmax=1)
 
 
 def in_unit_range(image: np.ndarray) -> np.ndarray:
@@ -149,12 +147,11 @@ def _bytes(colors):
 def _pixels(shape, places, pixels):
     image = np.full((*shape, 3), _NOT_COUNTED, np.uint8)
     image[places] = pixels
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, image, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return _png(matplotlib.image.imsave, image)
 
 
-def _png(figure):
+def _png(save, *arguments, **options):
+    """What a function of Matplotlib saves, in base64."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, transparent=True)  # the page may be dark
+    save(buffer, *arguments, format="png", **options)
     return base64.b64encode(buffer.getvalue()).decode()

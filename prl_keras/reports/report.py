@@ -74,14 +74,10 @@ def report_examples(
     for name, given in (("inputs", inputs), ("ids", ids), ("cells", cells)):
         if given is not None and len(given) != len(table):
             raise ValueError(f"{name} are {len(given)}, and the table has {len(table)} examples.")
-    names: Any = _class_names(class_names, table) if is_classes else None
+    names = _class_names(class_names, table) if is_classes else None
     parts = [_of_suspects(table, inputs, names, ids, id_name, cells, networks)]
-    parts.append(_section("The scores", _caption_of_scores(what), pictures.histogram(table)))
-    if is_classes:
-        picture = pictures.confusion(table, names)
-        parts.append(_section("Given and suggested", _CONFUSION.format("Examples"), picture))
-        parts.append(_of_classes(table, names))
-    parts += [_of_text(heading, text) for heading, text in further]
+    parts += _of_all(table, names, what, "examples")
+    parts += [_section(heading, html.escape(text)) for heading, text in further]
     _write_page(output, _filled(table, estimate, title, about, what, parts, doubts))
     return output
 
@@ -130,20 +126,12 @@ def report_elements(
     is_classes = "given_probability" in table
     examples = table.index.get_level_values("example")
     _check_enough("inputs", inputs, examples)
-    if is_classes:
-        _check_enough("class_names", class_names, table["given"])
-        _check_enough("class_names", class_names, table["predicted"])
+    names = _class_names(class_names, table) if is_classes else None
     if "attribute" in table.index.names:
         _check_enough("attribute_names", attribute_names, table.index.get_level_values("attribute"))
     what = "labels" if is_classes else "targets"
     shown = elements.section(table, inputs, class_names, attribute_names)
-    parts = [_suspects("example", shown.number, shown.content, has_choices=False)]
-    parts.append(_section("The scores", _caption_of_scores(what), pictures.histogram(table, what)))
-    if is_classes:
-        names = _class_names(class_names, table)
-        picture = pictures.confusion(table, names, what)
-        parts.append(_section("Given and suggested", _CONFUSION.format("Labels"), picture))
-        parts.append(_of_classes(table, names, what))
+    parts = [_suspects("example", *shown, has_choices=False), *_of_all(table, names, what, what)]
     about = f"{len(table):,} labels of {examples.nunique():,} examples. {about}"
     write_table(output, table)
     _write_page(output, _filled(table, estimate, title, about, what, parts))
@@ -204,6 +192,10 @@ def _filled(table, estimate, title, about, what, parts, doubts=None):
     )  # fmt: skip
 
 
+_SCORES = (
+    "How suspect the {} are. Right of the line are those that are flagged. Two hills with a gap at the line "
+    "are easy to tell apart; one hill is not, and what lies near the line needs a look."
+)
 _CONFUSION = (
     "{} by their given class and the one that the model suggests, without those that agree. The "
     "stronger the color of a cell, the more labels share that mistake."
@@ -256,13 +248,6 @@ def doubts_on(
 
 def _is_wide(estimate):
     return estimate.high - estimate.low > 0.2
-
-
-def _caption_of_scores(what):
-    return (
-        f"How suspect the {what} are. Right of the line are those that are flagged. Two hills with a gap at "
-        "the line are easy to tell apart; one hill is not, and what lies near the line needs a look."
-    )
 
 
 def _of_suspects(table, inputs, names, ids, id_name, cells, networks):
@@ -388,7 +373,17 @@ _KEYS = (
 )
 
 
-def _of_classes(table, names, unit="examples"):
+def _of_all(table, names, what, unit):
+    """The sections on all rows of the table; `unit` is what a row is, and `names` is None without classes."""
+    parts = [_section("The scores", _SCORES.format(what), pictures.histogram(table, unit))]
+    if names is not None:
+        picture = pictures.confusion(table, names, unit)
+        parts.append(_section("Given and suggested", _CONFUSION.format(unit.capitalize()), picture))
+        parts.append(_of_classes(table, names, unit))
+    return parts
+
+
+def _of_classes(table, names, unit):
     groups = table[table["given"] >= 0].groupby("given")
     frame = pd.DataFrame({unit: groups.size(), "flagged": groups["is_flagged"].mean()})
     others = table[table["predicted"] != table["given"]].groupby("given")["predicted"]
@@ -400,17 +395,10 @@ def _of_classes(table, names, unit="examples"):
     return f"<section aria-labelledby='classes'>\n<h2 id='classes'>Class by class</h2>\n{body}\n</section>"
 
 
-def _of_text(heading, text):
+def _section(heading, note, picture=None):
     name = "".join(letter if letter.isalnum() else "-" for letter in heading.lower())
+    image = "" if picture is None else f"{pictures.tag(picture, heading, 'plot')}\n"
     return (
         f"<section aria-labelledby='{name}'>\n<h2 id='{name}'>{html.escape(heading)}</h2>\n"
-        f"<p class='note'>{html.escape(text)}</p>\n</section>"
-    )
-
-
-def _section(heading, note, picture):
-    name = "".join(letter if letter.isalnum() else "-" for letter in heading.lower())
-    return (
-        f"<section aria-labelledby='{name}'>\n<h2 id='{name}'>{heading}</h2>\n<p class='note'>{note}</p>\n"
-        f"{pictures.tag(picture, heading, 'plot')}\n</section>"
+        f"<p class='note'>{note}</p>\n{image}</section>"
     )
