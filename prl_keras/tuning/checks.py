@@ -38,7 +38,11 @@ def describe(model: Any) -> str:
     other layer argument.
     """
     network = getattr(model, "networks", [model])[0]
-    layers = [(type(layer).__name__, _activation(layer), _shapes(layer)) for layer in _layers(network)]
+    layers = []
+    for layer in _layers(network):
+        activation = getattr(layer, "activation", None)
+        name = getattr(activation, "__name__", type(activation).__name__)
+        layers.append((type(layer).__name__, name, [tuple(weight.shape) for weight in layer.weights]))
     checksum = zlib.crc32(repr(layers).encode())
     policy = network.dtype_policy.name
     precision = "" if policy == "float32" else f", {policy}"  # searches of before have none
@@ -50,15 +54,6 @@ def _layers(network):
         yield layer
         if hasattr(layer, "layers"):
             yield from _layers(layer)
-
-
-def _activation(layer):
-    activation = getattr(layer, "activation", None)
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
-def _shapes(layer):
-    return [tuple(weight.shape) for weight in layer.weights]
 
 
 def make_folder(path: pathlib.Path) -> None:

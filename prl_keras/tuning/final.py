@@ -15,7 +15,7 @@ from prl_keras import files
 from prl_keras.keras_gaps.fresh_start import start_as
 from prl_keras.tuning import checks
 from prl_keras.tuning.objectives import TRIMMED_LOSS
-from prl_keras.tuning.trials import FAILED, execute, keep_if_best, load_weights, read_record
+from prl_keras.tuning.trials import FAILED, execute, in_words, keep_if_best, load_weights, read_record
 from prl_keras.validate import check_integer
 
 _OBJECTIVE = keras_tuner.Objective(f"train_{TRIMMED_LOSS}", "min")
@@ -106,11 +106,17 @@ def train_on_all(
             _OBJECTIVE.name,
             prefix="train_",
             test_data=test_data,
-            keep=functools.partial(_keep, directory, index),
+            keep=functools.partial(
+                keep_if_best,
+                path=_weights(directory, index),
+                objective=_OBJECTIVE,
+                others=directory.glob("training_*.json"),
+            ),
         )
         files.write_json(path, record)
         if verbose:
-            print(_in_words(record), flush=True)
+            words = in_words(record, _OBJECTIVE.name)
+            print(f"On all the data, training {index}: {words}", flush=True)
     records = [read_record(path, _OBJECTIVE.name) for path in sorted(directory.glob("training_*.json"))]
     good = [record for record in records if FAILED not in record]
     if not good:
@@ -132,13 +138,3 @@ def train_on_all(
 
 def _weights(directory, index):
     return directory / f"training_{index}.weights.h5"
-
-
-def _keep(directory, index, model, metrics):
-    """Saves the weights if this training is the best so far; its record is written afterwards."""
-    keep_if_best(model, _weights(directory, index), metrics, _OBJECTIVE, directory.glob("training_*.json"))
-
-
-def _in_words(record):
-    outcome = record.get(FAILED) or f"{_OBJECTIVE.name} {record['metrics'][_OBJECTIVE.name]:.5g}"
-    return f"On all the data, training {record['training']}: {outcome} [{record['seconds']:.1f} s]"

@@ -70,21 +70,14 @@ class RobustHyperModel(keras_tuner.HyperModel):
             raise ValueError(f"method={method!r} has no values in between; write a list of names.")
         self.make_network, self.loss, self.metrics = make_network, keras.losses.get(loss), metrics
         self.optimizer, self.options, self.train_size = optimizer, options, train_size
-        self.space = {
-            "method": _checked("method", method, str, METHODS.__contains__, f"one of {', '.join(METHODS)}"),
-            "epsilon": _checked(
-                "epsilon", epsilon, float, lambda value: 0 <= value < 1, "a number in [0, 1)"
-            ),
-            "ramp_epochs": _checked(
-                "ramp_epochs", ramp_epochs, int, lambda value: value >= 0, "a whole number >= 0"
-            ),
-            "learning_rate": _checked(
-                "learning_rate", learning_rate, float, lambda value: 0 < value < math.inf, "a positive number"
-            ),
-            "batch_size": _checked(
-                "batch_size", batch_size, int, lambda value: value >= 1, "a whole number >= 1"
-            ),
+        given = {
+            "method": (method, str, METHODS.__contains__, f"one of {', '.join(METHODS)}"),
+            "epsilon": (epsilon, float, lambda value: 0 <= value < 1, "a number in [0, 1)"),
+            "ramp_epochs": (ramp_epochs, int, lambda value: value >= 0, "a whole number >= 0"),
+            "learning_rate": (learning_rate, float, lambda value: 0 < value < math.inf, "a positive number"),
+            "batch_size": (batch_size, int, lambda value: value >= 1, "a whole number >= 1"),
         }
+        self.space = {name: _checked(name, *rule) for name, rule in given.items()}
         if isinstance(batch_size, tuple) and not _powers_of_two(*batch_size):
             raise ValueError(f"batch_size={batch_size!r} has no power of 2 in it; write a list of sizes.")
         if ramp_epochs != 0 and train_size is None:

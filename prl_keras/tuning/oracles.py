@@ -31,15 +31,7 @@ _WAIT_SECONDS = 1
 def make_oracle(
     kind: str, objective: keras_tuner.Objective, max_trials: int | None, epochs: int, seed: int
 ) -> keras_tuner.Oracle:
-    """A new oracle.
-
-    Args:
-        kind: "random", "bayesian", "hyperband" or "grid".
-        objective: A `keras_tuner.Objective`.
-        max_trials: The most trials; None for all that the kind has (grid, hyperband).
-        epochs: The epochs of a trial; for hyperband of the longest trial.
-        seed: An integer >= 0.
-    """
+    """A new oracle of a kind in `TUNERS`; the arguments are those of `make_tuner`."""
     options = {"objective": objective, "seed": seed + 1}  # keras-tuner takes 0 for a random seed
     if kind == "hyperband":
         options["max_epochs"] = epochs

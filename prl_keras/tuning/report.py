@@ -1,4 +1,7 @@
-"""What a search found: tables, and pictures of metrics against epsilon, from its executions' files."""
+"""What a search found: tables, and pictures of metrics against epsilon, from its executions' files.
+
+In all functions `table` is that of `executions`.
+"""
 
 import math
 import pathlib
@@ -16,10 +19,7 @@ SEARCHED = ("method", "epsilon", "ramp_epochs", "learning_rate", "batch_size", "
 
 
 def executions(output_dir: pathlib.Path | str) -> pd.DataFrame:
-    """A DataFrame with a row per ended execution: the searched values, metrics, seconds, failure.
-
-    Args:
-        output_dir: The folder of a search.
+    """A DataFrame with a row per ended execution of a search: the searched values, metrics, seconds, failure.
 
     Raises:
         ValueError: if no execution has ended there.
@@ -28,17 +28,12 @@ def executions(output_dir: pathlib.Path | str) -> pd.DataFrame:
     if not paths:
         raise ValueError(f"{output_dir} holds no execution that has ended.")
     records = [read_record(path) for path in paths]
-    return pd.DataFrame([{**record, **record.pop("metrics", {})} for record in records]).drop(
-        columns="metrics", errors="ignore"
-    )
+    metrics = [record.pop("metrics", {}) for record in records]
+    return pd.DataFrame([{**record, **found} for record, found in zip(records, metrics)])
 
 
 def trials(table: pd.DataFrame, objective: keras_tuner.Objective) -> pd.DataFrame:
     """A DataFrame with a row per trial, the best first, failed ones last.
-
-    Args:
-        table: From `executions`.
-        objective: The `keras_tuner.Objective`.
 
     Returns:
         Columns: trial, the searched values, the means of the metrics over the executions, `spread`
@@ -73,10 +68,6 @@ def chosen(table: pd.DataFrame, objective: keras_tuner.Objective) -> pd.Series |
     section 3.4.3): among trials that the validation data cannot tell apart, take the safest. A larger
     epsilon is safer: too large costs little, too small a lot (the paper's table 3).
 
-    Args:
-        table: From `executions`.
-        objective: The `keras_tuner.Objective`.
-
     Returns:
         A row of `trials`, with `standard_error`: that of the best trial's objective over its executions. A
         single execution gives 0, and the best trial is chosen. None if all failed.
@@ -93,9 +84,6 @@ def chosen(table: pd.DataFrame, objective: keras_tuner.Objective) -> pd.Series |
 
 def choices(table: pd.DataFrame) -> pd.DataFrame:
     """The trial that each objective would have `chosen`; the clean test metrics are for comparison.
-
-    Args:
-        table: From `executions`.
 
     Returns:
         A DataFrame with a row per metric whose better direction is known: objective, the epsilon of the
@@ -124,13 +112,7 @@ def plot_epsilon(
     """Plots each reported metric against the trials' epsilon, one panel each, as a PNG.
 
     A dot is an execution, the line joins the trials' means, and a ring marks the `chosen` trial. With test
-    data the panels include `test_...`, the paper's table 3.
-
-    Args:
-        table: From `executions`.
-        objective: The `keras_tuner.Objective`.
-        path: The PNG file.
-        true_epsilon: Drawn as a vertical line.
+    data the panels include `test_...`, the paper's table 3. `true_epsilon` is drawn as a vertical line.
     """
     best: Any = chosen(table, objective)
     metrics = [objective.name]

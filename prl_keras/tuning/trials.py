@@ -36,13 +36,13 @@ def execute(
     Args:
         fields: The record's first fields; the training uses their `seed` and `epochs`.
         hypermodel, hp: A `RobustHyperModel` and its hyperparameters.
-        make_model: Function without arguments that returns the untrained model; called after seeding.
+        make_model: Returns the untrained model; called after seeding.
         train: `(x, y)` to train on.
         judged: `(x, y)` whose metrics get `prefix`.
         objective: Name of the metric that must be finite.
         test_data: Clean `(x, y)`; reported as `test_...`.
-        callbacks: Callbacks for `fit`.
-        keep: Function called with the trained model and its metrics.
+        callbacks: For `fit`.
+        keep: Called with the trained model and its metrics.
 
     Returns:
         A dict: fields, the searched values, metrics, seconds, and `failure`, the message if the training
@@ -76,19 +76,12 @@ def execute(
 
 def keep_if_best(
     model: keras.Model,
-    path: pathlib.Path | str,
     metrics: Mapping[str, float],
+    path: pathlib.Path | str,
     objective: keras_tuner.Objective,
     others: Iterable[pathlib.Path | str],
 ) -> None:
-    """Writes the weights to `path` if no other record is as good or better.
-
-    Args:
-        model: The trained model.
-        path: The weights file.
-        metrics: The model's metrics.
-        objective: A `keras_tuner.Objective`.
-        others: Paths of the existing records; failed ones do not count.
+    """Writes the weights to `path` if no other record is as good or better; failed ones do not count.
 
     Raises:
         OSError: if the weights cannot be written.
@@ -104,12 +97,8 @@ def keep_if_best(
 def read_record(path: pathlib.Path | str, objective: str | None = None) -> dict[str, Any]:
     """The record of a training that has ended, from its file.
 
-    Args:
-        path: The file.
-        objective: Name of a metric that the record of a successful training must have, or None.
-
     Raises:
-        ValueError: naming the file, if it is damaged.
+        ValueError: naming the file, if it is damaged, or a successful training lacks the metric `objective`.
     """
     of_a_trial = ("trial", "execution") if pathlib.Path(path).name.startswith("execution") else ("training",)
     remedy = f"Remove {path}: the training is repeated."
@@ -121,6 +110,12 @@ def read_record(path: pathlib.Path | str, objective: str | None = None) -> dict[
         return record
     lacks = "metrics" if objective is None else f"the metric {objective}"
     raise ValueError(f"{path} is damaged: it lacks {lacks}. {remedy}")
+
+
+def in_words(record: Mapping[str, Any], objective: str) -> str:
+    """The failure or the objective of a training, and its seconds."""
+    outcome = record.get(FAILED) or f"{objective} {record['metrics'][objective]:.5g}"
+    return f"{outcome} [{record['seconds']:.1f} s]"
 
 
 def load_weights(model: keras.Model, path: pathlib.Path | str, remedy: str) -> keras.Model:

@@ -7,6 +7,7 @@ tuner.search(x, noisy_y)  # holds out a fifth, with its labels as given; started
 model = tuner.get_best_models()[0]
 """
 
+import functools
 import numbers
 import pathlib
 import time
@@ -20,7 +21,7 @@ import numpy as np
 from prl_keras import files
 from prl_keras.keras_gaps.fresh_start import start_as
 from prl_keras.tuning import checks, folder, objectives, oracles
-from prl_keras.tuning.trials import FAILED, execute, keep_if_best, load_weights, read_record
+from prl_keras.tuning.trials import FAILED, execute, in_words, keep_if_best, load_weights, read_record
 from prl_keras.validate import check_integer
 
 _IDLE_SECONDS = 1
@@ -108,7 +109,12 @@ class RobustTuner(keras_tuner.Tuner):
         model = self._try_build(self.oracle.get_space())
         held = {name: data[name] for name in ("validation_data", "test_data")}
         checks.check_labels(model, self.hypermodel.loss, {"": (x, y), **held})
-        self._check_objective(model, *self._parts(0, *list(data.values())[:4])[1])
+        validation = self._parts(0, *list(data.values())[:4])[1]
+        known = objectives.noisy_metrics(model, self.hypermodel.loss, *validation)
+        if self.oracle.objective.name not in known:
+            raise ValueError(
+                f"objective={self.oracle.objective.name!r} is not reported; write one of {', '.join(known)}."
+            )
         settings = {**self.settings, "data": checks.fingerprint(data)}
         settings |= {"network": checks.describe(model)}
         settings |= {"shape": list(x.shape[1:]), "dtype": x.dtype.name}
@@ -123,7 +129,7 @@ class RobustTuner(keras_tuner.Tuner):
         self, trial: keras_tuner.engine.trial.Trial, *, verbose: int | str, **data: Any
     ) -> list[dict[str, float]]:
         """The metrics of each execution of the trial; keras-tuner calls it."""
-        records: list[dict[str, Any]] = []
+        objective, records = self.oracle.objective.name, []
         for index in range(self.executions_per_trial):
             path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / f"execution_{index}.json"
             try:
@@ -131,8 +137,9 @@ class RobustTuner(keras_tuner.Tuner):
                     record = self._execution(trial, index, **data)
                     files.write_json(path, record)
                     if verbose:
-                        print(self._in_words(record), flush=True)
-                records.append(read_record(path, self.oracle.objective.name))
+                        words = in_words(record, objective)
+                        print(f"Trial {trial.trial_id}, execution {index}: {words}", flush=True)
+                records.append(read_record(path, objective))
             except (OSError, ValueError) as error:  # keras-tuner would take it for a failed trial
                 raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
             if FAILED in records[-1]:
@@ -184,11 +191,6 @@ class RobustTuner(keras_tuner.Tuner):
         epochs = trial.hyperparameters.values.get("tuner/epochs", self.epochs)  # hyperband's
         directory = pathlib.Path(self.get_trial_dir(trial.trial_id))
         train, validation = self._parts(index, x, y, validation_data, validation_split)
-
-        def keep(model, metrics):  # get_best_models loads these weights
-            path, others = self._get_checkpoint_fname(trial.trial_id), directory.glob("execution_*.json")
-            keep_if_best(model, path, metrics, self.oracle.objective, others)
-
         return execute(
             {"trial": trial.trial_id, "execution": index, "seed": self.seed + index, "epochs": epochs},
             self.hypermodel,
@@ -199,7 +201,12 @@ class RobustTuner(keras_tuner.Tuner):
             self.oracle.objective.name,
             test_data=test_data,
             callbacks=self._deepcopy_callbacks(callbacks),
-            keep=keep,
+            keep=functools.partial(
+                keep_if_best,
+                path=self._get_checkpoint_fname(trial.trial_id),  # get_best_models loads these weights
+                objective=self.oracle.objective,
+                others=directory.glob("execution_*.json"),
+            ),
         )
 
     def _fresh_model(self, trial):
@@ -214,13 +221,6 @@ class RobustTuner(keras_tuner.Tuner):
         self._traced = (trial.trial_id, fresh)
         return fresh
 
-    def _in_words(self, record):
-        objective = self.oracle.objective.name
-        outcome = record.get(FAILED) or f"{objective} {record['metrics'][objective]:.5g}"
-        return (
-            f"Trial {record['trial']}, execution {record['execution']}: {outcome} [{record['seconds']:.1f} s]"
-        )
-
     def _parts(self, index, x, y, validation_data, validation_split):
         """((x, y) to train on, (x, y) to validate on) of execution `index`."""
         if validation_data is not None:
@@ -231,13 +231,6 @@ class RobustTuner(keras_tuner.Tuner):
         seed = np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT,))
         order = np.roll(np.random.default_rng(seed).permutation(len(x)), -index * held_out)
         return (x[order[held_out:]], y[order[held_out:]]), (x[order[:held_out]], y[order[:held_out]])
-
-    def _check_objective(self, model, x, y):
-        known = objectives.noisy_metrics(model, self.hypermodel.loss, x, y)
-        if self.oracle.objective.name not in known:
-            raise ValueError(
-                f"objective={self.oracle.objective.name!r} is not reported; write one of {', '.join(known)}."
-            )
 
 
 def make_tuner(
