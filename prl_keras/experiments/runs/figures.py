@@ -1,4 +1,4 @@
-"""Pictures of training curves."""
+"""Pictures of training curves, as PNGs. A history is a DataFrame with a row per epoch."""
 
 import pathlib
 from collections.abc import Mapping
@@ -20,13 +20,7 @@ _SELECTION_TITLES = {
 
 
 def plot_run(table: Any, config: Any, path: pathlib.Path | str) -> None:
-    """Plots the test metric over the epochs, and beside it how clean the kept set is, as a PNG.
-
-    Args:
-        table: The run's history, a DataFrame with a row per epoch.
-        config: The `RunConfig`.
-        path: The PNG file.
-    """
+    """Plots the test metric of a run's history over the epochs, and beside it how clean the kept set is."""
     selection = [name for name in _SELECTION_TITLES if name in table and table[name].notna().any()]
     figure, axes = plt.subplots(
         1, 1 + bool(selection), figsize=(5 + 5 * bool(selection), 3.6), squeeze=False, layout="constrained"
@@ -46,14 +40,7 @@ def plot_run(table: Any, config: Any, path: pathlib.Path | str) -> None:
 
 
 def plot_methods(tables: Mapping[str, Any], metric: Metric, title: str, path: pathlib.Path | str) -> None:
-    """Plots the test metric over the epochs, one curve for each method, as a PNG.
-
-    Args:
-        tables: Maps the name in the legend to the history of a run, a DataFrame.
-        metric: A `Metric`.
-        title: The title of the picture.
-        path: The PNG file.
-    """
+    """Plots the test metric over the epochs; `tables` maps the name in the legend to a run's history."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name, table in tables.items():
         axis.plot(table["epoch"], table[f"test_{metric.name}"], label=name, linewidth=2)

@@ -162,7 +162,16 @@ def _check_directory(output_dir, config, source, resume, overwrite):
             f"{output_dir} holds a run already ({', '.join(present)}). Write --resume to go on with it, "
             "--overwrite to replace it, or take another --output_dir."
         )
-    _check_same_config(output_dir, config, source)
+    path = output_dir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{output_dir} has a run without config.json. Start anew with --overwrite.")
+    saved = {**LATER_FIELDS, **files.read_json(path)}
+    different = differences(saved, {**dataclasses.asdict(config), "source": source})
+    if different:
+        raise ValueError(
+            f"The run in {output_dir} has another config: {different}. Give the same flags to resume it, "
+            "--overwrite to replace it, or take another --output_dir."
+        )
 
 
 def _make(output_dir):
@@ -177,20 +186,6 @@ def _remove(output_dir):
     for name in (*_FILES, SELECTION):
         (output_dir / name).unlink(missing_ok=True)
     shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
-
-
-def _check_same_config(output_dir, config, source):
-    path = output_dir / "config.json"
-    if not path.exists():
-        raise ValueError(f"{output_dir} has a run without config.json. Start anew with --overwrite.")
-    saved = files.read_json(path)
-    saved = {**LATER_FIELDS, **saved}
-    different = differences(saved, {**dataclasses.asdict(config), "source": source})
-    if different:
-        raise ValueError(
-            f"The run in {output_dir} has another config: {different}. Give the same flags to resume it, "
-            "--overwrite to replace it, or take another --output_dir."
-        )
 
 
 @functools.cache

@@ -157,15 +157,14 @@ def _tf_config():
         config = json.loads(text or "{}")
         if not isinstance(config, dict):
             raise TypeError("not an object")
-        if config and not (isinstance(config["cluster"], dict) and isinstance(config["task"], dict)):
+        if not config:
+            return config
+        if not (isinstance(config["cluster"], dict) and isinstance(config["task"], dict)):
             raise TypeError("cluster or task is no object")
-        if config and not (
-            config["task"].get("type") in ("chief", "worker") and isinstance(config["task"].get("index"), int)
-        ):
+        kind, index = config["task"].get("type"), config["task"].get("index")
+        if kind not in ("chief", "worker") or not isinstance(index, int):
             raise TypeError("a task has the type 'chief' or 'worker' and a whole number as its index")
-        if config and not 0 <= config["task"]["index"] < len(
-            config["cluster"].get(config["task"]["type"], ())
-        ):
+        if not 0 <= index < len(config["cluster"].get(kind, ())):
             raise TypeError("the task's index is none of the cluster's")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
