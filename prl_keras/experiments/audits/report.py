@@ -67,7 +67,10 @@ def audit_run(
     record = record if found.by_element is None else None  # a record holds examples, not elements
     epsilon = estimate_from(found)
     table = table_of(found, record, epsilon.estimate)
-    title, about = _title(config, data), f"Ranked by {_method(config)}. "
+    what = "labels" if data.task == "classification" else "targets"
+    title = f"Which {what} of {config.dataset} are wrong?"
+    method = prl.METHODS[config.method].title
+    about = f"Ranked by {method}, trained for {config.epochs} epochs{_told(config)}. "
     names = data.class_names or None
     if found.by_element is not None:
         about += f"Data: {data.source}"
@@ -93,27 +96,12 @@ def _load_model(path):
         raise ValueError(f"{path} is damaged: {text}. Train again, with --overwrite.") from error
 
 
-def _what(data):
-    return "labels" if data.task == "classification" else "targets"
-
-
-def _title(config, data):
-    return f"Which {_what(data)} of {config.dataset} are wrong?"
-
-
-def _method(config):
-    return f"{prl.METHODS[config.method].title}, trained for {config.epochs} epochs{_told(config)}"
-
-
 def _told(config):
     if not prl.METHODS[config.method].drops_a_fraction:
         return ""
-    is_told = config.told_epsilon != "auto"
-    return (
-        f" and told to drop {config.told_epsilon:.0%}"
-        if is_told
-        else " and left to find out how many to drop"
-    )
+    if config.told_epsilon == "auto":
+        return " and left to find out how many to drop"
+    return f" and told to drop {config.told_epsilon:.0%}"
 
 
 def _truth(table, is_corrupted):

@@ -71,10 +71,10 @@ def write_report(directory: pathlib.Path | str, path: pathlib.Path | str) -> Non
         flagged = [result for result in noisy if "flags" in result]
         for kind, qualities, found in (("rankings", _QUALITIES, noisy), ("flags", _FLAGS, flagged)):
             sections += [_table(dataset, found, kind, *quality) for quality in qualities.items() if found]
-        estimated = [result for result in of_dataset if "estimate" in result]
-        sections += [_epsilon_summary(dataset, estimated), _epsilon_table(dataset, estimated)]
+        if estimated := [result for result in of_dataset if "estimate" in result]:
+            sections += [_epsilon_summary(dataset, estimated), _epsilon_table(dataset, estimated)]
     with files.replacing(path) as temporary:
-        temporary.write_text("\n\n".join(section for section in sections if section) + "\n")
+        temporary.write_text("\n\n".join(sections) + "\n")
     label_errors.pack(directory)
 
 
@@ -108,8 +108,6 @@ def _table(dataset, results, kind, quality, title):
 
 
 def _epsilon_summary(dataset, results):
-    if not results:
-        return ""
     lines = []
     for case in dict.fromkeys(result["case"] for result in results):
         of_case = [result for result in results if result["case"] == case]
@@ -132,8 +130,6 @@ def _is_held(result, kind):
 
 
 def _epsilon_table(dataset, results):
-    if not results:
-        return ""
     lines = []
     for result in results:
         truth = result["achieved_epsilon"]
