@@ -3,7 +3,7 @@
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
@@ -35,21 +35,18 @@ def device_flags(default: str, strategies: Sequence[str]) -> None:
     flags.DEFINE_integer("cluster_timeout", 600, text, lower_bound=1)
 
 
-def config_flags(
-    config: Any,
-    datasets: Iterable[str],
-    corruptions: Sequence[str],
-    networks: Iterable[str],
-    norms: Iterable[str],
-    precisions: Iterable[str],
-) -> None:
+def config_flags(config: Any) -> None:
     """Defines the flags of a run's data, size and network: fields of `RunConfig`, with its defaults."""
+    from prl_keras.experiments.data.load import DATASETS
+    from prl_keras.experiments.runs.config import CORRUPTIONS
+    from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
+
     texts: dict[str, tuple[str, Any]] = {
-        "dataset": ("Data set.", list(datasets)),
-        "corruption": ("Corruption of the training targets.", corruptions),
-        "network": ("Network; auto fits the data.", ["auto", *networks]),
-        "norm": ("Normalization; auto fits the method.", ["auto", *norms]),
-        "precision": ("What the layers compute in; weights and logits are float32.", list(precisions)),
+        "dataset": ("Data set.", list(DATASETS)),
+        "corruption": ("Corruption of the training targets.", CORRUPTIONS),
+        "network": ("Network; auto fits the data.", ["auto", *NETWORKS]),
+        "norm": ("Normalization; auto fits the method.", ["auto", *NORMS]),
+        "precision": ("What the layers compute in; weights and logits are float32.", list(PRECISIONS)),
         "epsilon": ("Fraction of the training targets to corrupt, in [0, 1).", float),
         "noise_seed": ("Seed of the corruption.", int),
         "epochs": ("Passes over the training data.", int),

@@ -12,14 +12,12 @@ from absl import flags
 
 from binaries import door
 from prl_keras import METHODS
-from prl_keras.experiments.data.load import DATASETS
-from prl_keras.experiments.runs.config import CORRUPTIONS, RunConfig
-from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
+from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.experiments.runs.run import run
 from prl_keras.experiments.runs.strategies import STRATEGIES, is_chief, make_strategy
 
 _DEFAULT = RunConfig()
-door.config_flags(_DEFAULT, DATASETS, CORRUPTIONS, NETWORKS, NORMS, PRECISIONS)
+door.config_flags(_DEFAULT)
 flags.DEFINE_enum("method", _DEFAULT.method, list(METHODS), "Training method.")
 flags.DEFINE_string(
     "assumed_epsilon", None, "Fraction that the method is told, or auto; the true one if left out."

@@ -15,14 +15,12 @@ from typing import Any
 from absl import flags
 
 from binaries import door
-from prl_keras.experiments.data.load import DATASETS
 from prl_keras.experiments.programs.tune import tune
-from prl_keras.experiments.runs.config import CORRUPTIONS, RunConfig
-from prl_keras.experiments.runs.networks import NETWORKS, NORMS, PRECISIONS
+from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.tuning.oracles import TUNERS
 
 _DEFAULT = RunConfig()
-door.config_flags(_DEFAULT, DATASETS, CORRUPTIONS, NETWORKS, NORMS, PRECISIONS)
+door.config_flags(_DEFAULT)
 door.data_flags()
 
 flags.DEFINE_string("method", _DEFAULT.method, "Searched: training methods.")
