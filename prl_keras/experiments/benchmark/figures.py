@@ -1,4 +1,7 @@
-"""The results of a benchmark as pictures."""
+"""The results of a benchmark as pictures.
+
+In each, `cases` is from `report.case_table`, and `about` a line that says where the numbers come from.
+"""
 
 import pathlib
 import textwrap
@@ -16,14 +19,7 @@ _PEER_COLOR = "#777777"
 
 
 def plot_ratios(cases: Any, title: str, about: str, path: pathlib.Path | str) -> None:
-    """Draws a line per case as a PNG: its ratio to plain training with quartiles; further left is better.
-
-    Args:
-        cases: From `report.case_table`.
-        title: The picture's title.
-        about: A line that says where the numbers come from.
-        path: The file to write.
-    """
+    """Draws a line per case as a PNG: its ratio to plain training with quartiles; further left is better."""
     figure, axis, shown, colors = _line_per_case(cases[cases["ratio"].notna()], title)
     heights = range(len(shown))
     axis.hlines(heights, shown["ratio_low"], shown["ratio_high"], colors=colors, linewidth=2)
@@ -36,9 +32,6 @@ def plot_memory(cases: Any, title: str, about: str, path: pathlib.Path | str) ->
     """Draws a line per case as a PNG: its peak memory as a ratio to plain training; further left is better.
 
     A dot is the peak of the process, a ring that of the steps after the first.
-
-    Args:
-        cases, title, about, path: As in `plot_ratios`.
     """
     figure, axis, shown, colors = _line_per_case(cases[cases["memory_ratio"].notna()], title)
     heights = range(len(shown))
@@ -66,10 +59,7 @@ def plot_growth(
 ) -> None:
     """Draws seconds per step and their ratio to plain training over the varied quantity, as a PNG.
 
-    Args:
-        cases, title, about, path: As in `plot_ratios`.
-        column: The column of `cases` with the varied quantity.
-        label: The label of the x axis.
+    The varied quantity is in `column`; `label` is its name at the x axis.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), dpi=90, layout="constrained")
     keys = [f"{line['title']}, {line['case'].norm} norm" for line in cases.to_dict("records")]

@@ -18,7 +18,7 @@ import tqdm
 
 from prl_keras import files
 from prl_keras.experiments.benchmark.kernels import KERNELS, write_kernels
-from prl_keras.experiments.benchmark.report import paths_of, write_report
+from prl_keras.experiments.benchmark.report import write_report
 from prl_keras.experiments.benchmark.steps import Work, core_count, uses_xla
 from prl_keras.experiments.benchmark.suites import Case, suite_cases
 from prl_keras.experiments.benchmark.work import KILLED, make_work, peak_memory
@@ -107,11 +107,12 @@ def measure(
         case: {"case": dataclasses.asdict(case), "seconds": [], "memory": None} for case in cases
     }
     content = {"suite": suite, **_about(cases), "cases": list(found.values())}
-    path = paths_of(suite, output_dir)
+    path = pathlib.Path(output_dir) / f"{suite}.json"
+    unfinished = path.with_suffix(".unfinished.json")
     with tqdm.tqdm(total=len(cases) * (rounds + 1 + memory), desc=suite, unit="measurement") as progress:
         for case in cases if memory else ():
             found[case]["memory"] = peak_memory(case, authors_dir)
-            files.write_json(path.unfinished, content)
+            files.write_json(unfinished, content)
             progress.update()
         for _, session in itertools.groupby(cases, key=lambda case: case.session):
             timed = [case for case in session if found[case]["memory"] != KILLED]
@@ -124,10 +125,10 @@ def measure(
                 for case, (seconds, about) in timings.items():
                     found[case]["seconds"].append(seconds)
                     found[case].update(about)
-                files.write_json(path.unfinished, content)
+                files.write_json(unfinished, content)
             del works
             gc.collect()  # keeps the networks of one session only
-    os.replace(path.unfinished, path.json)
+    os.replace(unfinished, path)
 
 
 def rotated(items: Iterable[Any], turn: int) -> list[Any]:

@@ -22,6 +22,7 @@ except ImportError as error:
         f"Peers need PyTorch and Opacus ({error}): pip install -r requirements-peers.txt"
     ) from error
 
+gpu_peak = pytorch.gpu_peak  # as in `steps`
 _DATASET_SIZE = 50_000  # the authors' loss looks up whether each example of the data set is clean
 
 
@@ -54,7 +55,8 @@ def make_work(case: Any, authors_dir: pathlib.Path | str | None = None) -> Work:
             ("opacus", "prl_g"): gradients_step,
             ("opacus_ghost", "prl_g"): ghost_step,
         }[case.implementation, case.method]
-        step = make_step(network, x, y, count_kept(case))
+        kept = max(1, math.floor((1 - case.epsilon) * case.batch_size + 1e-6))  # as `Trim` does
+        step = make_step(network, x, y, kept)
 
     def run(count):
         for _ in range(count):
@@ -62,11 +64,6 @@ def make_work(case: Any, authors_dir: pathlib.Path | str | None = None) -> Work:
         loss.item()  # waits for the device
 
     return Work(run, 1, sum(p.numel() for p in network.parameters()))
-
-
-def count_kept(case: Any) -> int:
-    """The number of examples that `Trim` keeps in a batch."""
-    return max(1, math.floor((1 - case.epsilon) * case.batch_size + 1e-6))
 
 
 def gradients_step(
@@ -106,11 +103,6 @@ def ghost_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, kept: int) 
         return loss
 
     return step
-
-
-def gpu_peak() -> int | None:
-    """PyTorch's peak memory on the GPU in bytes, or None without a GPU."""
-    return pytorch.gpu_peak()
 
 
 def import_authors(folder: pathlib.Path | str) -> list[types.ModuleType]:

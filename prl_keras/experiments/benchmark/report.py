@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import typing
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,6 @@ _GROWTH = {"batch": ("batch_size", "batch size"), "width": ("parameters", "param
 _QUARTILES = {"ratio_low": 0.25, "ratio": 0.5, "ratio_high": 0.75}
 
 
-class Paths(typing.NamedTuple):
-    """The files of a suite."""
-
-    json: pathlib.Path
-    unfinished: pathlib.Path
-    markdown: pathlib.Path
-    picture: pathlib.Path
-
-
-def paths_of(suite: str, output_dir: pathlib.Path | str) -> Paths:
-    """The paths of a suite's files in `output_dir`."""
-    endings = ("json", "unfinished.json", "md", "png")
-    return Paths(*(pathlib.Path(output_dir) / f"{suite}.{ending}" for ending in endings))
-
-
 def write_report(suite: str, output_dir: pathlib.Path | str) -> pathlib.Path:
     """Writes SUITE.md and SUITE.png from SUITE.json, or, if that is missing, from SUITE.unfinished.json.
 
@@ -45,11 +29,11 @@ def write_report(suite: str, output_dir: pathlib.Path | str) -> pathlib.Path:
         FileNotFoundError: if both are missing.
         ValueError: naming the file, if it is damaged.
     """
-    path = paths_of(suite, output_dir)
-    source = path.json if path.json.exists() else path.unfinished
+    path = pathlib.Path(output_dir) / f"{suite}.json"
+    source = path if path.exists() else path.with_suffix(".unfinished.json")
     command = f"python -m binaries.benchmark --suite={suite}"
     if not source.exists():
-        raise FileNotFoundError(f"{path.json} is not there; measure it: {command}")
+        raise FileNotFoundError(f"{path} is not there; measure it: {command}")
     try:
         content = json.loads(source.read_text())
         cases = case_table(content)
@@ -61,13 +45,13 @@ def write_report(suite: str, output_dir: pathlib.Path | str) -> pathlib.Path:
     command += " --peers" * ("opacus" in peers) + " --authors_dir=DIR" * ("authors" in peers)
     replicas = content.get("replicas", 1)
     command += f" --virtual_devices={replicas}" * (replicas > 1 and content["device"] == "CPU")
-    how = f"Made by `{command}`." + " It has not come to its end." * (source == path.unfinished)
+    how = f"Made by `{command}`." + " It has not come to its end." * (source != path)
     parts = [f"# Benchmark: {suite}", about, how, _case_section(cases)]
     if len(comparisons):
         parts += ["## Ours against PyTorch's", _peer_section(comparisons)]
-    with files.replacing(path.markdown) as temporary:
+    with files.replacing(path.with_suffix(".md")) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
-    with files.replacing(path.picture) as temporary:
+    with files.replacing(path.with_suffix(".png")) as temporary:
         shown = (cases, f"Benchmark: {suite}", about, temporary)
         if suite in _GROWTH:
             figures.plot_growth(*shown, *_GROWTH[suite])
@@ -75,7 +59,7 @@ def write_report(suite: str, output_dir: pathlib.Path | str) -> pathlib.Path:
             figures.plot_memory(*shown)
         else:
             figures.plot_ratios(*shown)
-    return path.markdown
+    return path.with_suffix(".md")
 
 
 def case_table(content: dict[str, Any]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from project import ROOT
 import prl_keras as prl
 from prl_keras import build
 from prl_keras.experiments.benchmark import measure, steps
-from prl_keras.experiments.benchmark.report import case_table, paths_of, peer_table, write_report
+from prl_keras.experiments.benchmark.report import case_table, peer_table, write_report
 from prl_keras.experiments.benchmark.suites import BATCH_SIZES, EPSILONS, SUITES, WIDTHS, Case, suite_cases
 from prl_keras.experiments.benchmark.work import KILLED, in_child, peak_memory
 from prl_keras.experiments.runs.networks import PRECISIONS
@@ -232,16 +232,15 @@ class TestMeasuring:
         assert [found["parameters"] for found in content["cases"][:2]] == [199_690] * 2  # 512, 256, 256, 10
         table = case_table(content)
         assert table["ratio"].notna().all() and table["peak"].isna().all()
-        assert not paths_of("step", tmp_path).unfinished.exists()
+        assert not (tmp_path / "step.unfinished.json").exists()
 
     def test_killed_at_any_time_earlier_results_stay(self, tmp_path):
         write(tmp_path, made_up((Case(), [2.0], None)))
         case = Case("prl_g", 0.45, network="strided_cnn", norm="batch")
         with pytest.raises(prl.BatchMixingError):  # after the first session
             measure.measure("step", [TINY, case], tmp_path, rounds=1, memory=False, least_seconds=0)
-        paths = paths_of("step", tmp_path)
-        assert case_table(json.loads(paths.json.read_text()))["seconds"].tolist() == [2.0]
-        unfinished = case_table(json.loads(paths.unfinished.read_text()))
+        assert case_table(json.loads((tmp_path / "step.json").read_text()))["seconds"].tolist() == [2.0]
+        unfinished = case_table(json.loads((tmp_path / "step.unfinished.json").read_text()))
         assert unfinished["seconds"].notna().tolist() == [True, False]
 
     @pytest.mark.daily("width", "fit", "subclass")
