@@ -1,4 +1,7 @@
-"""The paper's figures 2 and 3, and table 3 as a picture: small panels, one per row of a table."""
+"""The paper's figures 2 and 3, and table 3 as a picture: small panels, one per row of a table.
+
+In each, `about` is a line that says where the numbers come from.
+"""
 
 import itertools
 import pathlib
@@ -40,12 +43,6 @@ def plot_epochs(table: Any, contents: Sequence[dict[str, Any]], about: str, path
     is their range, since the interval is 13 times as wide. The y axis begins at -0.2 for R2 and at 0 for
     accuracy; a method whose mean over the last ten epochs lies below that is named instead of drawn. Data
     sets without any run are left out.
-
-    Args:
-        table: A `Table`.
-        contents: Its runs.
-        about: A line that says where the numbers come from.
-        path: The file to write.
     """
     metric, unit, lowest = table.metric, table.metric.unit, table.metric.lowest
     label = f"{metric.title} in percent" if unit == 100 else metric.title
@@ -85,14 +82,7 @@ def plot_epochs(table: Any, contents: Sequence[dict[str, Any]], about: str, path
 
 
 def plot_sensitivity(table: Any, cells: pd.DataFrame, about: str, path: pathlib.Path | str) -> None:
-    """Draws table 3 as a PNG: accuracy over the error of the epsilon that the method is told.
-
-    Args:
-        table: A `Table` with one method and several epsilon errors.
-        cells: From `comparisons.cell_values`.
-        about: A line that says where the numbers come from.
-        path: The file to write.
-    """
+    """Draws the `cell_values` of table 3 as a PNG: accuracy over the error of the epsilon that is told."""
     rows = _rows_of_data_with_runs(table, set(cells.loc[cells["seeds"] > 0, "row"]))
     figure, axes = _panels(rows)
     color = COLORS[table.methods[0]]

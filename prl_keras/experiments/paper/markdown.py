@@ -61,58 +61,57 @@ def sections(found: Any) -> list[str]:
 
 def in_layout(table: Any, cells: Any, decimals: int) -> str:
     """Our cells in the paper's layout: mean ± std, the best of each row in bold, ties included."""
-    lines = []
-    for row in table.rows:
-        found = cells[cells["row"] == row.label]
-        shown, best, most = found["mean"].round(decimals), found["mean"].max(), found["seeds"].max()
-        line = [row.label]
-        for (_, cell), rounded in zip(found.iterrows(), shown):
+
+    def shown(found):
+        best, most = found["mean"].max(), found["seeds"].max()
+        for (_, cell), rounded in zip(found.iterrows(), found["mean"].round(decimals)):
             if not cell["seeds"]:
-                line.append(NOTHING)
+                yield NOTHING
                 continue
             text = f"{_mean(cell['mean'], decimals)} ± {number(cell['std'], decimals)}"
             text = f"**{text}**" if rounded == round(best, decimals) else text
-            line.append(text if cell["seeds"] == most else f"{text} (n={cell['seeds']})")
-        lines.append(line)
-    return markdown_table(["row", *_columns(table)], lines)
+            yield text if cell["seeds"] == most else f"{text} (n={cell['seeds']})"
+
+    return _by_row(table, cells, shown)
 
 
 def beside_paper(table: Any, cells: Any, decimals: int) -> str:
     """The paper's layout with "ours / paper" in each cell, means only."""
-    lines = []
-    for row in table.rows:
-        found = cells[cells["row"] == row.label]
-        pairs = zip(found["mean"], found["paper_mean"])
-        lines.append([row.label, *(f"{number(a, decimals)} / {number(b, decimals)}" for a, b in pairs)])
-    return markdown_table(["row", *_columns(table)], lines)
+
+    def shown(found):
+        for ours, paper in zip(found["mean"], found["paper_mean"]):
+            yield f"{number(ours, decimals)} / {number(paper, decimals)}"
+
+    return _by_row(table, cells, shown)
 
 
 def best_and_last(table: Any, cells: Any, decimals: int) -> str:
     """The paper's layout with "best (its epoch) / last" in each cell."""
-    lines = []
-    for row in table.rows:
-        found = cells[cells["row"] == row.label]
-        line = [row.label]
+
+    def shown(found):
         for best, epoch, final in zip(found["best"], found["best_epoch"], found["final"]):
             at = "" if np.isnan(epoch) else f" ({epoch:.0f})"
-            line.append(f"{number(best, decimals)}{at} / {number(final, decimals)}")
-        lines.append(line)
-    return markdown_table(["row", *_columns(table)], lines)
+            yield f"{number(best, decimals)}{at} / {number(final, decimals)}"
+
+    return _by_row(table, cells, shown)
 
 
 def memorized(table: Any, cells: Any) -> list[str]:
     """What part of the wrong labels the network predicts at the end; empty if no run measured it."""
     if cells["memorized"].isna().all():
         return []
-    lines = []
-    for row in table.rows:
-        found = cells[cells["row"] == row.label]
-        lines.append([row.label, *(number(value, 1) for value in found["memorized"])])
     text = (
         "The percentage of the wrong training labels that the network predicts at the end, among at most "
         "1,000 of them; means over the seeds."
     )
-    return ["## Memorized wrong labels", text, markdown_table(["row", *_columns(table)], lines)]
+    shown = _by_row(table, cells, lambda found: (number(value, 1) for value in found["memorized"]))
+    return ["## Memorized wrong labels", text, shown]
+
+
+def _by_row(table, cells, shown):
+    """The paper's layout; `shown` gives the texts of a row from its part of `cells`."""
+    lines = [[row.label, *shown(cells[cells["row"] == row.label])] for row in table.rows]
+    return markdown_table(["row", *_columns(table)], lines)
 
 
 def on_clean_targets(cells: Any, decimals: int) -> str:
@@ -203,12 +202,9 @@ def order_of_rows(found: Any, turned: Sequence[tuple[str, str, str]], has_pairs:
     text = markdown_table(["row", "cells compared", "Spearman's rho", "Kendall's tau"], lines)
     if not has_pairs:
         return text
-    texts = [f"- {row}: {_title(first)} and {_title(second)}" for row, first, second in turned]
-    return f"{text}\n\nPairs in another order than in the paper:{_listed(texts)}"
-
-
-def _listed(texts):
-    return "\n\n" + "\n".join(texts) if texts else " none."
+    texts = [f"\n- {row}: {_title(first)} and {_title(second)}" for row, first, second in turned]
+    listed = "\n" + "".join(texts) if texts else " none."
+    return f"{text}\n\nPairs in another order than in the paper:{listed}"
 
 
 def _columns(table):

@@ -52,15 +52,6 @@ def cell_seconds(table: Any, runs: pd.DataFrame) -> pd.DataFrame:
 
 def sections(cells: pd.DataFrame) -> list[str]:
     """The body of the report of `cell_seconds`: texts and a table."""
-    return [
-        "A run's number is the median over its epochs without the first, in which TensorFlow traces the "
-        "model. A cell is the median over the seeds with the range; ratios are to Standard of the same seed.",
-        "## Ours and the paper's",
-        _table(cells),
-    ]
-
-
-def _table(cells):
     lines = [
         [
             line["row"],
@@ -74,7 +65,12 @@ def _table(cells):
         for line in cells.to_dict("records")
     ]
     header = ["row", "method", "seconds (range)", "ratio (range)", "seeds", "paper seconds", "paper ratio"]
-    return markdown.markdown_table(header, lines)
+    return [
+        "A run's number is the median over its epochs without the first, in which TensorFlow traces the "
+        "model. A cell is the median over the seeds with the range; ratios are to Standard of the same seed.",
+        "## Ours and the paper's",
+        markdown.markdown_table(header, lines),
+    ]
 
 
 def _with_range(line, name, decimals):
