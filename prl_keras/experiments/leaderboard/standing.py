@@ -29,12 +29,11 @@ def run_values(
         contents: Finished runs, from `results.read_all`; others than the wanted ones are left out.
         wanted: From `entries.configs`.
     """
-    lines = []
-    for content in contents:
-        if content["config"] not in wanted:
+    histories, lines = {content["config"]: content["history"] for content in contents}, []
+    for config, (name, setting) in wanted.items():
+        if config not in histories:
             continue
-        name, setting = wanted[content["config"]]
-        history = content["history"]
+        history = histories[config]
         accuracy = 100 * np.nan_to_num(history["test_accuracy"].to_numpy(float), nan=0.0)
         best = int(np.argmax(accuracy))
         # LabelWave compares epochs with one another; the first has none before it.
@@ -42,15 +41,11 @@ def run_values(
         chosen = 1 + minimum if is_over else len(accuracy) - 1
         lines.append({
             "entry": name, "setting": setting.label, "dataset": setting.dataset, "noise": setting.noise.label,
-            "seed": content["config"].seed,
+            "seed": config.seed,
             "last": accuracy[-1], "best": accuracy[best], "chosen": accuracy[chosen],
             "best_epoch": best + 1, "chosen_epoch": chosen + 1,
             "memorized": 100 * history["memorized"].iloc[-1] if "memorized" in history else np.nan,
         })  # fmt: skip
-    labels = [setting.label for _, setting in wanted.values()]
-    place = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    names = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in wanted.values()))}
-    lines.sort(key=lambda line: (place[line["setting"]], names[line["entry"]], line["seed"]))
     return pd.DataFrame(lines)
 
 
