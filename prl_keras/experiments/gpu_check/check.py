@@ -1,5 +1,6 @@
 """A quarter of an hour on a GPU: the parts in order, each in a process of its own, until the time is up."""
 
+import dataclasses
 import pathlib
 import time
 import uuid
@@ -104,7 +105,8 @@ def check(
                 job.say(f"{name}: {why}")
                 continue
             share = 1.0 if name == names[-1] else PARTS[name].share
-            job = job.until_at(min(end, now + max(share * seconds, _LEAST_SECONDS)))
+            until = min(end, now + max(share * seconds, _LEAST_SECONDS))
+            job = dataclasses.replace(job, until=until)
             value = _do(name, job)
             if name == "smoke":
                 started = value - now

@@ -7,6 +7,8 @@ from typing import Any
 
 from prl_keras import files
 
+_FIELDS = ("found", "total", "current", "note")
+
 
 class OutOfTime(Exception):
     """An item does not fit in the time that is left."""
@@ -36,9 +38,8 @@ class Items:
         self.current: str | None = None
         self.note = ""
         if path.exists():
-            names = ("found", "total", "current", "note")
-            content = files.read_json(path, names, "Remove it to measure that part again.")
-            self.__dict__.update({name: content[name] for name in names})
+            content = files.read_json(path, _FIELDS, "Remove it to measure that part again.")
+            self.__dict__.update({name: content[name] for name in _FIELDS})
 
     @property
     def errors(self) -> dict[str, str]:
@@ -59,7 +60,8 @@ class Items:
         """The items left in this start of the check: those not measured, then those that failed before."""
         keys = list(keys)
         new = [key for key in keys if key not in self.found]
-        return new + [key for key in self.errors if key in keys and self._failed_before(key)]
+        before = [key for key in self.errors if self.found[key].get("attempt") != self.attempt]
+        return new + [key for key in before if key in keys]
 
     def measure(
         self,
@@ -117,11 +119,7 @@ class Items:
     def write(self) -> None:
         """Writes the file, atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        names = ("found", "total", "current", "note")
-        files.write_json(self.path, {name: getattr(self, name) for name in names})
-
-    def _failed_before(self, key):
-        return self.found[key].get("attempt") != self.attempt
+        files.write_json(self.path, {name: getattr(self, name) for name in _FIELDS})
 
 
 def in_words(error: BaseException) -> str:

@@ -67,10 +67,6 @@ class Job:
         """The folder of the runs, where `binaries.reproduce` looks for them."""
         return self.output_dir / self.size.name / "runs"
 
-    def until_at(self, until: float) -> "Job":
-        """The same with another end."""
-        return dataclasses.replace(self, until=until)
-
     def say(self, text: str) -> None:
         """Prints a line of progress, with the time since the beginning."""
         print(f"[{time.monotonic() - self.begun:5.0f} s] {text}", flush=True)
