@@ -43,17 +43,11 @@ def benchmark(
     While a suite is measured, SUITE.unfinished.json holds the results so far. It replaces an earlier
     SUITE.json when it is complete. The suite "kernels" measures no time and has no picture (`kernels`).
 
-    Args:
-        suite: Names in `suites.SUITES`, or "kernels".
-        rounds: How often each case is timed.
-        memory: Whether to measure the peak memory of each case first, in a separate process. A case that is
-            killed there is not timed.
-        peers: Whether the suite "step" includes the same work in PyTorch and Opacus.
-        authors_dir: A checkout of github.com/illidanlab/PRL; adds the authors' own PRL(L).
-        output_dir: The folder of the files.
-        report: Whether to measure nothing.
-        virtual_devices: Number of devices to split the CPU into, which share every batch. This shows the
-            cost of exchanging scores between replicas. Only for suites through `fit`.
+    The arguments are the flags of binaries/benchmark.py:
+
+        memory           is measured first, in a separate process; a case that is killed there is not timed
+        peers            go with the suite "step" only
+        virtual_devices  show the cost of exchanging scores between replicas; for suites through `fit` only
 
     Returns:
         The paths of the Markdown files.

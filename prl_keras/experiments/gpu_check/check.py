@@ -57,14 +57,9 @@ def gpu_check(
 ) -> bool:
     """Does the parts that are missing in `output_dir`, as far as the time lasts.
 
-    Args:
-        minutes: How long all of it may take, at least 1.
-        output_dir: Gets gpu_check.md, gpu_check/PART.json, and the runs in paper/runs. There a check that was
-            killed, or ran out of time, is continued.
-        rehearsal: Whether to do all parts at a tiny size, on a GPU or a CPU.
-        part: Names in `PARTS`; none for all. "smoke" is always done.
-        begun: When the time began, of `time.monotonic()`; now if left out.
-        **data_options: For `load`.
+    The arguments are the flags of binaries/gpu_check.py, and `begun`, when the time began, of
+    `time.monotonic()`; now if left out. `output_dir` gets gpu_check.md, gpu_check/PART.json, and the runs in
+    paper/runs. There a check that was killed, or ran out of time, is continued. "smoke" is always done.
 
     Returns:
         Whether anything failed that was measured.

@@ -23,15 +23,7 @@ def compare(
 ) -> pd.DataFrame:
     """Trains four methods on digits with symmetric label noise, prints a table, draws the curves.
 
-    Args:
-        output_dir: The folder of the runs' folders, table.csv and curves.png.
-        epochs: At least 1.
-        epsilon: Fraction of wrong labels, in (0, 1).
-        overwrite: Replace existing runs.
-        resume: Continue existing runs.
-
-    Returns:
-        The table.
+    The arguments are the flags of binaries/demo.py. It writes table.csv and curves.png; returns the table.
 
     Raises:
         ValueError: if epsilon is not in (0, 1).

@@ -29,15 +29,8 @@ def leaderboard(
 ) -> bool:
     """Makes the missing runs, then writes README.md, cells.csv and, if no run is missing, packs the runs.
 
-    Args:
-        output_dir: Gets the runs in `runs`, a folder each, and the page.
-        entries, datasets, seeds: Strings that select runs; None for all, of data sets for `DATA`. With a data
-            set that is not in `DATA`, the page has the selected entries and data sets alone.
-        workers, shard, dry_run: As in `reproduce.reproduce`.
-        report: Only write the page.
-        cost: Only measure the time of the selected entries' steps, which needs a quiet machine, and write the
-            page.
-        **data_options: For `load`.
+    The arguments are the flags of binaries/leaderboard.py. With a data set that is not in `DATA`, the page
+    has the selected entries and data sets alone.
 
     Returns:
         Whether a run failed.

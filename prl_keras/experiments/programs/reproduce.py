@@ -32,24 +32,14 @@ def reproduce(
 ) -> bool:
     """Makes the missing runs of the given tables and figures, then writes those.
 
-    Args:
-        table: Numbers "1" to "6"; in the paper 5 repeats 3, and 4 needs no runs.
-        figure: Numbers "1" to "3"; 1 is drawn from its own fit, 2 shows the runs of table 1, 3 those of
-            table 2.
-        scale: "paper" or "cpu".
-        output_dir: Runs are written to `SCALE/runs`, a folder each, and tables and figures to SCALE. Table 4
-            and figure 1, which have no scale, are written to output_dir itself. The runs of a complete table
-            are packed into `SCALE/runs/tableN.jsonl`. With another precision than float32 SCALE is followed
-            by it, as in `paper-bfloat16`.
-        rows, methods, seeds: Strings that select runs; None for all.
-        workers: Number of processes.
-        shard: "i/n", this machine's share of the runs.
-        dry_run: Only list the missing runs.
-        report: Only write tables and figures, and pack the runs of complete tables.
-        strategy, virtual_devices, cluster_timeout: The devices of each run, as in
-            `strategies.make_strategy`.
-        precision: Of every run, as in `RunConfig`.
-        **data_options: For `load`.
+    The arguments are the flags of binaries/reproduce.py. In the paper table 5 repeats table 3, and table 4
+    needs no runs. Figure 1 is drawn from its own fit, figure 2 shows the runs of table 1, figure 3 those of
+    table 2.
+
+    In output_dir, runs are written to `SCALE/runs`, a folder each, and tables and figures to SCALE. Table 4
+    and figure 1, which have no scale, are written to output_dir itself. The runs of a complete table are
+    packed into `SCALE/runs/tableN.jsonl`. With another precision than float32 SCALE is followed by it, as in
+    `paper-bfloat16`.
 
     Returns:
         Whether a run failed, or a table could not be written.

@@ -58,17 +58,9 @@ def tune(
     Training and validation labels are corrupted alike. Test labels are clean and are only reported. If it
     is started again, the search resumes.
 
-    Args:
-        tuner, objective, executions_per_trial, overwrite: As in `make_tuner`.
-        max_trials: Maximal number of trials; None for 15 with random and bayesian, else for all.
-        output_dir: Created if missing.
-        final_trainings: Number of networks that are trained on all data with the chosen trial's settings;
-            model.keras is the best of them (`final.train_on_all`).
-        validation_split: As in `RobustTuner.search`.
-        data_dir, download, cache_dir: For `load`.
-        method, assumed_epsilon, ramp_epochs, learning_rate, batch_size: For `RobustHyperModel`, as text: a
-            fixed value, "a,b,c" for choices, or "low:high".
-        **fields: Further fields of `RunConfig`: the data, their corruption, and settings not searched.
+    The arguments are the flags of binaries/tune.py. Those that are searched are text: a fixed value, "a,b,c"
+    for choices, or "low:high". model.keras is the best of `final_trainings` networks that are trained on all
+    data with the chosen trial's settings (`final.train_on_all`).
 
     Returns:
         The command line of binaries/train.py that trains the trial chosen by `report.chosen` on all data.
@@ -141,12 +133,9 @@ def tune(
 
 
 def train_command(config: RunConfig, best: Any, data_flags: dict[str, Any] | None = None) -> str:
-    """The command line of binaries/train.py for a row of the table of trials.
+    """The command line of binaries/train.py for `best`, a row of the table of trials.
 
-    Args:
-        config: The `RunConfig` of the data.
-        best: The row.
-        data_flags: Values of the flags that locate the data; None values are left out.
+    `config` has the data; `data_flags` are the flags that locate them, of which None values are left out.
     """
     values = {
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
