@@ -29,8 +29,7 @@ If it is stopped, the same command goes on where it was."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status; an error is one line on stderr.
 
-    Args:
-        arguments: The command line without the program's name; None for that of this process.
+    `arguments` are the command line without the program's name; None for that of this process.
     """
     options = parser().parse_args(arguments)
     try:

@@ -192,10 +192,7 @@ def _are_numbers(given, task, label, notes):
 def _inputs(cells: Any, classes: Any, notes: list[str]) -> tuple[np.ndarray, int]:
     """-> (float32 `[n, inputs]`, from how many columns); says in `notes` which columns are left out.
 
-    Args:
-        cells: A `DataFrame` of text.
-        classes: The labels if they are classes, else None. A column that says the same is left out.
-        notes: Gets a sentence.
+    `classes` are the labels if they are classes, else None. A column that says the same is left out.
     """
     numbers, categories, texts, left_out, typos = [], [], [], [], []
     frame = pd.DataFrame(index=cells.index)
@@ -252,9 +249,7 @@ def _inputs(cells: Any, classes: Any, notes: list[str]) -> tuple[np.ndarray, int
 def _numbers(column, filled):
     """The numbers of a column, NaN if a cell is missing or no number; None if it is no column of numbers.
 
-    Args:
-        column: All cells.
-        filled: Those that are not missing.
+    `filled` are the cells that are not missing.
     """
     cells = _without_separators(filled)
     is_number = cells.map(_is_number)

@@ -42,10 +42,8 @@ def train(
     """Trains by Co-PRL(L).
 
     Args:
-        examples: What to train on.
         folder: Keeps a backup of the training, about every 20 seconds. A backup of the same data, settings
             and version is continued, another one removed.
-        epochs: Passes over the data.
         epsilon: The share of wrong labels to drop in training, or "auto".
         seed: Of the initial weights, dropout and order.
 
@@ -91,10 +89,9 @@ def train(
 def _settings_in(folder):
     """Those of the training that was begun in the folder; empty if there is none."""
     try:
-        found = files.read_json(folder / _SETTINGS)
+        return files.read_json(folder / _SETTINGS)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _others(before, settings):

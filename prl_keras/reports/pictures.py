@@ -1,4 +1,7 @@
-"""The pictures of an audit: PNGs in base64 for embedding in HTML."""
+"""The pictures of an audit: PNGs in base64 for embedding in HTML.
+
+Tables are those of `prl_keras.audit`; `unit` is what their rows are, in words.
+"""
 
 import base64
 import html
@@ -17,12 +20,7 @@ _NOT_COUNTED, _NOT_FLAGGED, _FLAGGED = (255, 255, 255), (200, 200, 200), (176, 0
 
 
 def histogram(table: Any, unit: str = "examples") -> str:
-    """Histogram of the scores, with a line above which examples are flagged.
-
-    Args:
-        table: From `prl_keras.audit`.
-        unit: What its rows are, in words.
-    """
+    """Histogram of the scores, with a line above which examples are flagged."""
     scores = table["score"][np.isfinite(table["score"])]
     figure = matplotlib.figure.Figure(figsize=(8, 3), layout="constrained")
     axis = figure.subplots()
@@ -44,13 +42,7 @@ def histogram(table: Any, unit: str = "examples") -> str:
 
 
 def confusion(table: Any, names: Sequence[str], unit: str = "examples") -> str:
-    """Matrix of given by predicted classes, without those that agree.
-
-    Args:
-        table: From `prl_keras.audit`.
-        names: The class names.
-        unit: What the table's rows are, in words.
-    """
+    """Matrix of given by predicted classes, without those that agree."""
     counts = np.zeros((len(names), len(names)), int)
     known = table[table["given"] >= 0]
     np.add.at(counts, (known["given"], known["predicted"]), 1)

@@ -223,10 +223,7 @@ def doubts_on(
 ) -> list[str]:
     """Sentences on why the flagged labels may be right.
 
-    Args:
-        table: From `prl_keras.audit`.
-        estimate: From `prl_keras.estimate_epsilon`.
-        what, inputs, suggestions: What the labels, the inputs and the predicted labels are called.
+    `what`, `inputs` and `suggestions` are what the labels, the inputs and the predicted labels are called.
     """
     sentences = []
     if estimate.low == 0 < table["is_flagged"].sum():
