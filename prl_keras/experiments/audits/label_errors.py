@@ -86,13 +86,11 @@ def measure(
     output_dir: pathlib.Path | str,
     data_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Runs one case in one setting, or reads its result if there is one.
+    """Runs one of the `CASES` in one setting, or reads its result if there is one.
 
     Args:
-        name: A key of `CASES`.
-        dataset: A data set of `PROTOCOLS` at the scale "cpu".
+        dataset: One of `PROTOCOLS` at the scale "cpu".
         corruption, epsilon, seed: As in `RunConfig`; the seed is also that of the noise.
-        output_dir: The folder of the JSON file.
         data_options: For `load`.
 
     Returns:

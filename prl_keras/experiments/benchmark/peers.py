@@ -29,13 +29,10 @@ _DATASET_SIZE = 50_000  # the authors' loss looks up whether each example of the
 def make_work(case: Any, authors_dir: pathlib.Path | str | None = None) -> Work:
     """The `Work` of a case whose implementation is in `PEERS`: the 9-layer CNN, in PyTorch's fastest layout.
 
-    Args:
-        case: A `Case`.
-        authors_dir: A checkout of github.com/illidanlab/PRL, for the implementation "authors".
-
     Raises:
         ValueError: for another network.
-        OSError: if `authors_dir` is not a checkout of it.
+        OSError: for the implementation "authors", if `authors_dir` is no checkout of
+            github.com/illidanlab/PRL.
     """
     if case.network != "cnn9" or case.through_fit or case.precision != "float32":
         raise ValueError(f"{case} has no peer; there is the 9-layer CNN alone, not through fit, in float32.")

@@ -34,12 +34,10 @@ def measure(
     """Times the step of plain training on a random batch.
 
     Args:
-        batch_size: Examples per step.
         norm: "batch" or "group".
         precision: "float32", on a GPU TF32 as in TensorFlow; or "bfloat16", by `torch.autocast`.
         is_compiled: Whether `torch.compile` compiles the network.
-        rounds: How often it is timed.
-        least_seconds: The least time of a round.
+        least_seconds: Of each of the rounds.
 
     Returns:
         dict: `seconds` per step, a list with one for each round; `first_seconds` of the first step;

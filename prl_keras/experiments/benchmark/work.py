@@ -20,15 +20,12 @@ _STEPS = 3
 
 
 def make_work(case: Any, authors_dir: pathlib.Path | str | None = None) -> steps.Work:
-    """The `steps.Work` of a case, not warmed up yet.
-
-    Args:
-        case: A `Case`.
-        authors_dir: For the implementation "authors": a checkout of github.com/illidanlab/PRL.
+    """The `steps.Work` of a `Case`, not warmed up yet.
 
     Raises:
         ImportError: for a peer without PyTorch and Opacus.
-        OSError: if `authors_dir` is not a checkout of it.
+        OSError: for the implementation "authors", if `authors_dir` is no checkout of
+            github.com/illidanlab/PRL.
     """
     return _module(case).make_work(case, authors_dir)
 

@@ -37,15 +37,7 @@ def celeb_a(
     `network` and the versions of Keras and TensorFlow. A damaged file is replaced, with a warning. The
     global random generators are not used.
 
-    Args:
-        data_dir, download: As for `tfds.open_builder`.
-        cache_dir: Folder; None for `$XDG_CACHE_HOME/prl_keras` or `~/.cache/prl_keras`.
-        network: A `FeatureNetwork`; None for its defaults.
-        verbose: As in `keras.Model.fit`; "auto" is a progress bar on a terminal and a line per epoch
-            elsewhere.
-
-    Raises:
-        ImportError, OSError, ValueError: from `tfds.open_builder` and `read_split`.
+    Arguments and errors are those of `load` and `extract_features`.
     """
     network = FeatureNetwork() if network is None else network
     builder = tfds.open_builder("celeb_a", data_dir, download)

@@ -57,8 +57,8 @@ def extract_features(
     All seeds come from `network`; the global random generators are not used.
 
     Args:
-        builder: The builder of celeb_a, from `tfds.open_builder`.
-        network: A `FeatureNetwork`.
+        builder: From `tfds.open_builder`.
+        network: The CNN and its training.
         verbose: As in `keras.Model.fit`; "auto" is a progress bar on a terminal and a line per epoch
             elsewhere.
 

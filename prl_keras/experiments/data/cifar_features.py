@@ -68,12 +68,7 @@ def cifar10_features(
     as a deep network does. On all 512 units, or on patches of the images (Coates & Ng 2011), it memorizes
     pairflip labels from the first epoch on (results/README.md).
 
-    Args:
-        data_dir, download: As for `tfds.open_builder`.
-        cache_dir: As for `feature_cache.cache_path`.
-
-    Raises:
-        ImportError, OSError, ValueError: from `tfds.open_builder` and `read_split`.
+    Arguments and errors are those of `load`.
     """
     return _features("cifar10", data_dir, download, cache_dir)
 
@@ -139,12 +134,7 @@ def _compute(network, images, verbose="auto"):
 def principal_components(train: np.ndarray, test: np.ndarray, count: int) -> list[np.ndarray]:
     """The first principal components of standardized features, with mean square 1 over the train part.
 
-    Args:
-        train, test: `[n, units]`.
-        count: At most units.
-
-    Returns:
-        [train, test], float32 `[n, count]`.
+    Train and test `[n, units]` become float32 `[n, count]`.
     """
     mean, std = train.mean(axis=0), train.std(axis=0) + 0.01  # a unit that is always 0 stays 0
     train, test = (train - mean) / std, (test - mean) / std

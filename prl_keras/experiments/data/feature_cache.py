@@ -22,10 +22,8 @@ def cache_path(
 ) -> pathlib.Path:
     """The file for the features of a data set: one for each data, `depends_on` and versions.
 
-    Args:
-        builder: The builder of the data set, from `tfds.open_builder`.
-        depends_on: What else the features depend on, in values that JSON can hold.
-        cache_dir: As for `files.cache_folder`.
+    `depends_on` is what else the features depend on, in values that JSON can hold. The folder is that of
+    `files.cache_folder`.
     """
     everything = {
         **depends_on,
@@ -42,12 +40,8 @@ def cached(
 ) -> list[np.ndarray]:
     """The named arrays of a file; if it is missing or damaged, those of `compute`, which are saved.
 
-    A second process waits for the first one's file instead of computing the same.
-
-    Args:
-        path: From `cache_path`; its folder is made if missing.
-        names: The names of the arrays in the file.
-        compute: Function that returns the arrays, in the order of `names`.
+    A second process waits for the first one's file instead of computing the same. The folder of `path` is
+    made if missing. `compute` returns the arrays in the order of `names`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _one_process_at_a_time(path):

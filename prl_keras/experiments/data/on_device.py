@@ -22,11 +22,7 @@ class OnDevice:
     """Examples in the memory of one device.
 
     Float32 images whose values are all k / 255 take a byte each, as in the files of CIFAR. Other arrays are
-    kept as they are.
-
-    Args:
-        x: array `[n, ...]`.
-        device: Such as "GPU:0".
+    kept as they are. A device is such as "GPU:0".
     """
 
     def __init__(self, x: np.ndarray, device: str) -> None:
@@ -102,12 +98,8 @@ def rows(y: np.ndarray, batch_size: int) -> tf.data.Dataset:
 def gather_in_steps(model: keras.Model, train: OnDevice, test: OnDevice) -> None:
     """From now on `fit` and `evaluate` of a model take batches of row numbers too.
 
-    A step that is traced already is kept if it gathers from the same examples.
-
-    Args:
-        model: A compiled model on one device.
-        train: What `fit` trains on, by `shuffled_rows`.
-        test: What `fit` validates on, and `evaluate` evaluates on, by `rows`.
+    The rows are those of `train` where `fit` trains, by `shuffled_rows`, and of `test` elsewhere, by `rows`.
+    The model is on one device. A step that is traced already is kept if it gathers from the same examples.
     """
     for name, traced, source in (
         ("train_step", "train_function", train),

@@ -45,10 +45,7 @@ def lacks_tests() -> str:
 class Recorder:
     """A plugin of pytest: leaves out the tests that passed before, and writes each outcome at once.
 
-    Args:
-        items: The `Items`.
-        until: When the tests must have ended.
-        most: The most tests; None for all.
+    The tests must have ended at `until`. It takes at most `most` of them; None for all.
     """
 
     def __init__(self, items: Items, until: float, most: int | None) -> None:

@@ -23,12 +23,7 @@ _SHOWN_ERRORS = 3  # items named for each error
 
 
 def write(job: Job, titles: Mapping[str, str]) -> None:
-    """Writes the page.
-
-    Args:
-        job: Any `Job` of the check.
-        titles: Part -> its title, in order.
-    """
+    """Writes the page of a check with any `Job` of it; `titles` are those of the parts, in order."""
     parts = [f"# A check of the GPU ({job.size.name})"]
     for part, title in titles.items():
         items = Items(job.path(part))

@@ -52,12 +52,7 @@ def is_finished(path: pathlib.Path | str) -> bool:
 def read(
     path: pathlib.Path | str, config: RunConfig | None = None, scale: str | None = None
 ) -> dict[str, Any]:
-    """Reads and checks the finished run in a folder.
-
-    Args:
-        path: The folder.
-        config: The `RunConfig` that the run must have; None for any.
-        scale: The scale that the run must have, "paper" or "cpu"; None for any.
+    """Reads and checks the finished run in a folder; None is for any config or scale.
 
     Returns:
         dict: `config` (a `RunConfig`), `history` (a DataFrame with a row per epoch), `result` (from

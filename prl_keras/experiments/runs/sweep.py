@@ -35,14 +35,9 @@ _GROUP = 10  # the most runs that a process gets at a time
 def pending(
     configs: Sequence[Any], directory: pathlib.Path | str, scale: str, shard: tuple[int, int] = (0, 1)
 ) -> tuple[list[Any], list[str]]:
-    """The runs that are left to do.
+    """The runs that are left to do, of a shard `(i, n)`.
 
-    Args:
-        configs: A list of `RunConfig`.
-        directory: The folder of the runs.
-        scale: "paper" or "cpu".
-        shard: `(i, n)`: take only the i-th of every n runs, ordered by method, i from 0. All n shards
-            together are all the runs.
+    It is the i-th of every n runs, ordered by method, i from 0. All n shards together are all the runs.
 
     Returns:
         (the configs without a result, a message for each unreadable result).
@@ -113,12 +108,7 @@ def sweep(
 def check_source(
     directory: pathlib.Path | str, contents: Sequence[Mapping[str, Any]], name: str, source: str
 ) -> None:
-    """Checks that the results of a folder were made from these data.
-
-    Args:
-        directory: The folder, for the message.
-        contents: Its results, from `results.read_all`.
-        name, source: Of the `Dataset`.
+    """Checks that the results of a folder, from `results.read_all`, were made from a `Dataset`.
 
     Raises:
         ValueError: if a result of that data set has another source.
