@@ -34,18 +34,18 @@ def check_settings(
 def describe(model: Any) -> str:
     """A short description of a built model's network, to recognise it later.
 
-    It depends on the network's precision and on each layer's class, activation and weight shapes, and on no
-    other layer argument.
+    It depends on the network's precision, on each layer's class, weight shapes and configuration (see
+    `settings_of`), and on whether the layer is trained.
     """
     network = getattr(model, "networks", [model])[0]
     layers = []
     for layer in _layers(network):
-        activation = getattr(layer, "activation", None)
-        name = getattr(activation, "__name__", type(activation).__name__)
-        layers.append((type(layer).__name__, name, [tuple(weight.shape) for weight in layer.weights]))
+        settings = None if hasattr(layer, "layers") else settings_of(layer)
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        layers.append((type(layer).__name__, settings, shapes, layer.trainable))
     checksum = zlib.crc32(repr(layers).encode())
     policy = network.dtype_policy.name
-    precision = "" if policy == "float32" else f", {policy}"  # searches of before have none
+    precision = "" if policy == "float32" else f", {policy}"
     return f"{len(layers)} layers, {network.count_params()} weights, checksum {checksum:08x}{precision}"
 
 
@@ -54,6 +54,34 @@ def _layers(network):
         yield layer
         if hasattr(layer, "layers"):
             yield from _layers(layer)
+
+
+_NO_SETTINGS = ("name", "dtype", "module", "registered_name", "build_config", "shared_object_id")
+
+
+def settings_of(configured: Any) -> Any:
+    """What the configuration of a layer, a loss or an optimizer says, apart from its name and its seeds.
+
+    It is the same after it was written as JSON. Functions are known by their names alone. None if there is no
+    configuration.
+    """
+    try:
+        return _plain(configured.get_config())
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None  # Keras cannot serialize it
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        if value.get("class_name") == "__lambda__":
+            return "lambda"  # the rest is its code
+        found = {str(key): _plain(each) for key, each in value.items() if key not in _NO_SETTINGS}
+        return {key: found[key] for key in sorted(found) if "seed" not in key}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    return getattr(value, "__name__", None) or [type(value).__name__, settings_of(value)]
 
 
 def make_folder(path: pathlib.Path) -> None:

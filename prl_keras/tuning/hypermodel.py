@@ -13,7 +13,9 @@ import keras_tuner
 import prl_keras as prl
 from prl_keras import METHODS
 from prl_keras.inputs import loss_kinds
+from prl_keras.tuning.checks import settings_of
 
+_ANY_RATE = 0.001  # to look at an optimizer
 _Space = float | list[int] | list[float] | tuple[float, float]  # a value, choices, or a range (low, high)
 
 
@@ -66,6 +68,8 @@ class RobustHyperModel(keras_tuner.HyperModel):
             raise ValueError(
                 "metrics holds a Metric object, which trials would share; write its name or class."
             )
+        if "ramp_steps" in options:
+            raise ValueError("ramp_steps depends on a trial's batch size; write ramp_epochs and train_size.")
         if isinstance(method, tuple):
             raise ValueError(f"method={method!r} has no values in between; write a list of names.")
         self.make_network, self.loss, self.metrics = make_network, keras.losses.get(loss), metrics
@@ -92,10 +96,14 @@ class RobustHyperModel(keras_tuner.HyperModel):
         return other
 
     @property
-    def settings(self) -> dict[str, str]:
-        """The settings that no trial varies, as text: loss, optimizer and options."""
-        optimizer = getattr(self.optimizer, "__name__", type(self.optimizer).__name__)
-        return {"loss": loss_kinds.name_of(self.loss), "optimizer": optimizer, "options": repr(self.options)}
+    def settings(self) -> dict[str, Any]:
+        """The settings that no trial varies: loss, optimizer, options, and with a ramp `train_size`."""
+        optimizer = self.optimizer(_ANY_RATE)
+        found = {"loss": loss_kinds.name_of(self.loss), "optimizer": type(optimizer).__name__}
+        for name, configured in (("loss", self.loss), ("optimizer", optimizer)):
+            found |= {f"{name} {key}": value for key, value in (settings_of(configured) or {}).items()}
+        found["options"] = repr(self.options)
+        return found if self.space["ramp_epochs"] == 0 else {**found, "train_size": self.train_size}
 
     def values(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
         """The five hyperparameters; epsilon and ramp_epochs are 0 for methods that drop no fraction."""

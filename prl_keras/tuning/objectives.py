@@ -29,6 +29,7 @@ from prl_keras.inputs import loss_kinds
 from prl_keras.scores.loss import per_example_loss
 
 TRIMMED_LOSS = "trimmed_loss"
+_KNOWN = ("val_trimmed_loss", "val_loss", "val_accuracy", "val_r2_score")
 _KEPT = 0.5  # the share of kept examples; fewer than half are wrong
 
 
@@ -36,18 +37,22 @@ def resolve_objective(objective: str | keras_tuner.Objective, metrics: Any = Non
     """The `keras_tuner.Objective` for a name that tells whether higher is better.
 
     Args:
-        objective: A name, or an Objective, which is returned as it is.
+        objective: A name, or an Objective, which is returned as it is once its direction is checked.
         metrics: What the model is compiled with. A list of names and functions tells which names there are.
 
     Raises:
-        ValueError: for a name that is not known or not reported.
+        ValueError: for a name that is not known or not reported, or a direction that looks for the worst.
     """
     if isinstance(objective, keras_tuner.Objective):
+        name, given = objective.name, objective.direction
+        right = [direction_of(name)] if name in _KNOWN else ["min", "max"]
+        if given not in right:
+            raise ValueError(f"The direction of {name} is {given!r}; write {' or '.join(map(repr, right))}.")
         return objective
     if not isinstance(objective, str) or not objective.startswith("val_"):
         raise ValueError(
-            f"objective={objective!r} must be val_trimmed_loss, val_loss, val_accuracy, val_r2_score, or a "
-            "keras_tuner.Objective of a validation metric."
+            f"objective={objective!r} must be {', '.join(_KNOWN)}, or a keras_tuner.Objective of a "
+            "validation metric."
         )
     direction, reported = direction_of(objective), _names(metrics)
     if reported is not None and objective not in reported:
@@ -77,7 +82,7 @@ def direction_of(metric: str) -> str:
     if metric.endswith(("accuracy", "r2_score")):
         return "max"
     raise ValueError(
-        f"objective={metric!r} is none of val_trimmed_loss, val_loss, val_accuracy, val_r2_score. If it "
+        f"objective={metric!r} is none of {', '.join(_KNOWN)}. If it "
         f"is a metric of yours, say whether higher is better: keras_tuner.Objective({metric!r}, 'max')."
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 from prl_keras import files
 from prl_keras.keras_gaps.fresh_start import start_as
 from prl_keras.tuning import checks, folder, objectives, oracles
+from prl_keras.tuning.hypermodel import RobustHyperModel
 from prl_keras.tuning.trials import FAILED, execute, in_words, keep_if_best, load_weights, read_record
 from prl_keras.validate import check_integer
 
@@ -235,7 +236,7 @@ class RobustTuner(keras_tuner.Tuner):
 
 def make_tuner(
     kind: str,
-    hypermodel: keras_tuner.HyperModel,
+    hypermodel: RobustHyperModel,
     objective: str | keras_tuner.Objective,
     output_dir: pathlib.Path | str,
     *,
@@ -265,6 +266,11 @@ def make_tuner(
         ValueError: for an invalid argument, or if output_dir holds a search with other arguments.
         OSError: if output_dir cannot be made.
     """
+    if not isinstance(hypermodel, RobustHyperModel):
+        raise ValueError(
+            f"hypermodel={hypermodel!r} must be a RobustHyperModel. It takes a function that gives a fresh "
+            "network; a build function of keras-tuner goes into the build method of a subclass."
+        )
     if kind not in oracles.TUNERS:
         raise ValueError(f"tuner={kind!r} is not known; write one of {', '.join(oracles.TUNERS)}.")
     if max_trials is None and kind in ("random", "bayesian"):
