@@ -43,9 +43,9 @@ def table_by(name, *flags):
     ("name", "selecting", "lead", "chance"),
     [
         ("label_rows", "PRL(L), unit=element", 0.02, 0.2),
-        pytest.param("tag_sequences", "PRL(L), unit=element", 0.03, 0.2, marks=pytest.mark.long),
-        pytest.param("segment_images", "PRL(L), unit=element", 0.03, 0.2, marks=pytest.mark.long),
-        pytest.param("classify_text", "PRL(L)", 0.03, 0.3, marks=pytest.mark.long),
+        ("tag_sequences", "PRL(L), unit=element", 0.03, 0.2),
+        ("segment_images", "PRL(L), unit=element", 0.03, 0.2),
+        ("classify_text", "PRL(L)", 0.03, 0.3),
     ],
 )
 def test_dropping_ends_above_plain_training_and_finds_wrong_labels(name, selecting, lead, chance, tmp_path):

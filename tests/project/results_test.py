@@ -64,7 +64,7 @@ def test_the_page_of_data_that_the_default_has_not_seen(tmp_path):
 
 
 @pytest.mark.daily("6")
-@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.long), 2, 3, 6])
+@pytest.mark.parametrize("number", [1, 2, 3, 6])
 def test_the_tables_of_the_paper(number, tmp_path):
     runs = shutil.copytree(RESULTS / "cpu/runs", tmp_path / "runs")  # tables share runs
     (page, cells, *_), problems = paper.report(TABLES[number], "cpu", runs, tmp_path)

@@ -57,7 +57,7 @@ def test_what_is_refused_overwrites_nothing(change, data, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("moved", [pytest.param(0, marks=pytest.mark.long), 2, None])
+@pytest.mark.parametrize("moved", [0, 2, None])
 def test_killed_while_it_replaces_a_search_the_old_one_is_there_again(moved, data, tmp_path, monkeypatch):
     """After so many of the files have moved; None: after all, before the new search was seen to fit."""
     search(tmp_path, data, max_trials=2)

@@ -223,9 +223,7 @@ class TestSearch:
         pd.testing.assert_frame_equal(report.executions(directory), before)
 
     @pytest.mark.long
-    @pytest.mark.parametrize(  # hyperband has as many as it has
-        "kind", ["random", pytest.param("bayesian", marks=pytest.mark.long), "grid"]
-    )
+    @pytest.mark.parametrize("kind", ["random", "bayesian", "grid"])  # hyperband has as many as it has
     def test_more_trials_go_on_with_it(self, kind, data, tmp_path):
         space = {"epsilon": [0.0, 0.1, 0.2, 0.3, 0.4]}
         search(tmp_path, data, space, kind, max_trials=2)
@@ -271,9 +269,8 @@ class TestSearch:
         assert tables[0]["val_loss"].nunique() == 3
         pd.testing.assert_frame_equal(*tables, rtol=1e-5)
 
-    @pytest.mark.parametrize(  # the others are in other tests too
-        "kind", [*(pytest.param(kind, marks=pytest.mark.long) for kind in ("bayesian", "grid")), "hyperband"]
-    )
+    @pytest.mark.daily("hyperband")  # the others are in other tests too
+    @pytest.mark.parametrize("kind", ["bayesian", "grid", "hyperband"])
     def test_every_tuner_searches(self, kind, data, tmp_path):
         space = {"epsilon": [0.0, 0.2, 0.4]}
         tuner = search(tmp_path, data, space, kind, epochs=3, max_trials=3)

@@ -97,7 +97,7 @@ def without_times(markdown):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_table(tmp_path, straight, workers):
     """kill -9 once some runs have ended and another is under way."""
     output = tmp_path / "results"

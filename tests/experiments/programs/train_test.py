@@ -15,14 +15,7 @@ from prl_keras.experiments.runs.config import RunConfig
 
 CLASSIFICATION = [name for name, row in prl.METHODS.items() if "classification" in row.tasks]
 REGRESSION = [name for name, row in prl.METHODS.items() if "regression" in row.tasks]
-
-
-FAST = ("decouple", "huber", "linadv", "mixture")  # the others are run by other tests
 main = door.main_of(train.train, "--method=prl_l")
-
-
-def some_are_long(names):
-    return [name if name in FAST else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 def call(tmp_path, **values):
@@ -35,7 +28,7 @@ def call(tmp_path, **values):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", some_are_long(CLASSIFICATION))
+@pytest.mark.parametrize("method", CLASSIFICATION)
 def test_every_classification_method_on_digits(tmp_path, method):
     result = call(tmp_path, dataset="digits", method=method, corruption="pairflip", epsilon=0.35, epochs=3)
     assert result["epochs"] == 3
@@ -43,7 +36,8 @@ def test_every_classification_method_on_digits(tmp_path, method):
         assert result["test_final"] > 0.2
 
 
-@pytest.mark.parametrize("method", some_are_long(REGRESSION))
+@pytest.mark.daily("huber")  # the others are run by other tests
+@pytest.mark.parametrize("method", REGRESSION)
 def test_every_regression_method_on_teacher(tmp_path, method):
     result = call(tmp_path, dataset="teacher", method=method, corruption="signflip", epsilon=0.35, epochs=3)
     assert result["epochs"] == 3 and result["test_metric"] == "r2_score"
@@ -52,9 +46,7 @@ def test_every_regression_method_on_teacher(tmp_path, method):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "corruption", some_are_long(["linadv", "signflip", "uninoise", "pairflip", "mixture"])
-)
+@pytest.mark.parametrize("corruption", ["linadv", "signflip", "uninoise", "pairflip", "mixture"])
 def test_every_target_corruption_on_teacher(tmp_path, corruption):
     call(tmp_path, dataset="teacher", method="prl_l", corruption=corruption, epsilon=0.35, epochs=3)
     assert json.loads((tmp_path / "config.json").read_text())["corruption_rate"] == 0.35

@@ -169,14 +169,7 @@ class TestCheckpoints:
 
 @pytest.mark.long
 @pytest.mark.fault(22)
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param("prl_l", marks=pytest.mark.long),
-        "co_prl_l",
-        pytest.param("prl_g", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("method", ["prl_l", "co_prl_l", "prl_g"])
 def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, method):
     """SIGKILL in mid-epoch; batch norm's statistics, a drop schedule and Adam's state included."""
     network = "mlp" if method == "prl_g" else "small_cnn"

@@ -119,13 +119,9 @@ def image_config(method, **fields):
     return RunConfig(name, method, corruption, 0.3, **fields)
 
 
-def some_are_long(quick):
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.long) for name in METHODS]
-
-
 class TestOnTheDevice:
     @pytest.mark.daily("standard")
-    @pytest.mark.parametrize("method", some_are_long({"standard", "prl_l", "co_teaching"}))
+    @pytest.mark.parametrize("method", METHODS)
     def test_weights_are_those_of_the_host_also_after_a_stop(self, tmp_path, method):
         """Batches of 32, the last of 2; batch norm, Adam and the ramp go on from a checkpoint."""
         config = image_config(method, network="auto" if method == "prl_l" else "mlp")

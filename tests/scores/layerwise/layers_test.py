@@ -19,7 +19,6 @@ from prl_keras.scores.layerwise import graph as layer_wise
 from prl_keras.scores.layerwise import layers as layer_gradients
 
 WAYS = ["chosen", "direct", "gram"]
-FAST_WAYS = [pytest.param("chosen", marks=pytest.mark.long), "direct", "gram"]  # it is one of the others
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 LOSSES_OF = functools.partial(prl.scores.per_example_loss, loss=LOSS)
 
@@ -180,12 +179,9 @@ def test_equals_the_loop(name, take):
         assert_equals(loop, network)
 
 
-@pytest.mark.daily("layer_norm-*")
-@pytest.mark.parametrize("way", FAST_WAYS)
-@pytest.mark.parametrize(
-    "name",
-    ["cnn9_in_small", pytest.param("conv1d_causal", marks=pytest.mark.long), "layer_norm", "embedding"],
-)
+@pytest.mark.daily("layer_norm-direct", "layer_norm-gram")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["cnn9_in_small", "conv1d_causal", "layer_norm", "embedding"])
 def test_in_a_graph_and_compiled_by_xla(name, way, take):
     take(way)
     network = NETWORKS[name]()
@@ -195,7 +191,7 @@ def test_in_a_graph_and_compiled_by_xla(name, way, take):
 
 
 @pytest.mark.daily("gram")
-@pytest.mark.parametrize("way", FAST_WAYS)
+@pytest.mark.parametrize("way", WAYS)
 def test_channels_first_and_groups_which_run_under_xla_alone(way, take):
     take(way)
     first = {"data_format": "channels_first", "padding": "same"}
@@ -246,21 +242,17 @@ def convolutions(draw):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("count", [15, pytest.param(40, marks=pytest.mark.long)])
-def test_any_convolution_equals_the_loop(count):
-    @given(options=convolutions(), way=st.sampled_from(WAYS[1:]), n=st.integers(1, 3))
-    @settings(max_examples=count, deadline=None, derandomize=True)
-    def check(options, way, n):
-        rank, shape = options.pop("rank"), options.pop("shape")
-        reach = [(k - 1) * step for k, step in zip(options["kernel_size"], options["dilation_rate"])]
-        assume(options["padding"] == "same" or all(size > r for size, r in zip(shape, reach)))
-        layer = [layers.Conv1D, layers.Conv2D][rank - 1](**options)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(conv_gradients, "direct_is_small", lambda *sizes: way == "direct")
-            network = built(shape, layer)
-            assert_equals(looped(network, n), network)
-
-    check()
+@given(options=convolutions(), way=st.sampled_from(WAYS[1:]), n=st.integers(1, 3))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_any_convolution_equals_the_loop(options, way, n):
+    rank, shape = options.pop("rank"), options.pop("shape")
+    reach = [(k - 1) * step for k, step in zip(options["kernel_size"], options["dilation_rate"])]
+    assume(options["padding"] == "same" or all(size > r for size, r in zip(shape, reach)))
+    layer = [layers.Conv1D, layers.Conv2D][rank - 1](**options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv_gradients, "direct_is_small", lambda *sizes: way == "direct")
+        network = built(shape, layer)
+        assert_equals(looped(network, n), network)
 
 
 def test_an_empty_batch_has_no_norms_and_zero_sums():
