@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from page import page_of
+from processes import python
 from project import ROOT
 
 import prl_keras as prl
@@ -228,14 +229,13 @@ class TestStopped:
     @pytest.mark.long
     def test_after_kill_9(self, tmp_path):
         data, _ = made(tmp_path)
-        command = [sys.executable, "-m", "prl_keras.audit", str(data), "--label=kind", "--epochs=200"]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        arguments = ["-m", "prl_keras.audit", str(data), "--label=kind", "--epochs=200"]
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         while not re.search(r" [1-9]\d*/200", process.stderr.readline()):  # the bar may skip epochs
             assert process.poll() is None
         process.kill()
         process.wait()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        python(*arguments)
         assert sorted(os.listdir(folder_of(data))) == ["labels.csv", "report.html"]
 
 
@@ -323,6 +323,4 @@ def test_audit_stays_the_function():
             assert not end.code
         assert prl.audit is function
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "python -m prl_keras.audit flowers.csv --label=species" in done.stdout
+    assert "python -m prl_keras.audit flowers.csv --label=species" in python("-c", code).stdout

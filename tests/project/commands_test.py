@@ -3,10 +3,9 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
+from processes import python
 from project import ROOT
 
 OF_OLDER_REVISIONS = ("--profile", "binaries.soak")  # the documents say of which
@@ -43,6 +42,4 @@ def commands():
 @pytest.mark.long  # a process for each program
 @pytest.mark.parametrize("module", commands())
 def test_every_command_has_known_flags(module):
-    given = [sys.executable, "-c", PARSE, module, json.dumps(commands()[module])]
-    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1000:]
+    python("-c", PARSE, module, json.dumps(commands()[module]))

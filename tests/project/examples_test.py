@@ -2,22 +2,13 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from matplotlib import image
-from project import ROOT
+from processes import python
 
 TEXT = {"classify_text", "finetune_language_model"}
-
-
-def run(*arguments):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def table_of(text):
@@ -32,9 +23,7 @@ def table_of(text):
 def table_by(name, *flags):
     if name in TEXT:
         pytest.importorskip("keras_hub", reason="needs requirements-text.txt")
-    done = run("-m", f"examples.{name}", "--smoke", *flags)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return table_of(done.stdout)
+    return table_of(python("-m", f"examples.{name}", "--smoke", *flags).stdout)
 
 
 @pytest.mark.long
@@ -112,9 +101,7 @@ def short(tmp_path_factory):
         names += sorted(TEXT)
     except ImportError:
         pass
-    done = run("-c", SHORT, str(tmp_path_factory.mktemp("presets")), *names)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(python("-c", SHORT, tmp_path_factory.mktemp("presets"), *names).stdout.splitlines()[-1])
 
 
 @pytest.mark.long
@@ -149,8 +136,7 @@ def test_an_unknown_argument_is_named(short):
 
 def example_in(folder, name, *flags):
     """The table that an example prints in its smallest setting, after a look at what it wrote."""
-    done = run("-m", f"examples.{name}", "--smoke", f"--output_dir={folder}", *flags)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python("-m", f"examples.{name}", "--smoke", f"--output_dir={folder}", *flags)
     pixels = image.imread(folder / f"{name}.png")
     assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 10
     printed = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line[:1] == "|"]
@@ -190,7 +176,7 @@ def test_fine_tuning_on_a_folder_survives_files_in_wrong_folders(tmp_path):
 
 @pytest.mark.long
 def test_a_folder_of_ones_own_takes_the_place_of_the_digits(tmp_path):
-    refused = run("-m", "examples.classify_image_folder", f"--folder={tmp_path}")
+    refused = python("-m", "examples.classify_image_folder", f"--folder={tmp_path}", check=False)
     assert refused.returncode == 1 and f"{tmp_path} has no folder train: make" in refused.stderr
     rng = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 10)):

@@ -1,17 +1,14 @@
 """What an import costs: the library is TensorFlow, Keras and NumPy, nothing else."""
 
-import subprocess
-import sys
-
 import pytest
+from processes import python
 from project import ROOT
 
 HEAVY = ("tensorflow_datasets", "keras_tuner", "sklearn", "matplotlib", "pandas", "scipy")
 
 
 def run(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip().splitlines()
+    return python("-c", code).stdout.strip().splitlines()
 
 
 def test_importing_the_library_imports_no_heavy_package():
@@ -38,18 +35,8 @@ def test_the_library_leaves_the_backend_of_matplotlib_alone():
 @pytest.mark.fault(39)
 def test_another_backend_is_refused_and_the_remedy_is_named():
     sets = "import keras; keras.config.backend = keras.backend.backend = lambda: 'jax'; "
-    code = f"{sets}import prl_keras"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    message = done.stderr.strip().splitlines()[-1]
+    message = python("-c", f"{sets}import prl_keras", check=False).stderr.strip().splitlines()[-1]
     assert message.startswith(
         "ImportError: prl_keras needs Keras's TensorFlow backend; the backend is 'jax'."
     )
     assert "KERAS_BACKEND=tensorflow" in message
-
-
-def test_every_public_name_is_there_and_documented():
-    import prl_keras as prl
-
-    for name in prl.__all__:
-        value = getattr(prl, name)
-        assert name == "METHODS" or value.__doc__, name

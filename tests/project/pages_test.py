@@ -4,13 +4,12 @@ import math
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from pages import PAGES, blocks, commands, page_before
+from processes import python
 from project import ROOT
 
 from prl_keras.label_audit.command import main
@@ -145,11 +144,7 @@ def test_the_commands_are_known():
 @pytest.mark.parametrize("command", with_program("reproduce"))
 def test_the_commands_of_the_tables_list_their_runs(command, tmp_path):
     """As written, but that nothing is run."""
-    done = subprocess.run(
-        [*shlex.split(command.replace("python", sys.executable, 1)), "--dry_run", f"--output_dir={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = python(*shlex.split(command)[1:], "--dry_run", f"--output_dir={tmp_path}")
     assert "runs to do of" in done.stdout or "--table=4" in command
 
 
@@ -159,9 +154,5 @@ def test_the_commands_run(command, tmp_path):
     """As written, but for two epochs and into a folder of the test's."""
     module, *flags = shlex.split(command)[2:]
     flags = [flag for flag in flags if not flag.startswith("--output_dir")]
-    done = subprocess.run(
-        [sys.executable, "-m", module, *flags, "--epochs=2", f"--output_dir={tmp_path / 'run'}"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    python("-m", module, *flags, "--epochs=2", f"--output_dir={tmp_path / 'run'}")
     assert (tmp_path / "run" / "result.json").exists()

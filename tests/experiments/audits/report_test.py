@@ -1,11 +1,8 @@
 """The report of a run: what is in it, that it stands alone, and that a browser shows it."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 
 import keras
@@ -13,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from page import page_of
+from processes import python
 
 from prl_keras.experiments.audits import report
 from prl_keras.experiments.audits.report import audit_run
@@ -165,10 +163,7 @@ class TestFaults:
             audit_run(copy)
 
     def test_the_program_says_it_in_a_line(self, tmp_path):
-        done = subprocess.run(
-            [sys.executable, "-m", "binaries.audit", f"--run_dir={tmp_path}"],
-            capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )  # fmt: skip
+        done = python("-m", "binaries.audit", f"--run_dir={tmp_path}", check=False)
         assert done.returncode == 1 and "is no finished run" in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
 

@@ -4,13 +4,12 @@ import copy
 import dataclasses
 import json
 import signal
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from project import ROOT
+from processes import python
 
 import prl_keras as prl
 from prl_keras import build
@@ -308,9 +307,8 @@ class TestProgram:
     @pytest.mark.long
     def test_it_reports_what_there_is_and_an_error_is_a_line(self, tmp_path):
         write(tmp_path, made_up((Case(), [1.0], None)))
-        arguments = ["--report", "--suite=step", "--suite=batch", f"--output_dir={tmp_path}"]
-        command = [sys.executable, "-m", "binaries.benchmark", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        flags = "--report", "--suite=step", "--suite=batch", f"--output_dir={tmp_path}"
+        done = python("-m", "binaries.benchmark", *flags, check=False)
         assert (tmp_path / "step.md").exists() and not (tmp_path / "batch.md").exists()
         assert done.returncode == 1 and "batch.json is not there" in done.stderr
         assert "Traceback" not in done.stderr

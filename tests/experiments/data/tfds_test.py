@@ -1,13 +1,13 @@
 """Data sets of tensorflow-datasets: read as they lie there, or refused with a way out."""
 
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from project import ROOT, SHARED
+from processes import python
+from project import SHARED
 from tfds_copy import tiny_celeb_a, tiny_cifar10
 
 from prl_keras.experiments.data import tfds as reader
@@ -91,11 +91,7 @@ def test_cifar10_of_50000_images_takes_little_memory():
         "assert data.train_y.sum() == 225000 and data.test_y.sum() == 45000  # 5,000 and 1,000 a class\n"
         "print((peak() - before) / (data.train_x.nbytes + data.test_x.nbytes))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(SHARED / "tfds")], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout) < 2
+    assert float(python("-c", script, SHARED / "tfds").stdout) < 2
 
 
 # --- What is refused ----------------------------------------------------------------------------
@@ -150,4 +146,4 @@ def test_the_package_is_imported_only_when_needed():
         "from prl_keras.experiments.runs import run\n"
         "load('teacher')\nassert 'tensorflow_datasets' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    python("-c", script)

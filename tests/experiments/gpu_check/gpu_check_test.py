@@ -13,6 +13,7 @@ import types
 import pandas as pd
 import pytest
 import tensorflow as tf
+from processes import python
 from project import ROOT
 
 from prl_keras import METHODS
@@ -26,7 +27,7 @@ from prl_keras.experiments.paper.tables import TABLES, Row
 from prl_keras.experiments.runs import results
 from prl_keras.methods import PAPER_METHODS
 
-COMMAND = [sys.executable, "-m", "binaries.gpu_check", "--rehearsal"]
+PROGRAM = ["-m", "binaries.gpu_check", "--rehearsal"]
 HAS_GPU = bool(tf.config.list_physical_devices("GPU"))
 TITLES = {name: part.title for name, part in check.PARTS.items()}
 
@@ -263,12 +264,13 @@ class TestCells:
 class TestProgram:
     @pytest.mark.long
     def test_killed_in_the_midst_of_a_run_it_goes_on_and_no_epoch_is_lost(self, tmp_path):
-        command = [*COMMAND, "--minutes=10", f"--output_dir={tmp_path}", "--part=cells"]
+        arguments = [*PROGRAM, "--minutes=10", f"--output_dir={tmp_path}", "--part=cells"]
         histories = [
             results.path_of(tmp_path / "rehearsal/runs", config) / "history.csv"
             for config in rehearsal_size().cells
         ]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command, silent = [sys.executable, *arguments], subprocess.DEVNULL
+        process = subprocess.Popen(command, cwd=ROOT, stdout=silent, stderr=silent)
         try:
             while not (histories[0].exists() and len(histories[0].read_text().splitlines()) > 3):
                 assert process.poll() is None
@@ -284,8 +286,7 @@ class TestProgram:
         saved = max(int(path.name[6:11]) for path in (beside / "checkpoints").glob("epoch-*"))
         assert saved >= len(before) - 1  # the last epoch may have been between the two files
 
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = python(*arguments)
         after = pd.read_csv(histories[0], dtype=str)
         pd.testing.assert_frame_equal(after[:saved], before[:saved])  # the seconds too: nothing ran twice
         measured = [name for name in before if name != "seconds"]
@@ -298,18 +299,15 @@ class TestProgram:
     @pytest.mark.long
     def test_all_parts_end_in_time(self, tmp_path):
         start = time.monotonic()
-        command = [*COMMAND, "--minutes=2", f"--output_dir={tmp_path}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        python(*PROGRAM, "--minutes=2", f"--output_dir={tmp_path}")
         assert time.monotonic() - start < 125  # a busy machine takes moments to begin and to end a process
-        assert done.returncode == 0, done.stderr[-2000:]
         text = (tmp_path / "gpu_check.md").read_text()
         assert "convolution, float32" in text and all(f"## {title}" in text for title in TITLES.values())
 
     @pytest.mark.long
     def test_an_error_is_a_line(self, tmp_path):
         (tmp_path / "file").write_text("")
-        command = [*COMMAND, "--minutes=1", f"--output_dir={tmp_path / 'file'}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = python(*PROGRAM, "--minutes=1", f"--output_dir={tmp_path / 'file'}", check=False)
         assert done.returncode == 1 and "Traceback" not in done.stderr
         for arguments in ({"minutes": 0.5}, {"minutes": math.nan}, {"part": ["step"]}):
             with pytest.raises(

@@ -12,6 +12,7 @@ import time
 import types
 
 import pytest
+from processes import python
 from project import ROOT
 
 from prl_keras.experiments.paper import tables
@@ -263,13 +264,8 @@ def test_nothing_asked_for_is_refused(tmp_path):
 
 @pytest.mark.long
 def test_the_program_refuses_missing_data_in_a_line(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "binaries.reproduce", "--table=1", f"--output_dir={tmp_path}/out",
-            f"--cache_dir={tmp_path}/cache", f"--data_dir={tmp_path}",
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    folders = f"--output_dir={tmp_path}/out", f"--cache_dir={tmp_path}/cache", f"--data_dir={tmp_path}"
+    done = python("-m", "binaries.reproduce", "--table=1", *folders, check=False)
     assert done.returncode == 1 and "--download" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not list(pathlib.Path(tmp_path).rglob("config.json"))

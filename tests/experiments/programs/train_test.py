@@ -1,13 +1,11 @@
 """binaries.train and binaries.demo, as a user calls them."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from project import ROOT
+from processes import python
 
 import prl_keras as prl
 from binaries import door, train
@@ -91,11 +89,8 @@ def test_bad_flags_end_with_a_message_and_write_nothing(tmp_path, arguments, mes
 
 @pytest.mark.long  # pages_test runs the command of docs/getting_started.md
 def test_the_command_itself_shows_progress_and_the_result(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "binaries.train", "--epochs=1", f"--output_dir={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "12/12" in done.stdout and "prl_l: test accuracy 0." in done.stdout
+    shown = python("-m", "binaries.train", "--epochs=1", f"--output_dir={tmp_path}").stdout
+    assert "12/12" in shown and "prl_l: test accuracy 0." in shown
 
 
 class TestRunConfig:

@@ -1,13 +1,11 @@
 """binaries.tune, in processes of its own, since other programs define flags of the same names."""
 
 import shlex
-import subprocess
-import sys
 
 import keras
 import pandas as pd
 import pytest
-from project import ROOT
+from processes import python
 
 from prl_keras import files
 from prl_keras.experiments.data.load import load
@@ -17,21 +15,15 @@ from prl_keras.experiments.runs.config import RunConfig
 SMALL = {"dataset": "teacher", "corruption": "signflip", "epsilon": 0.3, "train_size": 200, "epochs": 2}
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("searched")
-    done = run(
-        "binaries.tune", *(f"--{name}={value}" for name, value in SMALL.items()), "--objective=val_r2_score",
-        "--max_trials=2", "--final_trainings=2", "--method=prl_l,standard", "--assumed_epsilon=0.1:0.4",
-        "--batch_size=16:64", "--learning_rate=0.001:0.01", "--ramp_epochs=0,1", f"--output_dir={directory}",
+    done = python(
+        "-m", "binaries.tune", *(f"--{name}={value}" for name, value in SMALL.items()),
+        "--objective=val_r2_score", "--max_trials=2", "--final_trainings=2", "--method=prl_l,standard",
+        "--assumed_epsilon=0.1:0.4", "--batch_size=16:64", "--learning_rate=0.001:0.01", "--ramp_epochs=0,1",
+        f"--output_dir={directory}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return directory, done.stdout
 
 
@@ -65,8 +57,7 @@ def test_the_model_is_the_best_of_the_trainings_on_all_the_data(searched):
 @pytest.mark.long
 def test_the_printed_command_trains_the_best_trial(searched, tmp_path):
     best = files.read_json(searched[0] / "best.json")
-    done = run(*shlex.split(best["command"])[2:], f"--output_dir={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stderr
+    python(*shlex.split(best["command"])[1:], f"--output_dir={tmp_path / 'run'}")
     config = files.read_json(tmp_path / "run" / "config.json")
     for name in ("method", "batch_size", "ramp_epochs"):
         assert config[name] == best["values"][name]
@@ -154,6 +145,7 @@ def test_what_does_not_suit_is_refused_before_the_first_trial(tmp_path, argument
 
 @pytest.mark.long
 def test_flags_that_do_not_suit_are_a_line_and_no_traceback(tmp_path):
-    done = run("binaries.tune", "--objective=val_loss", "--assumed_epsilon=a", f"--output_dir={tmp_path}")
+    flags = "--objective=val_loss", "--assumed_epsilon=a", f"--output_dir={tmp_path}"
+    done = python("-m", "binaries.tune", *flags, check=False)
     assert done.returncode != 0 and "assumed_epsilon='a'" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -12,6 +12,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from processes import python
 from project import ROOT
 
 from prl_keras import files
@@ -38,13 +39,6 @@ def finished(tmp_path_factory):
 def copy(finished, tmp_path):
     """A copy of it, for a test to change."""
     return shutil.copytree(finished[0], tmp_path / "run")
-
-
-def command(output_dir, *flags):
-    return [
-        sys.executable, "-m", "binaries.train", f"--output_dir={output_dir}", "--epsilon=0.35",
-        "--batch_size=64", *flags,
-    ]  # fmt: skip
 
 
 class TestFiles:
@@ -173,14 +167,16 @@ class TestCheckpoints:
 def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, method):
     """SIGKILL in mid-epoch; batch norm's statistics, a drop schedule and Adam's state included."""
     network = "mlp" if method == "prl_g" else "small_cnn"
-    flags = [f"--method={method}", f"--network={network}", "--corruption=symmetric"]
-    flags += ["--epochs=4", "--ramp_epochs=3"]
-    subprocess.run(command(tmp_path / "straight", *flags), cwd=ROOT, check=True, capture_output=True)
+    program = [
+        "-m", "binaries.train", f"--method={method}", f"--network={network}", "--corruption=symmetric",
+        "--epsilon=0.35", "--batch_size=64", "--epochs=4", "--ramp_epochs=3",
+    ]  # fmt: skip
+    python(*program, f"--output_dir={tmp_path / 'straight'}")
 
+    program.append(f"--output_dir={tmp_path / 'killed'}")
     history = tmp_path / "killed" / "history.csv"
-    process = subprocess.Popen(
-        command(tmp_path / "killed", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen([sys.executable, *program], cwd=ROOT, stdout=silent, stderr=silent)
     deadline = time.monotonic() + 120
     while len(history.read_text().splitlines() if history.exists() else []) < 3:  # header and two epochs
         assert process.poll() is None and time.monotonic() < deadline
@@ -190,9 +186,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, met
     process.wait()
     assert not (tmp_path / "killed" / "result.json").exists()
 
-    subprocess.run(
-        command(tmp_path / "killed", *flags, "--resume"), cwd=ROOT, check=True, capture_output=True
-    )
+    python(*program, "--resume")
     for a, b in zip(weights_of(tmp_path / "straight"), weights_of(tmp_path / "killed")):
         np.testing.assert_array_equal(a, b)
     rows = [list(csv.DictReader((tmp_path / d / "history.csv").open())) for d in ("straight", "killed")]

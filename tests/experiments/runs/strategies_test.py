@@ -1,14 +1,11 @@
 """The programs on several devices: what they write is what one device writes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from project import ROOT
+from processes import python
 
 from prl_keras.experiments.benchmark import measure
 from prl_keras.experiments.runs.strategies import is_chief, make_strategy
@@ -27,12 +24,6 @@ for config in configs:
     content = results.read(results.path_of(sys.argv[1], config), config, "cpu")
     print(content["device"].split(",")[0], content["history"]["test_r2_score"].tolist()[-1])
 """
-
-
-def python(*arguments):
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.mark.long  # a command of README.md trains on two
@@ -61,7 +52,7 @@ def test_training_on_three_devices_is_training_on_one(tmp_path, method):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_sweep_on_two_devices(tmp_path, workers):
     lines = [
-        python("-c", SWEEP, str(tmp_path / devices), devices, count).splitlines()[-2:]
+        python("-c", SWEEP, tmp_path / devices, devices, count).stdout.splitlines()[-2:]
         for devices, count in (("1", "1"), ("2", workers))
     ]
     devices = [[line.rsplit(" ", 1)[0] for line in each] for each in lines]
@@ -113,8 +104,5 @@ def test_devices_that_come_too_late_are_an_error_on_a_line(tmp_path):
     program = (
         "import tensorflow as tf; tf.constant(1.0) + 1\nfrom prl_keras.experiments.runs.strategies import *"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}\nmake_strategy('auto', 2)"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TF_CONFIG": ""},
-    )  # fmt: skip
+    done = python("-c", f"{program}\nmake_strategy('auto', 2)", check=False, TF_CONFIG="")
     assert "virtual_devices=2 comes too late: TensorFlow has started." in done.stderr

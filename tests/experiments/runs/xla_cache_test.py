@@ -1,11 +1,9 @@
 """XLA's compilations are kept for the next process, for the device that they are of."""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from project import ROOT
+from processes import python
 
 from prl_keras.experiments.runs import xla_cache
 from prl_keras.experiments.runs.xla_cache import keep_compilations
@@ -25,15 +23,18 @@ print(multiply(tf.fill([3, 3], 2.0))[0, 0].numpy())
 
 
 def run(folder, device_type, **environment):
-    clean = {k: v for k, v in os.environ.items() if k not in ("TF_XLA_FLAGS", "XLA_FLAGS")}
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), device_type],
-        cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True,
-    )  # fmt: skip
+    return python("-c", PROGRAM, folder, device_type, check=False, **environment)
+
+
+@pytest.fixture
+def no_flags(monkeypatch):
+    for name in ("TF_XLA_FLAGS", "XLA_FLAGS"):
+        monkeypatch.setenv(name, "")  # to be restored
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.long
-def test_the_next_process_reads_what_one_has_compiled(tmp_path):
+def test_the_next_process_reads_what_one_has_compiled(tmp_path, no_flags):
     assert run(tmp_path, "CPU").stdout == "13.0\n"
     (kept,) = tmp_path.glob("xla-*/*.pb")
     written = kept.stat().st_mtime_ns
@@ -46,13 +47,6 @@ def test_the_next_process_reads_what_one_has_compiled(tmp_path):
     assert run(tmp_path, "CPU", TF_XLA_FLAGS="").stdout == "13.0\n"
     assert run(tmp_path, "CPU", XLA_FLAGS="--xla_cpu_enable_fast_math=false").stdout == "13.0\n"
     assert len(list(tmp_path.glob("xla-*/*.pb"))) == 2
-
-
-@pytest.fixture
-def no_flags(monkeypatch):
-    for name in ("TF_XLA_FLAGS", "XLA_FLAGS"):
-        monkeypatch.setenv(name, "")  # to be restored
-        monkeypatch.delenv(name)
 
 
 def test_nothing_is_kept_without_a_gpu(tmp_path, no_flags, monkeypatch):

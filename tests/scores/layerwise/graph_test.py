@@ -1,8 +1,6 @@
 """The layer-wise way against `tf.vectorized_map` and the loop; what it does not know falls back."""
 
 import functools
-import subprocess
-import sys
 import warnings
 
 import keras
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from processes import python
 
 import prl_keras as prl
 from prl_keras.scores import gradient as per_example
@@ -458,6 +457,4 @@ print("equal")
 
 @pytest.mark.long
 def test_two_replicas_whose_threads_take_turns_learn_what_one_device_learns():
-    done = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == "equal"
+    assert python("-c", REPLICAS).stdout.split()[-1] == "equal"
