@@ -1,29 +1,17 @@
 """The distance to the geometric median, and the step on it, against Weiszfeld's algorithm in float64."""
 
-import functools
-
-import keras
 import numpy as np
-import oracle
 import pytest
 import scipy.optimize
 import tensorflow as tf
+from loss_layer_step import NAME, SPARSE, assert_step_is_that_of_a_loop, gradients_by_hand, modes
 
 import prl_keras as prl
 from prl_keras.scores.geometric_median import distance_to_median
 from prl_keras.scores.loss_layer import loss_layer_gradients
 from prl_keras.scores.names import resolve
 
-SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-NAME = "sparse_softmax_cross_entropy"
-MODES = {
-    "eager": lambda function: function,
-    "unknown batch size": functools.partial(
-        tf.function,
-        input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 6]), tf.TensorSpec([None])],
-    ),
-    "xla": functools.partial(tf.function, jit_compile=True),
-}
+MODES = modes(tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 6]), tf.TensorSpec([None]))
 
 
 def batch(n=40):
@@ -32,10 +20,6 @@ def batch(n=40):
     y, z = rng.integers(0, 6, n), rng.normal(size=(n, 6))
     predicted = np.where(rng.random(n) < 0.3, (y + 1) % 6, y)
     return y, (z + 1.5 * np.eye(6)[predicted]).astype("float32")
-
-
-def gradients_by_hand(name, y, z):
-    return np.array([oracle.loss_layer_gradient(name, row, target) for row, target in zip(z, y)])
 
 
 def median_by_hand(gradients):
@@ -97,26 +81,13 @@ def test_the_weighted_mean_of_the_gradients_is_the_median():
 def test_a_step_is_that_of_a_loop(is_padded, jit_compile):
     y, x = batch()
     weights = np.where(np.arange(40) % 5 == 1, 0, 2).astype("float32") if is_padded else np.ones(40)
-    start = [np.eye(6, dtype="float32"), np.zeros(6, "float32")]  # the inputs are the logits
 
-    def network():
-        return keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)])
+    def rule(run, counts):
+        g = gradients_by_hand(NAME, y, run.outputs)
+        near = counts / np.maximum(np.linalg.norm(g - median_by_hand(g[counts]), axis=1), 0.01)
+        return near * counts.sum() / near.sum()
 
-    optimizer = keras.optimizers.SGD(0.1)
-    model = prl.build(
-        "geomed", network, epsilon=0.3, loss=SPARSE, optimizer=optimizer, jit_compile=jit_compile
-    )
-    twin = network()
-    for each in (model, twin):
-        each.set_weights(start)
-    run = oracle.run_examples("geomed", twin, x, y, NAME)
-    g, counts = gradients_by_hand(NAME, y, run.outputs), weights > 0
-    near = counts / np.maximum(np.linalg.norm(g - median_by_hand(g[counts]), axis=1), 0.01)
-    given = near * counts.sum() / near.sum() * weights
-    model.train_on_batch(x, y, sample_weight=weights)
-    for j, found in enumerate(model.get_weights()):
-        mean = sum(w * each[j] for w, each in zip(given, run.gradients)) / 40
-        np.testing.assert_allclose(found, start[j] - 0.1 * mean, rtol=1e-4, atol=1e-5)
+    assert_step_is_that_of_a_loop("geomed", rule, y, x, weights, jit_compile)
 
 
 def test_rules_that_rank_get_the_distances_of_rescaled_gradients():

@@ -1,27 +1,18 @@
 """The score of SEVER against a singular value decomposition in float64, and what it finds."""
 
-import functools
-
 import keras
 import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from loss_layer_step import NAME, SPARSE, assert_step_is_that_of_a_loop, gradients_by_hand, modes
 
 import prl_keras as prl
 from prl_keras.scores.loss_layer import loss_layer_gradients, loss_layer_score
 from prl_keras.scores.names import resolve
 from prl_keras.scores.sever import sever
 
-SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-MODES = {
-    "eager": lambda function: function,
-    "unknown batch size": functools.partial(
-        tf.function,
-        input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 10]), tf.TensorSpec([None])],
-    ),
-    "xla": functools.partial(tf.function, jit_compile=True),
-}
+MODES = modes(tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 10]), tf.TensorSpec([None]))
 
 
 def by_hand(gradients, counts):
@@ -30,10 +21,6 @@ def by_hand(gradients, counts):
     _, sizes, directions = np.linalg.svd(centered[counts])
     assert sizes[0] > 1.3 * sizes[1]  # else there is no one direction
     return np.where(counts, (centered @ directions[0]) ** 2, 0)
-
-
-def gradients_by_hand(name, y, z):
-    return np.array([oracle.loss_layer_gradient(name, row, target) for row, target in zip(z, y)])
 
 
 def colluding(n=60, wrong=18, hard=9, classes=10):
@@ -60,7 +47,7 @@ def test_is_the_squared_part_along_the_top_singular_vector(mode, pads):
     weights = np.where(np.arange(60) % 4 == 0, 0.0, 7.0) if pads else np.ones(60)
     function = MODES[mode](lambda y, z, w: sever(y, z, SPARSE, w))
     found = function(tf.constant(y), tf.constant(z), tf.constant(weights, tf.float32)).numpy()
-    expected = by_hand(gradients_by_hand("sparse_softmax_cross_entropy", y, z), weights > 0)
+    expected = by_hand(gradients_by_hand(NAME, y, z), weights > 0)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -84,8 +71,7 @@ def test_takes_the_gradient_at_the_logits_of_every_head(head):
 def test_several_outputs_are_one_gradient():
     y, z, _ = colluding()
     targets = (np.random.default_rng(1).normal(size=(60, 2)) / 2).astype("float32")
-    parts = [gradients_by_hand("sparse_softmax_cross_entropy", y, z)]
-    parts.append(gradients_by_hand("mse", targets, 0 * targets))
+    parts = gradients_by_hand(NAME, y, z), gradients_by_hand("mse", targets, 0 * targets)
     found = sever([y, targets], [tf.constant(z), tf.zeros([60, 2])], [SPARSE, "mse"])
     expected = by_hand(np.concatenate(parts, axis=1), np.ones(60, bool))
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
@@ -169,27 +155,13 @@ def test_equal_gradients_score_0():
 def test_a_step_is_that_of_a_loop(is_padded, jit_compile):
     y, x, _ = colluding(24, 8, 3)
     weights = np.where(np.arange(24) % 5 == 1, 0, 2).astype("float32") if is_padded else np.ones(24)
-    start = [np.eye(10, dtype="float32"), np.zeros(10, "float32")]  # the inputs are the logits
 
-    def network():
-        return keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    def rule(run, counts):
+        scores = by_hand(gradients_by_hand(NAME, y, run.outputs), counts)
+        kept = oracle.lowest(scores, counts, int(np.floor(0.7 * counts.sum() + 1e-6)))
+        return oracle.keep(kept, counts)
 
-    optimizer = keras.optimizers.SGD(0.1)
-    model = prl.build(
-        "sever", network, epsilon=0.3, loss=SPARSE, optimizer=optimizer, jit_compile=jit_compile
-    )
-    twin = network()
-    for each in (model, twin):
-        each.set_weights(start)
-    name, counts = "sparse_softmax_cross_entropy", weights > 0
-    run = oracle.run_examples("sever", twin, x, y, name)
-    scores = by_hand(gradients_by_hand(name, y, run.outputs), counts)
-    kept = oracle.lowest(scores, counts, int(np.floor(0.7 * counts.sum() + 1e-6)))
-    given = oracle.keep(kept, counts) * weights
-    model.train_on_batch(x, y, sample_weight=weights)
-    for j, found in enumerate(model.get_weights()):
-        mean = sum(w * g[j] for w, g in zip(given, run.gradients)) / 24
-        np.testing.assert_allclose(found, start[j] - 0.1 * mean, rtol=1e-4, atol=1e-6)
+    assert_step_is_that_of_a_loop("sever", rule, y, x, weights, jit_compile)
 
 
 def test_each_step_of_a_sequence_by_itself():
