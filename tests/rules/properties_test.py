@@ -79,8 +79,10 @@ def loop_weights(rule, scores, ranked, epsilon):
 
 
 class TestKeptCount:
+    @pytest.mark.fault(3)
     @many
     @given(st.integers(0, 100_000), epsilons)
+    @example(0, 0.5)  # at least one is kept
     def test_is_the_floor_of_the_formula_in_exact_arithmetic(self, n, epsilon):
         kept = int(kept_count(n, epsilon))
         exact = (1 - fractions.Fraction(epsilon)) * n + fractions.Fraction(1, 10**6)
@@ -110,6 +112,8 @@ class TestRules:
         @few
         @given(batches(), epsilons)
         @example((np.float32([0, 0, 0, 0, 0, 0, 0, 0, -0.0]), np.ones(9, bool)), 0.5)  # ties, all of them
+        @example((np.float32([0, 1]), np.zeros(2, bool)), 0.5)  # padding alone
+        @example((np.float32([]), np.ones(0, bool)), 0.5)
         def check(batch, epsilon):
             scores, ranked = batch
             expected = loop_weights(rule, scores, ranked, epsilon)

@@ -146,14 +146,10 @@ class TestWarning:
             warnings.simplefilter("error", UserWarning)
             model.fit(X, LABELS, epochs=2, batch_size=24, verbose=0)
 
+    @pytest.mark.filterwarnings("error::UserWarning")
     def test_not_of_one_that_is_kept_in_one_batch(self):
-        model = robust(prl.Trim(0.125, min_keep_per_class=1))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            model.fit(X, LABELS, epochs=2, batch_size=12, verbose=0)
+        robust(prl.Trim(0.125, min_keep_per_class=1)).fit(X, LABELS, epochs=2, batch_size=12, verbose=0)
 
+    @pytest.mark.filterwarnings("error::UserWarning")
     def test_not_of_rules_that_keep_few_on_purpose(self):
-        model = robust(prl.KeepLowest(1))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            model.fit(X, LABELS, batch_size=24, verbose=0)
+        robust(prl.KeepLowest(1)).fit(X, LABELS, batch_size=24, verbose=0)

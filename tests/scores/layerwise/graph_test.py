@@ -200,7 +200,7 @@ class TestDropout:
         again = per_example.gradients(losses_of, network, x, y).y_pred
         assert not np.allclose(again, y_pred)
 
-    def test_inference_mode_has_none(self, monkeypatch):
+    def test_inference_mode_has_none_and_leaves_the_seeds_alone(self):
         network = self.network()
         x, y = tf.ones((4, 6)), tf.zeros(4, "int32")
         states = [w.numpy() for w in network.non_trainable_variables]

@@ -86,15 +86,11 @@ def assert_equals(loop, network, rtol=2e-4, run=lambda function: function):
         np.testing.assert_allclose(total, expected, rtol=rtol, atol=rtol * np.abs(expected).max() + noise)
 
 
-def shared_input(x):
-    """Two branches of one input."""
-    a, b = layers.Conv2D(3, 2, padding="same")(x), layers.Conv2D(3, 1)(x)
-    return layers.Add()([a, layers.GroupNormalization(3)(b)])
-
-
 def branched():
+    """Two branches of one input."""
     inputs = keras.Input((4, 4, 2))
-    x = layers.GlobalAveragePooling2D()(shared_input(inputs))
+    a, b = layers.Conv2D(3, 2, padding="same")(inputs), layers.Conv2D(3, 1)(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([a, layers.GroupNormalization(3)(b)]))
     return keras.Model(inputs, layers.Dense(3)(x))
 
 
