@@ -35,6 +35,12 @@ def page(digits):
     return page_of(audit_run(digits))
 
 
+@pytest.fixture
+def copy(digits, tmp_path):
+    """A copy, to damage."""
+    return shutil.copytree(digits, tmp_path / "run")
+
+
 class TestOfClasses:
     def test_stands_alone_and_says_what_it_should(self, digits, page):
         flagged = pd.read_csv(digits / "audit.csv")["is_flagged"].sum()
@@ -59,9 +65,7 @@ class TestOfClasses:
         assert wrong == pytest.approx(30, abs=0.1) and right > 60 and found > 60
 
     @pytest.mark.long
-    def test_without_what_training_recorded(self, digits, tmp_path):
-        copy = tmp_path / "run"
-        shutil.copytree(digits, copy)
+    def test_without_what_training_recorded(self, copy, tmp_path):
         (copy / "selection.npz").unlink()
         page = page_of(audit_run(copy, tmp_path / "else.html"))
         assert "dropped" not in page.text and page.tags.count("img") >= 52
@@ -115,17 +119,13 @@ class TestFaults:
         with pytest.raises(FileNotFoundError, match="nowhere"):
             audit_run(tmp_path / "nowhere")
 
-    def test_other_data_than_the_runs(self, digits, tmp_path):
-        copy = tmp_path / "run"
-        shutil.copytree(digits, copy)
+    def test_other_data_than_the_runs(self, copy):
         config = json.loads((copy / "config.json").read_text())
         (copy / "config.json").write_text(json.dumps({**config, "source": "digits of someone else"}))
         with pytest.raises(ValueError, match="digits of someone else"):
             audit_run(copy)
 
-    def test_a_config_of_another_version_is_named(self, digits, tmp_path):
-        copy = tmp_path / "run"
-        shutil.copytree(digits, copy)
+    def test_a_config_of_another_version_is_named(self, copy):
         config = json.loads((copy / "config.json").read_text())
         del config["assumed_epsilon"]
         (copy / "config.json").write_text(json.dumps(config))
@@ -138,9 +138,7 @@ class TestFaults:
                 audit_run(digits, output)
         assert not list(tmp_path.iterdir())
 
-    def test_a_record_that_is_cut(self, digits, tmp_path):
-        copy = tmp_path / "run"
-        shutil.copytree(digits, copy)
+    def test_a_record_that_is_cut(self, copy):
         (copy / "audit.html").unlink(missing_ok=True)
         record = copy / "selection.npz"
         record.write_bytes(record.read_bytes()[:1000])
@@ -149,9 +147,7 @@ class TestFaults:
         assert not (copy / "audit.html").exists()
 
     @pytest.mark.parametrize("place", [100, 0.5, None])
-    def test_a_model_that_is_damaged(self, digits, tmp_path, place):
-        copy = tmp_path / "run"
-        shutil.copytree(digits, copy)
+    def test_a_model_that_is_damaged(self, copy, place):
         content = bytearray((copy / "model.keras").read_bytes())
         if place is None:
             content = content[:1000]

@@ -60,8 +60,7 @@ def test_trained_weights_after_resuming_equal_those_of_one_run():
             network.fit(data, steps_per_epoch=steps, **fit)
         return network.get_weights()
 
-    for one, resumed in zip(train((0, 3)), train((0, 2), (2, 3)), strict=True):
-        np.testing.assert_array_equal(one, resumed)
+    np.testing.assert_equal(train((0, 2), (2, 3)), train((0, 3)))
 
 
 @pytest.mark.parametrize("first_epoch", [0, 2])

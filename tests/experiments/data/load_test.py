@@ -111,17 +111,6 @@ def test_digits_without_scikit_learn_say_so(monkeypatch):
         load("digits")
 
 
-@pytest.mark.long
-def test_digits_are_learned_by_the_small_cnn():
-    data = load("digits")
-    network = make_network("small_cnn", (8, 8, 1), 10)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    network.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
-    train, steps = shuffled_batches(data.train_x, data.train_y, 128, seed=0)
-    network.fit(train, epochs=10, steps_per_epoch=steps, verbose=0, shuffle=False)
-    assert network.evaluate(batches(data.test_x, data.test_y, 128), verbose=0)[1] > 0.93
-
-
 def test_teacher_is_standardized_and_a_function_of_the_seed():
     data, same, other = load("teacher", 0), load("teacher", 0), load("teacher", 1)
     assert data.train_x.shape == (2000, 20)
@@ -134,10 +123,18 @@ def test_teacher_is_standardized_and_a_function_of_the_seed():
     assert (data.train_x != other.train_x).all()
 
 
-def test_teacher_is_learned_by_the_mlp():
-    data = load("teacher")
-    network = make_network("mlp", (20,), 4)
-    network.compile(keras.optimizers.Adam(1e-3), "mse", metrics=[keras.metrics.R2Score()])
-    train, steps = shuffled_batches(data.train_x, data.train_y, 64, seed=0)
+@pytest.mark.daily("teacher-*")
+@pytest.mark.parametrize(
+    "name, network, loss, metric, batch_size, least",
+    [
+        ("digits", "small_cnn", keras.losses.SparseCategoricalCrossentropy(True), "accuracy", 128, 0.93),
+        ("teacher", "mlp", "mse", "r2_score", 64, 0.8),
+    ],
+)
+def test_is_learned_by_its_network(name, network, loss, metric, batch_size, least):
+    data = load(name)
+    network = make_network(network, data.train_x.shape[1:], data.num_outputs)
+    network.compile(keras.optimizers.Adam(1e-3), loss, metrics=[metric])
+    train, steps = shuffled_batches(data.train_x, data.train_y, batch_size, seed=0)
     network.fit(train, epochs=10, steps_per_epoch=steps, verbose=0, shuffle=False)
-    assert network.evaluate(batches(data.test_x, data.test_y, 500), verbose=0)[1] > 0.8
+    assert network.evaluate(batches(data.test_x, data.test_y, 500), verbose=0)[1] > least

@@ -90,10 +90,7 @@ def test_fit_sees_the_batches_of_the_host_in_the_same_order():
         model.evaluate(IMAGES[:3], Y[:3], verbose=0)  # examples themselves are taken as before
         seen.append(model.seen)
     assert len(seen[0]["train"]) == 10 and len(seen[0]["test"]) == 13
-    for kind in seen[0]:
-        for host, device in zip(seen[0][kind], seen[1][kind], strict=True):
-            for one, other in zip(host, device, strict=True):
-                np.testing.assert_array_equal(one, other)
+    np.testing.assert_equal(*seen)
 
 
 def test_equal_arrays_share_their_memory_while_it_is_used():

@@ -11,6 +11,7 @@ import time
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from processes import python
 from project import ROOT
@@ -22,10 +23,6 @@ from prl_keras.experiments.runs.config import RunConfig
 from prl_keras.experiments.runs.run import run, versions
 
 TINY = RunConfig("teacher", "prl_l", "signflip", 0.2, epochs=2, batch_size=500)
-
-
-def weights_of(run_dir):
-    return keras.models.load_model(run_dir / "model.keras").get_weights()
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +154,7 @@ class TestCheckpoints:
         straight.fit(x, y, epochs=4, verbose=0)
         stopped.fit(x, y, epochs=2, verbose=0, callbacks=[checkpoints.SaveCheckpoints(tmp_path)])
         resumed.fit(x, y, epochs=4, initial_epoch=checkpoints.restore(resumed, tmp_path), verbose=0)
-        for a, b in zip(straight.get_weights(), resumed.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        np.testing.assert_equal(resumed.get_weights(), straight.get_weights())
 
 
 @pytest.mark.long
@@ -187,10 +183,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(tmp_path, met
     assert not (tmp_path / "killed" / "result.json").exists()
 
     python(*program, "--resume")
-    for a, b in zip(weights_of(tmp_path / "straight"), weights_of(tmp_path / "killed")):
-        np.testing.assert_array_equal(a, b)
-    rows = [list(csv.DictReader((tmp_path / d / "history.csv").open())) for d in ("straight", "killed")]
-    for straight, killed in zip(*rows, strict=True):
-        assert {k: v for k, v in straight.items() if k != "seconds"} == {
-            k: v for k, v in killed.items() if k != "seconds"
-        }
+    folders = [tmp_path / "straight", tmp_path / "killed"]
+    np.testing.assert_equal(*(keras.models.load_model(f / "model.keras").get_weights() for f in folders))
+    tables = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in folders]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -1,4 +1,4 @@
-"""The share of predictions that an epoch changes, and the averaged weights of a run."""
+"""What a run logs of its predictions: those that changed, and wrong labels among them; averaged weights."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import prl_keras as prl
 from prl_keras.experiments.data.load import load
 from prl_keras.experiments.runs import run as runs
 from prl_keras.experiments.runs.config import RunConfig
-from prl_keras.experiments.runs.predicted import MOST_CHANGED, Changed
+from prl_keras.experiments.runs.predicted import MOST_CHANGED, MOST_MEMORIZED, Changed, Memorized
 from prl_keras.experiments.runs.training import Training
 
 CONFIG = {"dataset": "digits", "method": "standard", "epochs": 4, "batch_size": 64, "network": "mlp"}
@@ -91,3 +91,50 @@ def test_an_averaged_run_resumes_exactly(tmp_path):
 def test_rejects_an_invalid_momentum(ema):
     with pytest.raises(ValueError, match=r"ema=.* must be a number in \[0, 1\)"):
         RunConfig(ema=ema)
+
+
+X = np.eye(4, dtype="float32")[[0, 1, 2, 3, 0, 1]]
+LABELS = np.array([1, 1, 3, 3, 0, 2])
+IS_CORRUPTED = np.array([True, False, True, False, False, True])
+
+
+def logged(model, *arguments, **options):
+    callback = Memorized(*arguments, **options)
+    callback.set_model(model)
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    return logs["memorized"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 1000])
+@pytest.mark.parametrize(
+    "classes, share",
+    [((1, 2, 3, 0), 1), ((0, 1, 2, 3), 0), ((1, 1, 3, 3), 2 / 3)],  # wrong: 0 -> 1, 2 -> 3, 1 -> 2
+)
+def test_counts_the_wrong_labels_that_are_predicted(classes, share, batch_size):
+    model = predicts(classes)
+    found = logged(model, X, LABELS, IS_CORRUPTED, batch_size=batch_size)
+    assert found == pytest.approx(share)
+
+
+def test_a_pair_predicts_by_the_mean_of_its_networks():
+    pair = prl.CoTeachingModel(predicts((1, 1, 3, 3)), predicts((1, 1, 3, 3)))
+    assert logged(pair, X, LABELS, IS_CORRUPTED) == pytest.approx(2 / 3)
+
+
+def test_looks_at_the_first_wrong_labels_only():
+    n = MOST_MEMORIZED + 50
+    assert len(Memorized(np.zeros((n, 4), "float32"), np.zeros(n, int), np.ones(n, bool)).x) == MOST_MEMORIZED
+
+
+@pytest.mark.daily("digits-symmetric*")
+@pytest.mark.parametrize(
+    "dataset, corruption, epsilon, expected",
+    [("digits", "symmetric", 0.5, True), ("digits", "none", 0, False), ("teacher", "signflip", 0.3, False)],
+)
+def test_a_run_logs_it_where_labels_are_wrong(tmp_path, dataset, corruption, epsilon, expected):
+    config = RunConfig(
+        dataset, "standard", corruption, epsilon, epochs=1, batch_size=64, network="mlp", train_size=128
+    )
+    table = Training(config, load(dataset)).fit(tmp_path)
+    assert ("memorized" in table) == expected
