@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from prl_keras import files
+from prl_keras.experiments.paper.report import report
 from prl_keras.experiments.paper.tables import TABLES
 from prl_keras.experiments.runs import results
 
@@ -60,6 +61,12 @@ def row_configs(number, row=ROW, seeds=(0,)):
         (config.method, round(config.told_epsilon - config.epsilon, 6), config.seed): config
         for config in part.configs("cpu", seeds)
     }
+
+
+def page_of(number, runs, folder):
+    """The page of a table, which is written into the folder."""
+    report(TABLES[number], "cpu", runs, folder)
+    return (folder / f"table{number}.md").read_text()
 
 
 def lines_of(text, section):

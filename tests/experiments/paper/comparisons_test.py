@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import LEVELS, ROW, csv_line, lines_of, row_configs, write_levels, write_run
+from made_up_runs import LEVELS, ROW, csv_line, lines_of, page_of, row_configs, write_levels, write_run
 from scipy import stats
 
 from prl_keras import METHODS
@@ -53,14 +53,12 @@ class TestCells:
         found = row_configs(1, "linadv: 40")
         write_run(tmp_path / "runs", found["standard", 0, 0], -32.1234, metric="r2_score")
         write_run(tmp_path / "runs", found["prl_g", 0, 0], 0.85678, spread=0, metric="r2_score")
-        report(TABLES[1], "cpu", tmp_path / "runs", tmp_path)
-        text = (tmp_path / "table1.md").read_text()
+        text = page_of(1, tmp_path / "runs", tmp_path)
         assert lines_of(text, "## Ours")["linadv: 40"]["PRL(G)"] == "**0.857 ± 0.000**"
         assert lines_of(text, "## Ours / paper")["linadv: 40"]["Standard"] == "-32.123 / -32.220"
 
     def test_layout_best_in_bold_fewer_seeds_and_missing(self, runs, tmp_path):
-        report(TABLES[2], "cpu", runs, tmp_path)
-        text = (tmp_path / "table2.md").read_text()
+        text = page_of(2, runs, tmp_path)
         line = lines_of(text, "## Ours")[ROW]
         assert list(line) == [METHODS[name].title for name in TABLES[2].methods]
         assert line["Co-teaching"].startswith("**71.67 ± ") and line["Co-teaching"].endswith("**")
@@ -79,14 +77,12 @@ class TestCells:
         found = row_configs(2)
         for method, level in (("spl", 0.5), ("prl_l", 0.6), ("co_prl_l", 0.60001)):
             write_run(tmp_path / "runs", found[method, 0, 0], level, spread=0)
-        report(TABLES[2], "cpu", tmp_path / "runs", tmp_path)
-        line = lines_of((tmp_path / "table2.md").read_text(), "## Ours")[ROW]
+        line = lines_of(page_of(2, tmp_path / "runs", tmp_path), "## Ours")[ROW]
         assert line["PRL(L)"] == line["Co-PRL(L)"] == "**60.00 ± 0.00**" and line["SPL"] == "50.00 ± 0.00"
 
     def test_a_run_that_is_not_finite_at_the_end_has_no_mean(self, runs, tmp_path):
         write_run(runs, row_configs(2)["co_teaching", 0, 0], 0.7, last=np.nan)
-        report(TABLES[2], "cpu", runs, tmp_path)
-        text = (tmp_path / "table2.md").read_text()
+        text = page_of(2, runs, tmp_path)
         line = lines_of(text, "## Ours")[ROW]
         assert line["Co-teaching"] == "not finite ± -"
         assert line["Co-PRL(L)"].startswith("**71.33")
@@ -97,8 +93,7 @@ class TestCells:
         assert {config.dataset for config in clean} == {"cifar10_features", "cifar100_features"}
         for config, level in zip(clean, (0.9, 0.7), strict=True):
             write_run(runs, config, level, spread=0)
-        report(TABLES[2], "cpu", runs, tmp_path)
-        text = (tmp_path / "table2.md").read_text()
+        text = page_of(2, runs, tmp_path)
         assert "Standard on clean targets of cifar100: 70.00 ± 0.00, 95% interval -, 1 seeds." in text
         assert "clean" not in lines_of(text, "## Ours")
         frame = pd.read_csv(tmp_path / "table2.csv").query("row.str.endswith('clean')").set_index("dataset")
@@ -109,8 +104,7 @@ class TestCells:
         assert len(found) == 5
         for (_, error, _), config in found.items():
             write_run(tmp_path / "runs", config, 0.6 + error, spread=0)
-        report(TABLES[3], "cpu", tmp_path / "runs", tmp_path)
-        line = lines_of((tmp_path / "table3.md").read_text(), "## Ours / paper")[ROW]
+        line = lines_of(page_of(3, tmp_path / "runs", tmp_path), "## Ours / paper")[ROW]
         assert line == {
             "e - 0.1": "50.00 / 65.07", "e - 0.05": "55.00 / 70.07", "e": "60.00 / 73.78",
             "e + 0.05": "65.00 / 77.56", "e + 0.1": "70.00 / 79.36",
@@ -122,8 +116,7 @@ class TestWhatIsCompared:
     def test_p_values_are_those_of_scipy(self, runs, tmp_path):
         levels = {"prl_l": (0.81, 0.80, 0.85), "spl": (0.80, 0.78, 0.82)}
         write_levels(runs, levels, "CF10-sym-50")
-        report(TABLES[2], "cpu", runs, tmp_path)
-        lines = lines_of((tmp_path / "table2.md").read_text(), "### PRL(L) minus SPL")
+        lines = lines_of(page_of(2, runs, tmp_path), "### PRL(L) minus SPL")
         first = stats.ttest_rel(LEVELS["prl_l"], LEVELS["spl"])
         second = stats.ttest_rel(levels["prl_l"], levels["spl"])
         low, high = (100 * value for value in first.confidence_interval(0.95))
@@ -148,8 +141,7 @@ class TestWhatIsCompared:
             write_run(tmp_path / "runs", found["prl_l", 0, seed], 0.6 + 0.1 * seed)
         for seed in (1, 2, 3):
             write_run(tmp_path / "runs", found["spl", 0, seed], 0.5 + 0.01 * seed**2)
-        report(TABLES[2], "cpu", tmp_path / "runs", tmp_path)
-        line = lines_of((tmp_path / "table2.md").read_text(), "### PRL(L) minus SPL")[ROW]
+        line = lines_of(page_of(2, tmp_path / "runs", tmp_path), "### PRL(L) minus SPL")[ROW]
         assert (line["pairs"], line["difference"]) == ("2", f"{100 * (0.19 + 0.26) / 2:.2f}")
 
     @pytest.mark.daily("*best*", "*behind*")
@@ -160,8 +152,7 @@ class TestWhatIsCompared:
     )  # fmt: skip
     def test_verdicts(self, tmp_path, co_prl_l, verdict, best):
         write_levels(tmp_path / "runs", {"co_teaching": LEVELS["co_teaching"], "co_prl_l": co_prl_l})
-        report(TABLES[2], "cpu", tmp_path / "runs", tmp_path)
-        lines = lines_of((tmp_path / "table2.md").read_text(), "## Is a PRL variant the best?")
+        lines = lines_of(page_of(2, tmp_path / "runs", tmp_path), "## Is a PRL variant the best?")
         assert (lines[ROW]["the PRL variant is"], lines[ROW]["best"]) == (verdict, best)
         assert lines["CF10-sym-30"]["the PRL variant is"] == "missing"
 
@@ -171,8 +162,7 @@ class TestWhatIsCompared:
         for seed, level, memorized in ((0, 0.6, 0.25), (1, 0.7, 0.35)):
             write_run(tmp_path / "runs", found["prl_l", 0, seed], level, memorized=memorized)
         write_run(tmp_path / "runs", found["spl", 0, 0], 0.5, last=0.4)
-        report(TABLES[2], "cpu", tmp_path / "runs", tmp_path)
-        text = (tmp_path / "table2.md").read_text()
+        text = page_of(2, tmp_path / "runs", tmp_path)
         line = lines_of(text, "## Best and last epoch")[ROW]
         assert (line["PRL(L)"], line["SPL"]) == ("66.00 (41) / 64.00", "51.00 (41) / 40.00")
         assert lines_of(text, "## Memorized wrong labels")[ROW]["PRL(L)"] == "30.0"
@@ -180,8 +170,7 @@ class TestWhatIsCompared:
         assert np.isnan(csv_line(tmp_path, "spl")["memorized"])
 
     def test_agreement_with_the_paper(self, runs, tmp_path):
-        report(TABLES[2], "cpu", runs, tmp_path)
-        text = (tmp_path / "table2.md").read_text()
+        text = page_of(2, runs, tmp_path)
         paper = (
             TABLES[2].paper().query("dataset == 'cifar10' and corruption == 'pairflip' and epsilon == 0.45")
         )

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import LEVELS, ROW, csv_line, lines_of, row_configs, write_levels, write_run
+from made_up_runs import LEVELS, ROW, csv_line, lines_of, page_of, row_configs, write_levels, write_run
 
 from prl_keras.experiments.paper import figures
 from prl_keras.experiments.paper.protocol import PROTOCOLS
@@ -80,14 +80,12 @@ class TestWhatIsLeftOut:
 
     def test_missing_runs_are_counted(self, runs, tmp_path):
         write_run(runs, row_configs(2, seeds=(9,))["spl", 0, 9], 0.5)  # a seed beyond the protocol's
-        report(TABLES[2], "cpu", runs, tmp_path)
+        text = page_of(2, runs, tmp_path)
         there, total = sum(map(len, LEVELS.values())), len(TABLES[2].configs("cpu"))
-        missing = f"{total - there} of {total + 1} runs are missing."
-        assert missing in (tmp_path / "table2.md").read_text()
+        assert f"{total - there} of {total + 1} runs are missing." in text
         for config in row_configs(6, seeds=range(PROTOCOLS["cifar10", "cpu"].seeds)).values():
             write_run(runs, config, 0.5)
-        report(TABLES[6], "cpu", runs, tmp_path)
-        assert "All 6 runs are there." in (tmp_path / "table6.md").read_text()
+        assert "All 6 runs are there." in page_of(6, runs, tmp_path)
 
 
 class TestFiles:
@@ -150,8 +148,7 @@ class TestFiles:
         assert titles == [row.label for row in TABLES[2].rows if row.dataset == "cifar10"]
 
     def test_the_caption_says_where_the_numbers_come_from(self, runs, tmp_path):
-        report(TABLES[2], "cpu", runs, tmp_path)
-        text = (tmp_path / "table2.md").read_text()
+        text = page_of(2, runs, tmp_path)
         config = row_configs(2)["spl", 0, 0]
         hours = sum(map(len, LEVELS.values())) * config.epochs * 2.0 / 3600
         for part in (

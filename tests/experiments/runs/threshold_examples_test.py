@@ -1,6 +1,7 @@
 """The cut of the area under the margin, and the runs that train on what it leaves."""
 
 import dataclasses
+import types
 
 import keras
 import numpy as np
@@ -14,23 +15,19 @@ from prl_keras.experiments.runs.training import Training
 CONFIG = RunConfig("digits", "standard", "symmetric", 0.4, epochs=3, batch_size=64, network="mlp")
 
 
-made = []
-
-
-class Recorded:
-    """In the place of a `SelectionRecord`: random margins for each training."""
-
-    def __init__(self, data):
-        _, self.labels = data
-        self.margins = np.random.default_rng(len(made)).standard_normal((9, len(self.labels)))
-        made.append(self)
-
-
 @pytest.fixture
 def recorded(monkeypatch):
-    monkeypatch.setattr(threshold_examples.prl, "SelectionRecord", Recorded)
+    """What stands in the place of the `SelectionRecord`s: random margins for each training."""
+    made = []
+
+    def record(data):
+        _, labels = data
+        margins = np.random.default_rng(len(made)).standard_normal((9, len(labels)))
+        made.append(types.SimpleNamespace(labels=labels, margins=margins))
+        return made[-1]
+
+    monkeypatch.setattr(threshold_examples.prl, "SelectionRecord", record)
     monkeypatch.setattr(threshold_examples, "fit", lambda *arguments: None)
-    made.clear()
     return made
 
 
