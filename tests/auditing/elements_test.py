@@ -1,9 +1,14 @@
 """audit and estimate_epsilon of sequences, pixels and attributes: one row for each label that counts."""
 
+import functools
+
 import keras
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.special
 import tensorflow as tf
+from scipy.special import expit
 
 import prl_keras as prl
 from prl_keras.auditing.predictions import predict_beside
@@ -15,6 +20,7 @@ LABELS = RNG.integers(0, CLASSES, (N, STEPS))
 LENGTHS = RNG.integers(1, STEPS + 1, N)
 IS_THERE = np.arange(STEPS) < LENGTHS[:, None]
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+softmax = functools.partial(scipy.special.softmax, axis=-1)
 PIXELS = RNG.normal(size=(6, 4, 3, 2)).astype("float32")
 
 
@@ -33,15 +39,6 @@ def compiled(loss=SPARSE, unit="example", **options):
 
 def logits_of(model, x=X):
     return x @ model.networks[0].get_weights()[0]
-
-
-def softmax(logits):
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(logits):
-    return 1 / (1 + np.exp(-logits))
 
 
 def of_given(likely, labels):
@@ -95,10 +92,7 @@ class TestSequences:
         model = compiled()
         weights = np.zeros(N)
         weights[:3] = 1
-        pandas = pytest.importorskip("pandas")
-        pandas.testing.assert_frame_equal(
-            prl.audit(model, (X, LABELS, weights)), prl.audit(model, (X, LABELS))
-        )
+        pd.testing.assert_frame_equal(prl.audit(model, (X, LABELS, weights)), prl.audit(model, (X, LABELS)))
 
     def test_a_class_that_the_loss_ignores(self):
         model = compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
@@ -208,7 +202,7 @@ class TestPixels:
         model = compiled(loss, outputs=1, shape=(4, 3, 2), activation=activation)
         table = prl.audit(model, (PIXELS, labels[..., None]), batch_size=4)
         assert table.index.names == ["example", "row", "column"]
-        likely = sigmoid(logits_of(model, PIXELS))
+        likely = expit(logits_of(model, PIXELS))
         check_table(table, np.concatenate([1 - likely, likely], axis=-1), labels, labels >= 0)
 
     def test_of_a_volume_and_of_attributes_at_each_place(self):
@@ -237,7 +231,7 @@ class TestAttributes:
         model = compiled(keras.losses.BinaryCrossentropy(from_logits=True), unit, outputs=6, shape=(4,))
         table = prl.audit(model, (x, labels), batch_size=5)
         assert table.index.names == ["example", "attribute"]
-        likely = sigmoid(logits_of(model, x))
+        likely = expit(logits_of(model, x))
         check_table(table, np.stack([1 - likely, likely], axis=-1), labels, labels >= 0)
 
     def test_weights_of_attributes_say_which_count(self):
@@ -395,8 +389,7 @@ class TestEstimate:
 
 
 def test_csv_keeps_the_index(tmp_path):
-    pandas = pytest.importorskip("pandas")
     table = prl.audit(compiled(), (X, LABELS))
     table.to_csv(tmp_path / "audit.csv")
-    again = pandas.read_csv(tmp_path / "audit.csv", index_col=["example", "step"])
-    pandas.testing.assert_frame_equal(again, table, check_dtype=False, check_index_type=False, rtol=1e-5)
+    again = pd.read_csv(tmp_path / "audit.csv", index_col=["example", "step"])
+    pd.testing.assert_frame_equal(again, table, check_dtype=False, check_index_type=False, rtol=1e-5)

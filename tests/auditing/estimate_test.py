@@ -137,6 +137,8 @@ class TestTargets:
 
 
 class TestTrusted:
+    DATA = np.zeros((10, 4), "float32"), np.zeros(10, int)
+
     @pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.2, 0.4])
     @pytest.mark.parametrize("errors", [0.01, 0.1, 0.45])
     @pytest.mark.parametrize("k", [30, 100])
@@ -192,18 +194,16 @@ class TestTrusted:
     )
     def test_bad_ones_are_refused(self, trusted, message):
         with pytest.raises(ValueError, match=message):
-            prl.estimate_epsilon(self.model(), (np.zeros((10, 4), "float32"), np.zeros(10, int)), trusted)
+            prl.estimate_epsilon(self.model(), self.DATA, trusted)
 
     def test_through_a_model(self):
-        data = np.zeros((10, 4), "float32"), np.zeros(10, int)
-        found = prl.estimate_epsilon(self.model(), data, ([0, 1, 2, 3], np.array([[0], [0], [0], [1]])))
+        found = prl.estimate_epsilon(self.model(), self.DATA, ([0, 1, 2, 3], np.array([[0], [0], [0], [1]])))
         assert found.estimate == 0.25 and found.low < 0.1 and found.high > 0.5
 
-    @pytest.mark.parametrize("confidence", [0, 1, 90])
+    @pytest.mark.parametrize("confidence", [0, 1, 90, "0.9"])
     def test_a_confidence_that_is_none(self, confidence):
-        data = np.zeros((10, 4), "float32"), np.zeros(10, int)
-        with pytest.raises(ValueError, match="confidence"):
-            prl.estimate_epsilon(self.model(), data, confidence=confidence)
+        with pytest.raises(ValueError, match=f"confidence={confidence!r}"):
+            prl.estimate_epsilon(self.model(), self.DATA, confidence=confidence)
 
     def model(self):
         model = prl.RobustModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))

@@ -93,8 +93,7 @@ class TestSparseAndRagged:
 
     def test_check_looks_at_them(self, kind):
         model, data, _ = kind
-        given = data()
-        report = prl.check(model, given)
+        report = prl.check(model, data())
         assert report.is_ok, report
 
     def test_one_that_is_not_finite_is_the_most_suspect_and_has_no_effect(self):
@@ -113,12 +112,9 @@ class TestSparseAndRagged:
     @pytest.mark.parametrize("look", [prl.score_examples, prl.check])
     def test_prl_g_of_them_is_refused_with_the_way_out(self, look):
         model = compiled(sparse_network(), score="gradient")
-        found = ""
-        try:
-            found = str(look(model, (tf.sparse.from_dense(SPARSE), Y)))
-        except ValueError as error:
-            found = str(error)
-        assert "score='gradient' takes each example by itself, which a SparseTensor does not give" in found
+        words = "score='gradient' takes each example by itself, which a SparseTensor does not give"
+        with pytest.raises(ValueError, match=words):
+            raise ValueError(str(look(model, (tf.sparse.from_dense(SPARSE), Y))))  # of `check`
 
 
 def test_fingerprints_of_sparse_ones_are_those_of_dense_ones():

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_classifier import Batches
 
 import prl_keras as prl
 
@@ -37,23 +38,13 @@ class TestScoreExamples:
         scores = prl.score_examples(model, (X, Y))
         assert scores.dtype == np.float32 and scores.shape == (50,)
         np.testing.assert_allclose(scores, gradient_norms(model.network(X).numpy()), rtol=1e-4)
-        for old, new in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(old, new)
+        np.testing.assert_equal(model.get_weights(), before)
 
     def test_takes_every_kind_of_data(self):
-        class Batches(keras.utils.PyDataset):
-            num_batches = 4
-
-            def __len__(self):
-                return 4
-
-            def __getitem__(self, i):
-                return X[16 * i : 16 * (i + 1)], Y[16 * i : 16 * (i + 1)]
-
         model = self.model()
         expected = prl.score_examples(model, (X, Y))
         weighted = tf.data.Dataset.from_tensor_slices((X, Y, np.zeros(50))).batch(7)
-        for data in (Batches(), tf.data.Dataset.from_tensor_slices((X, Y)).batch(7), weighted):
+        for data in (Batches(X, Y), tf.data.Dataset.from_tensor_slices((X, Y)).batch(7), weighted):
             np.testing.assert_allclose(prl.score_examples(model, data), expected, rtol=1e-4, atol=1e-6)
 
     def test_of_a_pair_is_the_mean_of_both_networks(self):
@@ -139,9 +130,7 @@ class TestSelectionQuality:
             callbacks = [] if truth is None else [prl.SelectionQuality(X, Y, truth, 16)]
             model.fit(X, Y, epochs=2, batch_size=16, verbose=0, callbacks=callbacks)
             weights.append(model.get_weights())
-        for other in weights[1:]:
-            for a, b in zip(weights[0], other):
-                np.testing.assert_array_equal(a, b)
+        np.testing.assert_equal(weights[1:], [weights[0]] * 2)
 
     def test_refuses_unequal_lengths(self):
         with pytest.raises(ValueError, match="50, 50 and 3"):

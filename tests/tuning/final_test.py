@@ -1,5 +1,7 @@
 """The setting that a search found, trained on all the data: which network is kept, and what a kill leaves."""
 
+from unittest.mock import Mock
+
 import keras
 import keras_tuner
 import numpy as np
@@ -27,6 +29,10 @@ def train(directory, data, model=None, values=None, **options):
     return train_on_all(model, hp, *data, directory, **options)
 
 
+def records(directory, trainings):
+    return [files.read_json(directory / f"training_{index}.json") for index in range(trainings)]
+
+
 def lower_half_of_each_class(network, x, y):
     """Mean probability that the given label does not get: `train_trimmed_loss` by its definition."""
     missing = 1 - keras.ops.softmax(network.predict(x, verbose=0)).numpy()[np.arange(len(y)), y]
@@ -38,10 +44,10 @@ def lower_half_of_each_class(network, x, y):
 @pytest.mark.parametrize("method", ["prl_l", "standard"])
 def test_the_network_of_the_lowest_trimmed_loss_is_kept(method, data, tmp_path):
     model, record = train(tmp_path, data, hypermodel(epsilon=0.3, method=method), test_data=data)
-    records = [files.read_json(tmp_path / f"training_{index}.json") for index in range(3)]
-    losses = [each["metrics"]["train_trimmed_loss"] for each in records]
-    assert len(set(losses)) == 3 and record == records[int(np.argmin(losses))]
-    assert [each["seed"] for each in records] == [4, 5, 6]
+    every = records(tmp_path, 3)
+    losses = [each["metrics"]["train_trimmed_loss"] for each in every]
+    assert len(set(losses)) == 3 and record == every[int(np.argmin(losses))]
+    assert [each["seed"] for each in every] == [4, 5, 6]
     assert lower_half_of_each_class(model, *data) == pytest.approx(min(losses), rel=1e-5)
     logs = model.evaluate(*data, verbose=0, return_dict=True)
     assert record["metrics"]["test_accuracy"] == pytest.approx(logs["accuracy"])
@@ -66,8 +72,7 @@ def test_what_has_ended_is_not_done_again(data, tmp_path):
     model, record = train(tmp_path / "cut", data)
     assert files.read_json(path)["seconds"] == -1.0
     assert record["metrics"] == whole[1]["metrics"]
-    for ours, others in zip(model.get_weights(), whole[0].get_weights()):
-        np.testing.assert_array_equal(ours, others)
+    np.testing.assert_equal(model.get_weights(), whole[0].get_weights())
 
 
 def test_one_that_goes_nan_is_recorded_and_does_not_count(data, tmp_path):
@@ -78,8 +83,7 @@ def test_one_that_goes_nan_is_recorded_and_does_not_count(data, tmp_path):
         return network
 
     model, record = train(tmp_path, data, RobustHyperModel(make, loss=LOSS, epsilon=0.3), trainings=5)
-    records = [files.read_json(tmp_path / f"training_{index}.json") for index in range(5)]
-    failed = ["failure" in each for each in records]
+    failed = ["failure" in each for each in records(tmp_path, 5)]
     assert any(failed) and not all(failed) and "failure" not in record
     assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
@@ -87,7 +91,8 @@ def test_one_that_goes_nan_is_recorded_and_does_not_count(data, tmp_path):
 @pytest.mark.long
 def test_the_network_is_that_of_the_record_wherever_it_was_killed(data, tmp_path, monkeypatch):
     """Killed when the weights of a better one are written and its record is not."""
-    losses = [record["metrics"]["train_trimmed_loss"] for record in _records(tmp_path / "all", data, 6)]
+    train(tmp_path / "all", data, trainings=6)
+    losses = [record["metrics"]["train_trimmed_loss"] for record in records(tmp_path / "all", 6)]
     better = next(i for i in range(1, 6) if losses[i] < min(losses[:i]))
     train(tmp_path / "cut", data, trainings=better)
     write = files.write_json
@@ -106,24 +111,15 @@ def test_the_network_is_that_of_the_record_wherever_it_was_killed(data, tmp_path
     assert lower_half_of_each_class(model, *data) == pytest.approx(min(losses[:better]), rel=1e-5)
 
 
-def _records(directory, data, trainings):
-    train(directory, data, trainings=trainings)
-    return [files.read_json(directory / f"training_{index}.json") for index in range(trainings)]
-
-
 @pytest.mark.long
 def test_what_cannot_be_written_is_no_failed_training(data, tmp_path, monkeypatch):
     whole = train(tmp_path / "whole", data)
     with monkeypatch.context() as patched:
-        patched.setattr(keras.Model, "save_weights", _no_space)
+        patched.setattr(keras.Model, "save_weights", Mock(side_effect=OSError(28, "No space left on device")))
         with pytest.raises(OSError, match=r"cannot be written.*No space left"):
             train(tmp_path / "full", data)
     assert not list((tmp_path / "full").glob("training_*"))
     assert train(tmp_path / "full", data)[1]["metrics"] == whole[1]["metrics"]
-
-
-def _no_space(self, path):
-    raise OSError(28, "No space left on device")
 
 
 def test_one_that_failed_is_tried_again(data, tmp_path):

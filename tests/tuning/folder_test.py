@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from unittest.mock import Mock
 
 import keras
 import keras_tuner
@@ -96,12 +97,9 @@ def test_another_network_of_as_many_weights_is_another_search(data, tmp_path, mo
 
 @pytest.mark.long
 def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(data, tmp_path, monkeypatch):
-    def no_space(self, path):
-        raise OSError(28, "No space left on device")
-
     whole = search(tmp_path / "whole", data, max_trials=2)
     with monkeypatch.context() as patched:
-        patched.setattr(keras.Model, "save_weights", no_space)
+        patched.setattr(keras.Model, "save_weights", Mock(side_effect=OSError(28, "No space left on device")))
         with pytest.raises(OSError, match=r"cannot be written.*No space left"):
             search(tmp_path / "full", data, max_trials=2)
     again = search(tmp_path / "full", data, max_trials=2)
@@ -128,13 +126,9 @@ def test_what_a_killed_one_had_begun_to_write_goes(tmp_path):
     assert not list(pathlib.Path(tmp_path).rglob(".unfinished.*"))
 
 
-def test_damaged_files_of_the_oracle_are_named(data, tmp_path):
+def test_a_missing_file_of_the_oracle_is_named(data, tmp_path):
     search(tmp_path, data, max_trials=1)
-    oracle = tmp_path / "search" / "oracle.json"
-    oracle.write_text(oracle.read_text()[:100])
-    with pytest.raises(ValueError, match=r"oracle\.json is damaged"):
-        search(tmp_path, data, max_trials=1)
-    oracle.unlink()
+    (tmp_path / "search" / "oracle.json").unlink()
     with pytest.raises(ValueError, match=r"oracle\.json is missing"):
         search(tmp_path, data, max_trials=1)
 

@@ -444,9 +444,7 @@ class TestFailures:
         with pytest.raises(ValueError, match="validation_data must be two arrays") as refused:
             tuner.search(*data, validation_data=dataset)
         way_out = str(refused.value).split("come by x, y = ")[1].rstrip(".")
-        found = eval(way_out, {"np": np, "dataset": dataset})
-        for ours, given in zip(found, data, strict=True):
-            np.testing.assert_array_equal(ours, given)
+        np.testing.assert_equal(tuple(eval(way_out, {"np": np, "dataset": dataset})), data)
 
     @pytest.mark.daily("*-prl_l")
     @pytest.mark.parametrize("method", ["prl_l", "co_prl_l", "standard"])
