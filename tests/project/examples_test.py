@@ -2,6 +2,7 @@
 
 import csv
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -94,13 +95,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
     """Of each example what two epochs with its last method give, and of a text network loaded again."""
-    names = ["tag_sequences", "segment_images"]
-    try:
-        import keras_hub  # noqa: F401
-
-        names += sorted(TEXT)
-    except ImportError:
-        pass
+    names = ["tag_sequences", "segment_images", *(sorted(TEXT) if find_spec("keras_hub") else ())]
     return json.loads(python("-c", SHORT, tmp_path_factory.mktemp("presets"), *names).stdout.splitlines()[-1])
 
 

@@ -30,13 +30,6 @@ def losses_of_probability(p):
     }
 
 
-@pytest.fixture(scope="module")
-def batch():
-    rng = np.random.default_rng(0)
-    x = 3 * rng.normal(size=(N, 4)).astype("float32")  # losses from nearly 0 to above 5
-    return x, rng.integers(0, CLASSES, N)
-
-
 def network():
     keras.utils.set_random_seed(1)
     return keras.Sequential([
@@ -47,8 +40,10 @@ def network():
 @pytest.mark.daily("gce-False", "sce-True")
 @pytest.mark.parametrize("from_logits", [True, False])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_step_of_the_rule_is_a_step_of_the_loss(batch, name, from_logits):
-    x, y = batch
+def test_a_step_of_the_rule_is_a_step_of_the_loss(name, from_logits):
+    rng = np.random.default_rng(0)
+    x = 3 * rng.normal(size=(N, 4)).astype("float32")  # losses from nearly 0 to above 5
+    y = rng.integers(0, CLASSES, N)
 
     def scaled():
         made = network()

@@ -55,7 +55,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def checked():
     tf.debugging.enable_check_numerics()
     yield
@@ -79,7 +79,6 @@ def assert_checks_pass(network, loss, x, y):
 
 
 @pytest.mark.daily("losses_of_zero")
-@pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_divides_by_a_norm_or_a_deviation_of_zero(name):
     shape, loss, body = NETWORKS[name]
@@ -91,7 +90,6 @@ def test_nothing_divides_by_a_norm_or_a_deviation_of_zero(name):
     assert_checks_pass(network, loss, tf.constant(x), y)
 
 
-@pytest.mark.usefixtures("checked")
 def test_embeddings():
     body = [layers.Embedding(5, 3), layers.Conv1D(4, 2, activation="relu"), layers.GlobalAveragePooling1D()]
     network = keras.Sequential([keras.Input((6,), dtype="int32"), *body, layers.Dense(3)])
@@ -99,13 +97,14 @@ def test_embeddings():
 
 
 @pytest.mark.daily("prl_l-False", "prl_g-True")
-@pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("is_recorded", [False, True])
 @pytest.mark.parametrize("name", prl.METHODS)
 def test_a_method_trains_in_a_graph(name, is_recorded):
     """The check refuses constants that are not finite, too, such as the NaN of a mask that masks nothing."""
+    x, y = np.random.default_rng(0).normal(size=(16, 4)).astype("float32"), np.arange(16) % 3
+    x[:3] = 0
     is_class = "classification" in prl.METHODS[name].tasks
-    loss, data = (SPARSE, good_data(np.int32)) if is_class else (MSE, good_data(np.float32))
+    loss, data = (SPARSE, (x, y)) if is_class else (MSE, (x, np.stack([y] * 3, axis=1).astype("float32")))
     model = prl.build(name, a_network, epsilon=0.3, loss=loss, optimizer="sgd")
     if is_recorded and not hasattr(model, "record_selection"):
         pytest.skip("It drops no examples, so that there is no record of them.")
@@ -117,11 +116,3 @@ def test_a_method_trains_in_a_graph(name, is_recorded):
 def a_network():
     body = [layers.Dense(5, "relu"), layers.LayerNormalization(), layers.Dense(3)]
     return keras.Sequential([keras.Input((4,)), *body])
-
-
-def good_data(dtype):
-    """16 examples, of which some are zeros: arrays `(x, y)`."""
-    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
-    x[:3] = 0
-    y = np.arange(16, dtype=dtype) % 3
-    return x, y if np.issubdtype(dtype, np.integer) else np.stack([y] * 3, axis=1)

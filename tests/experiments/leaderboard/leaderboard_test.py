@@ -97,6 +97,19 @@ class TestRunValues:
         assert standing.run_values([other], wanted()).empty
 
 
+def written(folder, levels, costs):
+    """The page and its table: runs of two seeds, on clean labels those of entries that do not know so."""
+    settings = SETTING, Setting("digits", CLEAN)
+    contents = [
+        content(name, seed, [0.3, level + seed / 1000], setting=setting)
+        for name, level in levels.items()
+        for setting in settings
+        for seed in (0, 1)
+        if setting.noise.epsilon or KNOWN[name].told != "true"
+    ]
+    return page.write_page(contents, wanted(settings), KNOWN, costs, folder, "make")
+
+
 LEVELS = {"standard": (0.5, 0.6), "prl_l": (0.8, 0.7), "gce": (0.4, 0.8)}
 
 
@@ -140,22 +153,9 @@ class TestStanding:
         assert found.loc[SETTING.label, "ci_high"] < 0 < found.loc[self.OTHER.label, "ci_low"]
         assert found["pairs"].tolist() == [3, 3]
 
-    def test_the_page_says_who_loses_to_plain_training(self, runs, tmp_path):
-        contents = [
-            content(name, seed, [0.3, level + seed / 1000], setting=setting)
-            for name, level in (("standard", 0.6), ("prl_l", 0.5), ("gce", 0.7))
-            for setting in (SETTING, Setting("digits", CLEAN))
-            for seed in (0, 1)
-            if setting.noise.epsilon or name != "prl_l"
-        ]
-        paths = page.write_page(
-            contents,
-            wanted((SETTING, Setting("digits", CLEAN))),
-            KNOWN,
-            {"prl_l": 1.25},
-            tmp_path / "page",
-            "make",
-        )
+    def test_the_page_says_who_loses_to_plain_training(self, tmp_path):
+        levels = {"standard": 0.6, "prl_l": 0.5, "gce": 0.7}
+        paths = written(tmp_path / "page", levels, {"prl_l": 1.25})
         text = paths[0].read_text()
         line = next(line for line in text.splitlines() if line.startswith("| digits, symmetric 50"))
         assert "1: `prl_l`" in line and "`gce`" not in line
@@ -168,15 +168,7 @@ class TestStanding:
 
     def test_the_page_compares_the_default(self, tmp_path):
         levels = {"standard": 0.6, "prl_l": 0.9, "spl": 0.8, "auto": 0.85}
-        contents = [
-            content(name, seed, [0.3, level + seed / 1000], setting=setting)
-            for name, level in levels.items()
-            for setting in (SETTING, Setting("digits", CLEAN))
-            for seed in (0, 1)
-            if setting.noise.epsilon or name in ("standard", "auto")
-        ]
-        settings = (SETTING, Setting("digits", CLEAN))
-        text = page.write_page(contents, wanted(settings), KNOWN, {}, tmp_path, "make")[0].read_text()
+        text = written(tmp_path, levels, {})[0].read_text()
         part = text.split("## The default")[1].split("##")[0]
         assert "less `prl_l`" in part and "spl" not in part
         lines = {

@@ -174,13 +174,15 @@ def test_a_table_without_runs_stops_no_other(tmp_path, capsys):
     assert (tmp_path / "table4.md").exists()
 
 
-def test_what_does_not_go_together_is_refused(tmp_path):
+def test_what_does_not_go_together_and_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--workers=1"):
         reproduce.reproduce(["6"], [], "cpu", tmp_path, workers=2)
     with pytest.raises(ValueError, match="rows and methods together"):
         reproduce.reproduce(["2"], [], "cpu", tmp_path, rows=["CF10-clean"], methods=["prl_l"])
     with pytest.raises(ValueError, match="--dry_run lists"):
         reproduce.reproduce(["1"], [], "cpu", tmp_path, dry_run=True, report=True)
+    with pytest.raises(ValueError, match="--table=1"):
+        reproduce.reproduce([], [], "cpu", tmp_path)
 
 
 def test_table_4_and_5_need_no_runs_of_their_own(tmp_path, capsys):
@@ -257,11 +259,6 @@ def test_what_is_no_shard_is_refused(text):
         reproduce.parse_shard(text)
 
 
-def test_nothing_asked_for_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--table=1"):
-        reproduce.reproduce([], [], "cpu", tmp_path)
-
-
 @pytest.mark.long
 def test_the_program_refuses_missing_data_in_a_line(tmp_path):
     folders = f"--output_dir={tmp_path}/out", f"--cache_dir={tmp_path}/cache", f"--data_dir={tmp_path}"
@@ -269,8 +266,3 @@ def test_the_program_refuses_missing_data_in_a_line(tmp_path):
     assert done.returncode == 1 and "--download" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not list(pathlib.Path(tmp_path).rglob("config.json"))
-
-
-def test_runs_are_named_by_what_they_are():
-    config = reproduce.select(TABLES[3], "cpu", ["CF10-pf-45"], seeds=["0"])[0]
-    assert results.path_of("", config).name.startswith("cifar10_features-co_prl_l-pairflip-0.45-seed0-")

@@ -28,13 +28,6 @@ def train(config, directory, models=None):
     return training.model, table.drop(columns="seconds")
 
 
-def runs_of(fields, method, kinds):
-    return [
-        RunConfig(**fields, method=method, corruption=kind, epsilon=epsilon, assumed_epsilon=0.3, seed=seed)
-        for kind, epsilon, seed in kinds
-    ]
-
-
 @pytest.mark.daily("*-normclip-*")
 @pytest.mark.parametrize(
     "fields, method, kinds",
@@ -47,7 +40,10 @@ def runs_of(fields, method, kinds):
     ],
 )
 def test_a_kept_model_gives_what_a_fresh_one_gives(tmp_path, fields, method, kinds):
-    first, second = runs_of(fields, method, kinds)
+    first, second = (
+        RunConfig(**fields, method=method, corruption=kind, epsilon=epsilon, assumed_epsilon=0.3, seed=seed)
+        for kind, epsilon, seed in kinds
+    )
     fresh_model, fresh_table = train(second, tmp_path / "fresh")
     fresh = [np.copy(w) for w in fresh_model.get_weights()]
     models = {}
@@ -55,8 +51,7 @@ def test_a_kept_model_gives_what_a_fresh_one_gives(tmp_path, fields, method, kin
     again, table = train(second, tmp_path / "again", models)
     assert again is kept
     assert table.equals(fresh_table)
-    for one, other in zip(again.get_weights(), fresh, strict=True):
-        np.testing.assert_array_equal(one, other)
+    np.testing.assert_equal(again.get_weights(), fresh)
 
 
 def test_only_corruption_and_seeds_may_differ_between_runs_that_share_a_model():
@@ -138,8 +133,7 @@ class TestOnTheDevice:
             model, selection = training.model, tmp_path / "device.npz"
             found = training.fit(device, device="CPU:0", selection=selection).drop(columns="seconds")
             assert found.equals(table) and model.train_step.source.is_bytes
-            for one, other in zip(model.get_weights(), weights, strict=True):
-                np.testing.assert_array_equal(one, other)
+            np.testing.assert_equal(model.get_weights(), weights)
         # The model still takes the examples themselves, and so does the file.
         name = "accuracy" if config.dataset == "digits" else "r2_score"
         logs = model.evaluate(data.test_x, data.test_y, batch_size=1024, verbose=0, return_dict=True)
