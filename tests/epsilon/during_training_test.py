@@ -10,7 +10,6 @@ import prl_keras as prl
 from prl_keras.epsilon import intervals as noise_intervals
 from tests.promises.replicas_test import SETUP, run
 
-LONG = pytest.mark.long
 N = 60
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(N, 4)).astype("float32")
@@ -59,18 +58,9 @@ def softmax(logits):
 class TestEstimate:
     @pytest.mark.daily("False-options0")
     @pytest.mark.parametrize(
-        "is_pair, options",
-        [
-            (False, {}),
-            (True, {"jit_compile": True}),
-            (True, {"run_eagerly": True}),
-            (False, {"steps_per_execution": 3}),
-            pytest.param(True, {}, marks=LONG),
-            pytest.param(False, {"jit_compile": True}, marks=LONG),
-            pytest.param(False, {"run_eagerly": True}, marks=LONG),
-            pytest.param(True, {"steps_per_execution": 3}, marks=LONG),
-        ],
+        "options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3}]
     )
+    @pytest.mark.parametrize("is_pair", [False, True])
     def test_is_that_of_the_predictions(self, is_pair, options):
         networks = [network(seed=seed) for seed in range(1 + is_pair)]
         model = fixed(*networks, **options)
@@ -191,9 +181,7 @@ class TestWarning:
                 fixed(*networks, run_eagerly=True).fit(X, LABELS, batch_size=N, epochs=5, verbose=0)
 
     @pytest.mark.daily("0.1-True")
-    @pytest.mark.parametrize(
-        "told, is_warned", [(0.1, True), pytest.param(0.4, False, marks=LONG), (0.45, False)]
-    )
+    @pytest.mark.parametrize("told, is_warned", [(0.1, True), (0.4, False), (0.45, False)])
     def test_trained_on_digits_of_which_40_percent_are_wrong(self, told, is_warned):
         from sklearn import datasets
 

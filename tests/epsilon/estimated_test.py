@@ -238,13 +238,7 @@ def trained(model, kind, epsilon, epochs=30):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "kind, epsilon",
-    [
-        ("symmetric", 0.0),
-        pytest.param("symmetric", 0.2, marks=pytest.mark.long),
-        ("symmetric", 0.4),
-        pytest.param("pairflip", 0.2, marks=pytest.mark.long),
-    ],
+    "kind, epsilon", [("symmetric", 0.0), ("symmetric", 0.2), ("symmetric", 0.4), ("pairflip", 0.2)]
 )
 def test_of_digits_it_ends_a_little_above_the_truth(kind, epsilon, traced):
     model, kept = trained(traced, kind, epsilon)

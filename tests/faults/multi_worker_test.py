@@ -17,7 +17,6 @@ from project import ROOT
 import prl_keras as prl
 
 SECONDS = 240  # for any step of a test, on a busy machine
-METHODS = ("co_prl_l", "prl_g")
 SETUP = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
@@ -124,7 +123,7 @@ def cluster(command, folder, started=2, size=2):
             member.process.wait()
 
 
-@pytest.fixture(scope="module", params=[METHODS, pytest.param(("prl_l", "normclip"), marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[("co_prl_l", "prl_g"), ("prl_l", "normclip")])
 def told(request, tmp_path_factory):
     """Methods, and what the two processes of a cluster print: of `FIT`, and of `PLAIN_KERAS` after it."""
     methods = request.param

@@ -9,7 +9,6 @@ import prl_keras as prl
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=[12, 5]).astype("float32"), RNG.normal(size=[12, 2]).astype("float32")
 LABELS = RNG.integers(3, size=12)
-LONG = pytest.mark.long
 BAD = [np.nan, np.inf, -np.inf]
 GRAPH = {"jit_compile": "auto"}
 SCORES = ["loss", "loss_layer_gradient", "gradient", None]
@@ -116,10 +115,8 @@ def test_a_gradient_that_overflows_with_the_loss(layer, options):
     assert_same(*map(all_state, models))
 
 
-# In `make test` one method of each kind of step, each traced.
-FAST = [("prl_l", False), ("prl_l", True), ("prl_g", False), ("co_prl_l", True), ("decouple", True)]
 STEPS = [
-    (method, batch_norm) if (method, batch_norm) in FAST else pytest.param(method, batch_norm, marks=LONG)
+    (method, batch_norm)
     for method, row in prl.METHODS.items()
     for batch_norm in (False, True)
     if row.score != "gradient" or not batch_norm  # which has no gradient of one example

@@ -97,16 +97,7 @@ FITS = {  # name: (arguments of fit, options of make, arguments of expected)
     "class_weight": (lambda: {"class_weight": {0: 9, 1: 1, 2: 0.1}}, EAGER, {"class_weight": (9, 1, 0.1)}),
 }
 EVERYWHERE = ("numpy", "sample_weight", "class_weight")  # the others with FAST_KINDS
-RARE = {
-    ("jit", "swap"),
-    ("steps_per_execution", "swap"),
-    ("dict", "swap"),
-}  # others have pairs, and both ways
-FIT_CASES = [
-    pytest.param(name, kind, marks=[pytest.mark.long] * ((name, kind) in RARE))
-    for name in FITS
-    for kind in (KINDS if name in EVERYWHERE else FAST_KINDS)
-]
+FIT_CASES = [(name, kind) for name in FITS for kind in (KINDS if name in EVERYWHERE else FAST_KINDS)]
 
 
 @pytest.mark.daily(

@@ -14,9 +14,6 @@ from prl_keras.experiments.benchmark.kernels import Kernels, count_row, write_ke
 from prl_keras.methods import PAPER_METHODS
 
 MOST_FUSIONS = {"spl": 100, "prl_l": 100, "prl_g": 140, "co_prl_l": 190}
-LONG = pytest.mark.long
-# The others differ from these in the score, the exchange or the rule alone.
-FAST = ("normclip", "decouple")
 WITHOUT_SCORE = ("standard", "normclip", "huber", "bootstrap")  # plain models, which no record goes with
 PROGRAM = """
 HloModule jit_step, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
@@ -46,14 +43,14 @@ def counted(method, is_recorded):
 
 class TestStep:
     @pytest.mark.daily("prl_l")
-    @pytest.mark.parametrize("method", [pytest.param("spl", marks=LONG), "prl_l", "prl_g", "co_prl_l"])
+    @pytest.mark.parametrize("method", MOST_FUSIONS)
     def test_at_most_so_many_fusions(self, method):
         found = counted(method, is_recorded=False)
         assert found.fusions <= MOST_FUSIONS[method]
         self.assert_nothing_waits_or_sorts(found)
 
     @pytest.mark.daily("normclip")
-    @pytest.mark.parametrize("method", [m if m in FAST else pytest.param(m, marks=LONG) for m in prl.METHODS])
+    @pytest.mark.parametrize("method", prl.METHODS)
     def test_nothing_waits_for_the_host_and_nothing_is_sorted(self, method):
         # Recorded, which adds to the step and takes nothing from it.
         self.assert_nothing_waits_or_sorts(counted(method, is_recorded=method not in WITHOUT_SCORE))

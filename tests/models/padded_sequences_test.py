@@ -34,15 +34,8 @@ def network(seed):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("score", "is_pair"),
-    [
-        ("loss_layer_gradient", False),
-        ("loss", True),
-        pytest.param("loss", False, marks=pytest.mark.long),
-        pytest.param("loss_layer_gradient", True, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("is_pair", [False, True])
+@pytest.mark.parametrize("score", ["loss", "loss_layer_gradient"])
 def test_97_of_100_that_are_found_are_wrong(score, is_pair):
     x, y, is_wrong, lengths = data()
     if is_pair:

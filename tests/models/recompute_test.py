@@ -65,13 +65,9 @@ def assert_both_ways_agree(make, x=X, y=Y, **fit):
 
 
 WEIGHTS = {"none": None, "some": S, "zeros": ZEROS}
-LONG = pytest.mark.long  # goes through the same code as a case that is not
 SCORED = [method for method, row in prl.METHODS.items() if row.score or row.exchange]
-FAST_CASES = [(method, "zeros") for method in SCORED if method != "min_sgd"]
-FAST_CASES += [("prl_l", "none"), ("prl_g", "none"), ("co_prl_l", "none"), ("bootstrap", "zeros")]
 METHOD_CASES = [(method, weights) for method in SCORED for weights in WEIGHTS]
 METHOD_CASES += [(method, "zeros") for method in prl.METHODS if method not in SCORED]  # most are plain Keras
-METHOD_CASES = [case if case in FAST_CASES else pytest.param(*case, marks=LONG) for case in METHOD_CASES]
 
 
 @pytest.mark.daily("prl_l-zeros", "prl_g-zeros", "co_prl_l-zeros", "gmm-zeros")
@@ -167,18 +163,9 @@ DATA = {  # name: (network, ignored class, x, y, sample_weight)
 }
 
 
-# Fast: Keras's default of every kind of data, and every reduction of what has both weights and ignored steps.
-REDUCTION_CASES = [
-    (reduction, name)
-    if name == "ignored_class" or reduction == "sum_over_batch_size" or (reduction, name) == (None, "rows")
-    else pytest.param(reduction, name, marks=LONG)
-    for reduction in REDUCTIONS
-    for name in DATA
-]
-
-
 @pytest.mark.daily("None-rows", "none-ignored_class", "sum-ignored_class", "sum_over_batch_size-rows")
-@pytest.mark.parametrize("reduction, name", REDUCTION_CASES)
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_every_reduction(reduction, name):
     network, ignored, x, y, weights = DATA[name]
     loss = losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored, reduction=reduction)
@@ -244,13 +231,13 @@ XLA_CASES = [
     (prl.Trim(0.4), "zeros"),
     (prl.KeepLowest(3), "none"),
     (prl.ClipNorm(0.5), "some"),
-    pytest.param(prl.Trim(0.4), "none", marks=LONG),
-    pytest.param(prl.KeepLowest(3), "zeros", marks=LONG),
-    pytest.param(prl.ClipNorm(0.5), "zeros", marks=LONG),
+    (prl.Trim(0.4), "none"),
+    (prl.KeepLowest(3), "zeros"),
+    (prl.ClipNorm(0.5), "zeros"),
 ]
 
 
-@pytest.mark.daily("ClipNorm*")
+@pytest.mark.daily("ClipNorm*-some")
 @pytest.mark.parametrize("rule, weights", XLA_CASES, ids=str)
 def test_xla_makes_the_same_step_of_a_rule_that_keeps_a_fixed_number(rule, weights):
     def make(recompute):

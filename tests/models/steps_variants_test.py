@@ -51,25 +51,13 @@ VARIANTS = {
     "two_outputs_pair": ("two_outputs", "co_prl_l", "example", EAGER),
     "two_outputs_xla": ("two_outputs", "prl_l", "example", XLA),
 }
-# What each of them combines is in the other variants, too.
-LONG = ("embedding_element_by_loss", "unrolled", "unrolled_gradient", "recompute_looping", "xla")
-LONG += ("two_outputs_by_loss", "two_outputs_recompute")
-
-
-def each(*cases):
-    """The cases, each beginning with its variant, for `parametrize`."""
-    return [pytest.param(*case, marks=[pytest.mark.long] * (case[0] in LONG)) for case in cases]
-
-
-each_variant = pytest.mark.parametrize("name", each(*[(name,) for name in VARIANTS]))
 # A graph takes seconds to trace, so those that need one have one kind of batch.
 IN_GRAPHS = [name for name, (*_, options) in VARIANTS.items() if not options.get("run_eagerly")]
 each_variant_and_case = pytest.mark.parametrize(
-    "name, case",
-    each(*[(n, c) for n in VARIANTS for c in ("masked", "both") if c == "both" or n not in IN_GRAPHS]),
+    "name, case", [(n, c) for n in VARIANTS for c in ("masked", "both") if c == "both" or n not in IN_GRAPHS]
 )
 each_selection = pytest.mark.parametrize(
-    "name", each(*[(name,) for name, (*_, options) in VARIANTS.items() if options is EAGER])
+    "name", [name for name, (*_, options) in VARIANTS.items() if options is EAGER]
 )
 
 
@@ -274,7 +262,8 @@ def trim(scores, is_ranked, epsilon):
     "embedding_gradient-masked",
     "looping_element-masked",
     "recompute_gradient-masked",
-    "two_outputs*-masked",
+    "two_outputs-masked",
+    "two_outputs_pair-masked",
 )
 @each_variant_and_case
 def test_a_step_is_kerass_with_the_weights_that_numpy_selects(name, case):
@@ -305,7 +294,7 @@ def train(model, name, x, y, s):
 
 
 @pytest.mark.daily("embedding_gradient", "unrolled_element", "two_outputs")
-@each_variant
+@pytest.mark.parametrize("name", VARIANTS)
 def test_with_epsilon_0_fit_is_that_of_keras(name):
     kind = VARIANTS[name][0]
     x, y, s = make_batch(kind)
@@ -320,7 +309,10 @@ def test_with_epsilon_0_fit_is_that_of_keras(name):
 
 
 @pytest.mark.daily(
-    "embedding*-masked",
+    "embedding-masked",
+    "embedding_by_loss-masked",
+    "embedding_element-masked",
+    "embedding_gradient-masked",
     "unrolled_element-both",
     "looping_element-masked",
     "pair_element-masked",

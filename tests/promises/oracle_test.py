@@ -124,11 +124,11 @@ def assert_one_step(method, kind, body, epsilon, batch, scale=0.7):
 # The library against the oracle.
 
 
-LONG = pytest.mark.long  # goes through the same code as a case that is not
 BATCHES = [(1, "some"), (2, "some"), (7, "none"), (17, "some")]
-BATCHES += [pytest.param(n, w, marks=LONG) for n, w in ((1, "none"), (2, "none"), (7, "some"), (33, "none"))]
+BATCHES += [(1, "none"), (2, "none"), (7, "some"), (33, "none")]
 
 
+@pytest.mark.daily("*-1-some", "*-2-some", "*-7-none", "*-17-some")
 @pytest.mark.parametrize("n, weights", BATCHES)
 @pytest.mark.parametrize("method", METHODS)
 def test_one_step_equals_the_brute_force_oracle(method, n, weights):
@@ -145,9 +145,7 @@ def test_a_batch_of_padding_moves_nothing(method):
 @pytest.mark.daily("spl-*", "prl_g-0.45-30", "co_prl_l-0.45-30")
 # m = 20 of 30 count: (1 - 0.45) * 20 and (1 - 0.9) * 20 are whole on paper, not in floating point.
 @pytest.mark.parametrize("epsilon, n", [(0.0, 7), (0.45, 30), (0.9, 30)])
-@pytest.mark.parametrize(
-    "method", ["spl", "prl_g", "co_prl_l", *[pytest.param(m, marks=LONG) for m in ("prl_l", "co_teaching")]]
-)
+@pytest.mark.parametrize("method", ["spl", "prl_l", "prl_g", "co_teaching", "co_prl_l"])
 def test_every_epsilon(method, epsilon, n):
     assert_one_step(method, "sparse", "mlp", epsilon, make_batch("sparse", "mlp", n, "some"))
 

@@ -149,9 +149,9 @@ def run(program, *arguments):
 OF_SHARE = ["sever", "geomed"]
 METHODS = [name for name in prl.METHODS if name not in OF_SHARE]
 SCORED = [name for name in METHODS if prl.METHODS[name].score]
-OF_EACH_KIND = ["prl_g", "co_prl_l"]  # the others do so in `make test-long`
+OF_EACH_KIND = ["prl_g", "co_prl_l"]
 LONG = pytest.mark.long
-two_and_three = pytest.mark.parametrize("replicas", ["2", pytest.param("3", marks=LONG)])
+two_and_three = pytest.mark.parametrize("replicas", ["2", "3"])
 
 
 @pytest.mark.fault(5, 19)

@@ -17,10 +17,6 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(20, 4)).astype("float32"), RNG.integers(2, size=20)
 EPOCHS = 3
 
-# Of the methods that go through the same code one each; `make test-long` runs them all.
-FAST = ("standard", "prl_l", "prl_g", "co_prl_l", "decouple")
-EVERY_METHOD = [m if m in FAST else pytest.param(m, marks=pytest.mark.long) for m in prl.METHODS]
-
 
 def make(method, epsilon=0.4, dropout=None):
     seeds = iter(range(9))
@@ -84,7 +80,7 @@ def assert_equal(got, want):
 
 @pytest.mark.daily("co_prl_l")
 @pytest.mark.fault(22)
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", prl.METHODS)
 def test_resumes_the_straight_run(method, tmp_path):
     # Keras saves no dropout seeds: of the methods that are plain Keras models without them.
     is_ours = prl.METHODS[method].score or prl.METHODS[method].exchange
@@ -114,7 +110,7 @@ def test_after_kill_9(tmp_path):
 
 @pytest.mark.daily("standard")
 @pytest.mark.fault(22)
-@pytest.mark.parametrize("method", ["prl_l", pytest.param("co_teaching", marks=pytest.mark.long), "standard"])
+@pytest.mark.parametrize("method", ["prl_l", "co_teaching", "standard"])
 def test_a_truncated_newest_backup_falls_back_to_the_one_before(method, tmp_path):
     stopped(method, tmp_path)
     newest = tmp_path / "latest.weights.h5"

@@ -16,7 +16,6 @@ import prl_keras as prl
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 4)).astype("float32"), RNG.integers(3, size=12)
-LONG = pytest.mark.long  # resume_test has every kind of step, saved as here
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 # What runs in the fresh process; prints nothing but what it must.
@@ -194,7 +193,7 @@ def test_config_round_trip(name):
 
 
 @pytest.mark.daily("trim")
-@pytest.mark.parametrize("name", ["trim", pytest.param("microbatch", marks=LONG), "swap"])
+@pytest.mark.parametrize("name", ["trim", "microbatch", "swap"])
 def test_save_weights_and_load_weights(name, tmp_path):
     model, other = trained(name), make(name, seed=1)
     model.save_weights(tmp_path / "m.weights.h5")
@@ -206,7 +205,8 @@ def test_save_weights_and_load_weights(name, tmp_path):
         np.testing.assert_allclose(network(X), original(X), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ramp", pytest.param("swap", marks=LONG)])
+@pytest.mark.daily("ramp")
+@pytest.mark.parametrize("name", ["ramp", "swap"])
 def test_model_checkpoint_keeps_the_best(name, tmp_path):
     model, seen = make(name), []
     path = tmp_path / "best.keras"
@@ -229,9 +229,8 @@ def interrupt(epoch, logs):
         raise Interrupted
 
 
-@pytest.mark.parametrize(
-    "name", ["ramp", pytest.param("clip_norm", marks=LONG), pytest.param("swap", marks=LONG)]
-)
+@pytest.mark.daily("ramp")  # resume_test has every kind of step, saved as here
+@pytest.mark.parametrize("name", ["ramp", "clip_norm", "swap"])
 def test_backup_and_restore_resumes_the_straight_run(name, tmp_path):
     def fit(model, *callbacks):
         model.build(X.shape)
