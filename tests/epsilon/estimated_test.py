@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 
 import prl_keras as prl
 from prl_keras.experiments.data.load import load
@@ -132,8 +133,7 @@ def test_a_training_of_one_epoch_is_plain_training():
         model = prl.build(method, network, loss=LOGITS, optimizer="adam")
         model.fit(x, noisy, batch_size=32, verbose=0, shuffle=False)
         weights.append(model.get_weights()[:4] if method == "standard" else model.network.get_weights())
-    for plain, auto in zip(*weights, strict=True):
-        np.testing.assert_allclose(auto, plain, atol=1e-6)
+    assert_all_close(*weights, rtol=1e-7)
 
 
 @pytest.mark.daily("arrays")
@@ -318,8 +318,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
         fit(undisturbed, keras.callbacks.BackupAndRestore(tmp_path), Stop())
     resumed = fit(build(warmup_steps=24), keras.callbacks.BackupAndRestore(tmp_path))
     assert told(resumed) == epsilon < 0.5
-    for got, want in zip(resumed.get_weights(), weights):
-        np.testing.assert_array_equal(got, want)
+    assert_all_equal(resumed.get_weights(), weights)
 
 
 def test_two_models_of_one_rule_have_their_own():

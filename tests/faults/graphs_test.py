@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 from keras import layers
 
 import prl_keras as prl
@@ -75,8 +76,7 @@ class TestGraphs:
         plain, model = compiled(Molecules()), compiled(rule=prl.Trim(0.0))
         for each in (plain, model):
             each.fit(SOURCES[source](), epochs=1, shuffle=False, verbose=0)
-        for a, b in zip(plain.get_weights(), model.network.get_weights()):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        assert_all_close(plain.get_weights(), model.network.get_weights(), atol=1e-7)
 
     @pytest.mark.daily("False")
     @pytest.mark.parametrize("jit_compile", [False, True])
@@ -87,8 +87,7 @@ class TestGraphs:
             model.compile(keras.optimizers.SGD(0.1), LOSS, **options)
             model.fit(SOURCES["dataset"]().take(1), verbose=0)
             weights.append(model.get_weights())
-        for a, b in zip(*weights):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        assert_all_close(*weights, rtol=1e-4)
 
     @pytest.mark.daily("loss")
     @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient"])
@@ -164,5 +163,4 @@ class TestGraphs:
             weights.append(model.get_weights())
         assert logs["nonfinite"] == [1]
         for other in weights[1:]:
-            for first, second in zip(weights[0], other):
-                np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-6)
+            assert_all_close(other, weights[0])

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 from keras import callbacks, layers
 from small_classifier import DATA, LOSS, X, Y, network
 
@@ -118,8 +119,7 @@ def test_gives_what_plain_keras_gives(score, habit):
     plain, net = hidden(), hidden()
     expected = habit(plain, plain)
     found = habit(prl.RobustModel(net, score, prl.Trim(0.0)), net)
-    for a, b in zip(plain.get_weights(), net.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_all_close(plain.get_weights(), net.get_weights())
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
 
@@ -132,8 +132,7 @@ def test_a_copy_trains_on_as_the_model_does(make):
     other = make(model)
     for each in (model, other):
         each.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
-    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(model.get_weights(), other.get_weights())
 
 
 @pytest.mark.fault(56)
@@ -146,8 +145,7 @@ def test_tables_train_and_are_recorded():
     compile_and_fit(networks[0], X, Y, sample_weight=weights.to_numpy())
     model, record = prl.RobustModel(networks[1], rule=prl.Trim(0.0)), prl.SelectionRecord((table, labels))
     compile_and_fit(model, table, labels, sample_weight=weights, callbacks=[record])
-    for a, b in zip(*(each.get_weights() for each in networks)):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(*(each.get_weights() for each in networks))
     assert record.seen.all()
     of_tables, of_arrays = (prl.audit(model, data, record, 0.2) for data in ((table, labels), (X, Y)))
     np.testing.assert_array_equal(of_tables["score"], of_arrays["score"])

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 from keras import layers
 from small_classifier import DATA, X, Y, compiled, generator, network
 
@@ -56,8 +57,7 @@ class TestKindsOfData:
             models.append(compiled(network(inputs=keras.Input((4,), sparse=is_sparse)), score=score))
             arguments = (DATA((x, Y)).batch(4),) if as_dataset else (x, Y, 4)
             models[-1].fit(*arguments, shuffle=False, verbose=0)
-        for a, b in zip(*(model.get_weights() for model in models)):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        assert_all_close(*(model.get_weights() for model in models), atol=1e-7)
 
     @pytest.mark.parametrize("as_dataset", [False, True])
     def test_ragged_inputs_train(self, as_dataset):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from arrays import assert_all_close, assert_all_equal
 from keras import layers
 from small_classifier import BAD, DATA, SOURCES, Batches, X, Y, compiled
 
@@ -43,8 +44,7 @@ class TestLabels:
         before = model.get_weights()
         with pytest.raises(ValueError, match=r"y\[5\] is 7"):
             model.train_on_batch(X, BAD)
-        for a, b in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(before, model.get_weights())
 
     @pytest.mark.fault(8)
     def test_of_validation_data(self):
@@ -52,8 +52,7 @@ class TestLabels:
         before = model.get_weights()
         with pytest.raises(ValueError, match=r"validation_data: .*y\[5\] is 7"):
             model.fit(X, Y, validation_data=(X, BAD), verbose=0)
-        for a, b in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(before, model.get_weights())
 
     @pytest.mark.daily("2-loss0*", "-1-loss2*")
     @pytest.mark.fault(8)
@@ -73,8 +72,7 @@ class TestLabels:
         before = model.get_weights()
         with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; y\[5, 0\] is {value}"):
             model.fit(X, bad, verbose=0)
-        for a, b in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(before, model.get_weights())
         for source in SOURCES.values():
             with pytest.raises(ValueError, match=rf"labels in \[0, 1\]; there is a {value}"):
                 model.fit(source(X, bad), verbose=0)
@@ -102,8 +100,7 @@ class TestLabels:
             model.fit(*((X, y, 4) if source is None else (SOURCES[source](X, y),)), shuffle=False, verbose=0)
             weights.append(plain.get_weights())
         for other in weights[1:]:
-            for a, b in zip(weights[0], other):
-                np.testing.assert_allclose(a, b, rtol=1e-6)
+            assert_all_close(weights[0], other, rtol=1e-6, atol=0)
         assert np.isfinite(prl.score_examples(model, (X, y))).all()
         with pytest.raises(ValueError, match=r"labels in \[0, 1\]; y\[\d+, 0\] is"):
             model.fit(X, y + np.where(y > 0.5, 0.004, -0.004), verbose=0)  # a 255th
@@ -145,5 +142,4 @@ class TestLabels:
             model.fit(*arguments, shuffle=False, verbose=0)
             weights.append(model.get_weights())
         for other in weights[1:]:
-            for a, b in zip(weights[0], other):
-                np.testing.assert_allclose(a, b, rtol=1e-6)
+            assert_all_close(weights[0], other, rtol=1e-6, atol=0)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 from keras import layers
 
 import prl_keras as prl
@@ -35,8 +36,7 @@ def test_prl_g_with_an_embedding_is_plain_fit_at_epsilon_zero(optimizer, microba
     plain = fit(text(), x, optimizer=optimizer)
     robust = prl.RobustModel(text(), "gradient", prl.Trim(0.0), microbatch_size=microbatch_size)
     fit(robust, x, optimizer=optimizer)
-    for a, b in zip(plain.get_weights(), robust.network.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_all_close(plain.get_weights(), robust.network.get_weights())
 
 
 @pytest.mark.long
@@ -95,8 +95,7 @@ def test_prl_g_with_text_is_plain_fit_at_epsilon_zero():
 
     x = tf.constant([["a b"], ["b"], ["c a d"], ["d d a b"]] * 8)
     plain, robust = fit(text(), x), fit(prl.RobustModel(text(), "gradient", prl.Trim(0.0)), x)
-    for a, b in zip(plain.get_weights(), robust.network.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_all_close(plain.get_weights(), robust.network.get_weights())
 
 
 def spectral():
@@ -142,12 +141,10 @@ def test_a_weight_that_a_layer_assigns_changes_as_in_plain_fit(name):
 
     before = network.get_weights()
     model.train_on_batch(np.full_like(x, np.nan), Y[:8])  # a skipped step
-    for a, b in zip(before, network.get_weights()):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, network.get_weights())
     seen.clear()
     for each in (plain, model):
         each.train_on_batch(x, Y[:8])
-    for a, b in zip(plain.get_weights(), network.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_all_close(plain.get_weights(), network.get_weights())
     if OPTIONS[name]["score"] == "gradient":
         np.testing.assert_allclose(seen[0], expected, rtol=1e-4)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from arrays import assert_all_equal
 from small_classifier import LOSS, X, Y, network
 
 import prl_keras as prl
@@ -20,8 +21,7 @@ def test_a_step_that_overflows_in_float16_is_skipped_and_counts_for_nothing():
     model.compile(optimizer, LOSS)
     before, scales = model.get_weights(), []
     while int(optimizer.iterations) == 0 and len(scales) < 60:
-        for a, b in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(before, model.get_weights())
         logs = model.train_on_batch(X, Y, return_dict=True)
         scales.append(float(optimizer.dynamic_scale))
         # The schedule stands at step 0: nothing is dropped for an overflow.

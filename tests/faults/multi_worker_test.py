@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from arrays import assert_all_close
 from project import ROOT
 
 import prl_keras as prl
@@ -183,8 +184,7 @@ def test_a_killed_process_and_all_resumed_end_as_if_undisturbed(tmp_path):
             member.succeed()
     models = [keras.saving.load_model(tmp_path / name / "model.keras") for name in ("whole", "killed")]
     assert all(isinstance(model, prl.RobustModel) for model in models)
-    for a, b in zip(*(model.get_weights() for model in models), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert_all_close(*(model.get_weights() for model in models), rtol=0)
     whole, killed = (
         pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "killed")
     )

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from arrays import assert_all_close, assert_all_equal
 from small_classifier import LOSS, SOURCES, X, Y, compiled, network
 
 import prl_keras as prl
@@ -21,8 +22,7 @@ class TestSampleWeight:
             model.fit(X, Y, sample_weight=weight, verbose=0)
         with pytest.raises(ValueError, match=rf"sample_weight\[5\] is {bad}"):
             model.train_on_batch(X, Y, sample_weight=weight)
-        for a, b in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(before, model.get_weights())
         for source in SOURCES.values():
             with pytest.raises(ValueError, match=f"sample_weight must be .*there is a {bad:g}"):
                 compiled().fit(source(X, Y, weight), verbose=0)
@@ -41,8 +41,7 @@ class TestSampleWeight:
             for source in SOURCES.values():
                 with pytest.raises(ValueError, match=r"sample_weight must be .*there is a -1"):
                     model.fit(source(X, Y, np.full(12, -1)), verbose=0)
-        for a, b in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(before, model.get_weights())
 
     def test_of_zeros_and_ones_as_truth_values(self):
         weight, trained = np.arange(12) % 3 > 0, []
@@ -50,8 +49,7 @@ class TestSampleWeight:
             keras.utils.set_random_seed(0)
             trained.append(compiled())
             trained[-1].fit(X, Y, sample_weight=given, shuffle=False, verbose=0)
-        for a, b in zip(*(model.get_weights() for model in trained)):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(*(model.get_weights() for model in trained))
 
     def test_of_another_length_or_shape_is_refused(self):
         with pytest.raises(ValueError, match="'sample_weight' sizes: 11"):
@@ -65,8 +63,7 @@ class TestSampleWeight:
         before = model.get_weights()
         history = model.fit(X, Y, sample_weight=np.zeros(12), verbose=0).history
         assert history["loss"] == history["loss_all"] == [0.0]
-        for a, b in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(before, model.get_weights())
 
     def test_one_for_each_step_of_a_sequence_is_that_of_plain_keras(self):
         x, y = RNG.normal(size=(6, 5, 4)).astype("float32"), RNG.integers(0, 3, (6, 5))
@@ -76,5 +73,4 @@ class TestSampleWeight:
         model = compiled(network(inputs=keras.Input((5, 4))), rule=prl.Trim(0.0))
         for trained in (plain, model):
             trained.fit(x, y, sample_weight=weight, verbose=0)
-        for a, b in zip(plain.get_weights(), model.get_weights()):
-            np.testing.assert_allclose(a, b, rtol=1e-5)
+        assert_all_close(plain.get_weights(), model.get_weights(), atol=0)

@@ -1,8 +1,8 @@
 """A run that is told to end."""
 
 import keras
-import numpy as np
 import pytest
+from arrays import assert_all_equal
 from train_process import start, wait_for_epochs
 
 from prl_keras.experiments.runs.config import RunConfig
@@ -22,5 +22,4 @@ def test_after_sigterm_what_was_done_is_whole_and_resume_goes_on(tmp_path):
     run(config, tmp_path / "stopped", resume=True, verbose=0)
     run(config, tmp_path / "straight", verbose=0)
     models = [keras.models.load_model(tmp_path / name / "model.keras") for name in ("stopped", "straight")]
-    for a, b in zip(*(model.get_weights() for model in models)):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(*(model.get_weights() for model in models))

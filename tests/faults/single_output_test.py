@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from arrays import assert_all_close
 from small_classifier import DATA, LOSS, X, Y, compiled, generator, network
 
 import prl_keras as prl
@@ -32,8 +33,7 @@ def test_is_trained_and_evaluated_as_in_keras(form, score):
         sizes = {"batch_size": 4} if len(FORMS[form]()) == 2 else {}
         log = model.fit(*FORMS[form](), epochs=1, shuffle=False, verbose=0, **sizes).history
         results.append([*net.get_weights(), log["loss"], log["accuracy"], model.test_on_batch(X, [Y])])
-    for plain, robust in zip(*results):
-        np.testing.assert_allclose(plain, robust, rtol=1e-5, atol=1e-6)
+    assert_all_close(*results)
 
 
 @pytest.mark.fault(46)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import assert_all_equal
 from soak import FaultyBatches, soak
 
 from prl_keras import files
@@ -11,8 +12,7 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index():
     one, other = FaultyBatches(3), FaultyBatches(3)
     for _ in range(5):
         other[7]
-    for a, b in zip(one[9], other[9], strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(one[9], other[9])
     other.epoch = 1
     assert one[9][0].shape != other[9][0].shape or not np.array_equal(one[9][0], other[9][0])
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_equal
 from keras import layers
 from small_classifier import LOSS, X, Y, compiled, network
 
@@ -36,8 +37,7 @@ class TestXla:
             self.CALLS[call](model)
         self.CALLS[call](plain)
         assert not model.jit_compile
-        for a, b in zip(plain.get_weights(), model.get_weights()):
-            np.testing.assert_array_equal(a, b)
+        assert_all_equal(plain.get_weights(), model.get_weights())
         assert int(model.optimizer.iterations) == int(plain.optimizer.iterations)
 
     def test_other_errors_stay_errors(self):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 
 import prl_keras as prl
 
@@ -50,8 +51,7 @@ def test_bad_data_is_refused_before_any_weight_changes(x, y, message):
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
         model.fit(x, y, verbose=0)
-    for old, new in zip(before, model.get_weights()):
-        np.testing.assert_array_equal(old, new)
+    assert_all_equal(before, model.get_weights())
 
 
 def batches(x, y):
@@ -182,8 +182,7 @@ class TestLabelsPerStep:
         weights = None if sample_weight is None else np.repeat(sample_weight[kept][:, None], 4, axis=1)
         expected = plain.train_on_batch(x[kept], y[kept], sample_weight=weights, return_dict=True)
         assert logs["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-        for a, b in zip(plain.get_weights(), model.get_weights()):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        assert_all_close(plain.get_weights(), model.get_weights(), rtol=1e-4)
 
 
 def test_the_threshold_of_negative_scores_is_negative():

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 
 import prl_keras as prl
 
@@ -55,11 +56,6 @@ def fitted(model, x, y, loss, **kwargs):
     return model.get_weights()
 
 
-def assert_same(a, b, **tolerance):
-    for one, other in zip(a, b, strict=True):
-        np.testing.assert_allclose(one, other, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
-
-
 CASES = [(form, loss) for form in ("[b, 1]", "[b, t, 1]") for loss in LOSSES]
 CASES += [(form, loss) for form in ("[b, h, w, 1]", "[b]") for loss in ("mse", "binary_crossentropy")]
 
@@ -80,7 +76,7 @@ def test_dropping_nothing_is_plain_fit(form, loss):
     wide = y if form == "[b]" else y[..., None]
     plain = fitted(network, x, y if loss != "bootstrap" else wide, loss)
     network, x, y = case(form, loss)
-    assert_same(fitted(prl.RobustModel(network, rule=prl.Trim(0.0)), x, y, loss), plain)
+    assert_all_close(fitted(prl.RobustModel(network, rule=prl.Trim(0.0)), x, y, loss), plain)
 
 
 @pytest.mark.daily("?b, 1]-*", "?b]-mse-loss_layer_gradient-*")
@@ -98,7 +94,7 @@ def test_a_step_is_that_of_targets_with_the_last_axis(form, loss, score, unit):
         model = prl.RobustModel(case(net, loss)[0], score, prl.Trim(0.5), unit=unit)
         steps.append(fitted(model, x, given, loss, sample_weight=weights))
         scores.append(model.example_scores(x, given)[0])
-    assert_same(*steps)
+    assert_all_close(*steps)
     np.testing.assert_allclose(np.ravel(scores[0]), np.ravel(scores[1]), rtol=1e-4)
     if unit == "element" and form != "[b]":
         assert scores[0].shape == y.shape
@@ -115,7 +111,7 @@ def test_masks_and_weights_of_steps_apply():
     _, x, y = case("[b, t, 1]", "mse")
     x[:, 3] = 0
     weights = RNG.integers(0, 2, size=y.shape).astype("float32")
-    assert_same(trained(y, weights), trained(y[..., None], weights))
+    assert_all_close(trained(y, weights), trained(y[..., None], weights))
 
 
 @pytest.mark.fault(36)
@@ -152,7 +148,7 @@ def test_several_outputs():
 
     _, x, y = case("[b, t, 1]", "mse")
     given = {"steps": y, "one": y[:, 0]}
-    assert_same(trained(given), trained(given, robust=False))
+    assert_all_close(trained(given), trained(given, robust=False))
 
 
 @pytest.mark.fault(36)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 
 import prl_keras as prl
 
@@ -153,8 +154,7 @@ def test_dropping_nothing_is_plain_fit_with_its_logs(case):
     form, *_ = CASES[case]
     plain, plain_logs = fitted(compiled(network(form), case), case)
     ours, logs = fitted(compiled(prl.RobustModel(network(form), "loss", prl.Trim(0.0)), case), case)
-    for a, b in zip(ours, plain, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert_all_close(ours, plain, atol=1e-7)
     for name, values in plain_logs.items():
         np.testing.assert_allclose(logs[name], values, rtol=1e-5, err_msg=name)
 
@@ -169,8 +169,7 @@ def test_a_step_is_that_of_the_examples_with_the_lowest_loss(case, recompute):
     model = prl.RobustModel(network(form), "loss", prl.Trim(0.5), recompute=recompute)
     compiled(model, case).fit(X, CASES[case][-1], batch_size=N, shuffle=False, verbose=0)
     plain, _ = fitted(compiled(network(form), case), case, np.sort(np.argsort(losses)[:4]))
-    for a, b in zip(model.get_weights(), plain, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert_all_close(model.get_weights(), plain, atol=1e-7)
 
 
 @pytest.mark.fault(53)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from arrays import assert_all_close, assert_all_equal
 
 import prl_keras as prl
 
@@ -39,11 +40,6 @@ def all_state(model):
     return [np.array(v) for v in [*model.weights, *model.optimizer.variables]]
 
 
-def assert_same(actual, expected):
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
 def spoilt(array, rows, value):
     array = array.copy()
     array[rows, 0] = value
@@ -64,7 +60,7 @@ def test_a_step_is_that_of_the_finite_examples(score, where):
     good = np.setdiff1d(np.arange(12), rows)
     alone = robust(score=score, epsilon=0.0)  # the three of the quarter are these
     step(alone, X[good], Y[good])
-    assert_same(all_state(model), all_state(alone))
+    assert_all_close(all_state(model), all_state(alone))
 
 
 @pytest.mark.daily("False")
@@ -77,7 +73,7 @@ def test_more_of_them_than_epsilon_do_not_count_either(recompute):
     good = np.setdiff1d(np.arange(12), rows)
     alone = robust(epsilon=0.0)
     step(alone, X[good], Y[good])
-    assert_same(all_state(model), all_state(alone))
+    assert_all_close(all_state(model), all_state(alone))
 
 
 @pytest.mark.daily("loss--3e+38", "loss_layer_gradient--3e+38", "gradient--3e+38")
@@ -91,7 +87,7 @@ def test_targets_whose_loss_overflows(value, score):
     good = np.setdiff1d(np.arange(12), [4])
     alone = robust(score=score, rule=lambda scores, is_ranked, step: prl.KeepLowest(9)(scores, is_ranked))
     step(alone, X[good], Y[good])
-    assert_same(all_state(model), all_state(alone))
+    assert_all_close(all_state(model), all_state(alone))
 
 
 @pytest.mark.daily("Identity-{'jit_compile': 'auto'}", "UnitNormalization-{'run_eagerly': True}")
@@ -112,7 +108,7 @@ def test_a_gradient_that_overflows_with_the_loss(layer, options):
         x = np.where(np.arange(12)[:, None] == 4, 100 * X, X)
         logs = step(models[-1], x[rows], spoilt(Y, [4], -3e38)[rows])
         assert logs["nonfinite"] == (len(rows) == 12)
-    assert_same(*map(all_state, models))
+    assert_all_close(*map(all_state, models))
 
 
 STEPS = [
@@ -144,8 +140,7 @@ def test_a_batch_of_nothing_else_is_skipped(method, batch_norm):
     before = all_state(model)
     logs = step(model, np.full_like(X, np.nan), y)
     assert logs["nonfinite"] == 12
-    for a, b in zip(all_state(model), before, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(all_state(model), before)
     assert np.isfinite(step(model, X, y)["loss"])
 
 
@@ -159,8 +154,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(batch_norm):
     before = all_state(model)
     logs = step(model, np.clip(1e38 * X, -3e38, 3e38), Y)  # finite, but not what the network makes of it
     assert logs["nonfinite"] == 12
-    for a, b in zip(all_state(model), before, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(all_state(model), before)
 
 
 @pytest.mark.fault(6)
@@ -186,7 +180,7 @@ def test_compiled_by_xla_or_not_at_all(options):
     for x in (spoilt(X, [1, 4], np.inf), np.full_like(X, np.nan), X):
         step(expected, x, Y)
         step(model, x, Y)
-    assert_same(all_state(model), all_state(expected))
+    assert_all_close(all_state(model), all_state(expected))
 
 
 @pytest.mark.fault(6)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 
 import prl_keras as prl
 
@@ -96,11 +97,6 @@ def after_a_plain_step(net, weights, form="list", **kwargs):
     return net.get_weights()
 
 
-def assert_close(a, b, **tolerance):
-    for one, other in zip(a, b, strict=True):
-        np.testing.assert_allclose(one, other, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
-
-
 @pytest.mark.daily("list-loss", "dict-loss_layer_gradient", "nested-loss_layer_gradient", "nested-gradient")
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("score", ["loss", "loss_layer_gradient", "gradient"])
@@ -113,7 +109,7 @@ def test_a_step_is_that_of_the_examples_with_the_lowest_weighted_sum(form, score
     model = compiled(prl.RobustModel(network(form), score, prl.Trim(1 / 3)), form)
     np.testing.assert_allclose(model.example_scores(X, in_form(TARGETS, form))[0], scores, rtol=1e-4)
     logs = model.fit(X, in_form(TARGETS, form), batch_size=N, shuffle=False, verbose=0).history
-    assert_close(model.get_weights(), after_a_plain_step(network(form), weights, form))
+    assert_all_close(model.get_weights(), after_a_plain_step(network(form), weights, form))
     regularization = sum(map(float, network().losses))
     sums = [sum(WEIGHTS[name] * value for name, value in losses.items()) for losses in all_losses]
     np.testing.assert_allclose(logs["loss"][0], np.mean(np.array(sums)[kept]) + regularization, rtol=1e-5)
@@ -133,7 +129,7 @@ def test_dropping_nothing_is_plain_fit_with_all_its_logs(score):
         m.fit(*data, batch_size=4, shuffle=False, epochs=2, validation_data=data, verbose=0).history
         for m in (model, plain)
     )
-    assert_close(model.get_weights(), plain.get_weights())
+    assert_all_close(model.get_weights(), plain.get_weights())
     assert plain_logs.keys() <= logs.keys()
     for name, values in plain_logs.items():
         np.testing.assert_allclose(logs[name], values, rtol=1e-4, err_msg=name)
@@ -150,7 +146,7 @@ def test_dicts_by_name_go_with_a_list_of_outputs():
     by_list = step_weights(compiled(prl.RobustModel(network())), in_form(TARGETS, "list"))
     model = prl.RobustModel(network())
     model.compile(keras.optimizers.SGD(0.1), LOSSES, loss_weights=WEIGHTS, run_eagerly=True)
-    assert_close(step_weights(model, TARGETS), by_list)
+    assert_all_close(step_weights(model, TARGETS), by_list)
 
 
 def test_one_loss_for_all_the_outputs():
@@ -162,7 +158,7 @@ def test_one_loss_for_all_the_outputs():
     for model, loss in zip(models, ["mse", ["mse", "mse"]]):
         model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
     a, b = (step_weights(model, [VALUES, VALUES]) for model in models)
-    assert_close(a, b)
+    assert_all_close(a, b)
 
 
 @pytest.mark.fault(23)
@@ -175,7 +171,7 @@ def test_an_output_without_a_loss_ranks_and_trains_nothing(targets):
     before = model.network.get_layer("values").get_weights()
     scores = model.example_scores(X, y)[0]
     step_weights(model, y)
-    assert_close(model.network.get_layer("values").get_weights(), before, rtol=0, atol=0)
+    assert_all_equal(model.network.get_layer("values").get_weights(), before)
     by_example, _ = losses_and_scores(network(), "loss")
     np.testing.assert_allclose(scores, [row["classes"] + row["steps"] for row in by_example], rtol=1e-4)
 
@@ -186,7 +182,7 @@ def test_weights_for_each_output_multiply_and_never_rank():
     kept = model.example_weights(X, in_form(TARGETS, "list"))[0].numpy()
     ours = step_weights(model, in_form(TARGETS, "list"), sample_weight=list(weights.values()))
     plain = after_a_plain_step(network(), {name: kept * w for name, w in weights.items()})
-    assert_close(ours, plain)
+    assert_all_close(ours, plain)
 
 
 def test_recompute_is_the_same_step():
@@ -195,7 +191,7 @@ def test_recompute_is_the_same_step():
         step_weights(compiled(prl.RobustModel(network(), recompute=recompute)), y)
         for recompute in (False, True)
     )
-    assert_close(a, b)
+    assert_all_close(a, b)
 
 
 @pytest.mark.parametrize("exchange", ["swap", "disagreement"])
@@ -208,7 +204,7 @@ def test_pairs(exchange):
     plain = [after_a_plain_step(network(seed=s), w, losses=losses) for s, w in zip((0, 9), weights)]
     step_weights(pair, y)
     for ours, net_weights in zip(pair.networks, plain):
-        assert_close(ours.get_weights(), net_weights)
+        assert_all_close(ours.get_weights(), net_weights)
     if exchange == "disagreement":
         a, b = (np.argmax(net(X)[0], axis=-1) for net in (network(seed=0), network(seed=9)))
         assert not np.any(weights[0][a == b])
@@ -253,7 +249,7 @@ def test_saved_and_loaded(tmp_path):
     step_weights(model, y)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert_close(step_weights(loaded, y), step_weights(model, y))
+    assert_all_close(step_weights(loaded, y), step_weights(model, y))
 
 
 @pytest.mark.parametrize("kind", ["arrays", "dataset", "generator"])
@@ -268,7 +264,7 @@ def test_labels_of_any_output_are_checked_before_training(kind):
     before = model.get_weights()
     with pytest.raises(ValueError, match="Class labels must be at least 0, and at most 2"):
         model.fit(*data, verbose=0)
-    assert_close(model.get_weights(), before, rtol=0, atol=0)
+    assert_all_equal(model.get_weights(), before)
 
 
 @pytest.mark.fault(23)
@@ -289,7 +285,7 @@ def test_what_does_not_go_together_is_refused_with_the_keys(losses, y, message):
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
         model.fit(X, y, verbose=0)
-    assert_close(model.get_weights(), before, rtol=0, atol=0)
+    assert_all_equal(model.get_weights(), before)
 
 
 def test_several_inputs_as_a_list_of_arrays():
@@ -317,7 +313,7 @@ def test_a_masked_output_trains_as_without_recompute():
         model.fit(x, [STEPS, VALUES[:, :1]], batch_size=N, shuffle=False, verbose=0)
         return model.get_weights()
 
-    assert_close(trained(recompute=True), trained())
+    assert_all_close(trained(recompute=True), trained())
 
 
 @pytest.mark.daily("standard", "huber", "normclip", "min_sgd", "spl")

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 
 import prl_keras as prl
 
@@ -43,11 +44,6 @@ def build(optimizer, method="prl_l", **options):
         run_eagerly=True,
         **options,
     )
-
-
-def assert_equal(got, expected):
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def excluding():
@@ -105,11 +101,11 @@ def test_trains_as_plain_keras_in_each_model(kind):
     expected = plain(KINDS[kind]())
     optimizer = KINDS[kind]()
     for method in METHODS[:2]:
-        assert_equal(fitted(build(optimizer, method)), expected)
+        assert_all_close(fitted(build(optimizer, method)), expected)
     again = KINDS[kind]()
     first, second = build(again, "standard"), build(again)  # both before either trains
-    assert_equal(fitted(second), expected)
-    assert_equal(fitted(first), expected)
+    assert_all_close(fitted(second), expected)
+    assert_all_close(fitted(first), expected)
 
 
 @pytest.mark.daily("co_prl_l")
@@ -132,7 +128,7 @@ def test_a_copy_starts_as_the_optimizer_was_given():
     """Callbacks change the learning rate of the first model."""
     optimizer = keras.optimizers.SGD(0.1)
     halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
-    assert_equal(
+    assert_all_close(
         fitted(build(optimizer), callbacks=[halve]), plain(keras.optimizers.SGD(0.1), callbacks=[halve])
     )
     assert float(build(optimizer).optimizer.learning_rate) == pytest.approx(0.1)
@@ -149,9 +145,9 @@ def test_normclip_clips_and_leaves_the_given_optimizer(kind):
     optimizer = KINDS[kind]()
     clipped = KINDS[kind]()
     getattr(clipped, "inner_optimizer", clipped).global_clipnorm = 0.01
-    assert_equal(fitted(build(optimizer, "normclip", max_norm=0.01)), plain(clipped))
+    assert_all_close(fitted(build(optimizer, "normclip", max_norm=0.01)), plain(clipped))
     assert getattr(optimizer, "inner_optimizer", optimizer).global_clipnorm is None
-    assert_equal(fitted(build(optimizer)), plain(KINDS[kind]()))
+    assert_all_close(fitted(build(optimizer)), plain(KINDS[kind]()))
 
 
 def used(optimizer):
@@ -199,7 +195,7 @@ def test_normclip_of_several_optimizers_is_refused():
 
 def test_an_optimizer_that_trained_elsewhere_starts_anew():
     optimizer = used(keras.optimizers.Adam(0.05))
-    assert_equal(fitted(build(optimizer)), plain(keras.optimizers.Adam(0.05)))
+    assert_all_close(fitted(build(optimizer)), plain(keras.optimizers.Adam(0.05)))
 
 
 def test_an_optimizer_made_outside_of_the_scope_is_copied_into_it():

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 
 import prl_keras as prl
 
@@ -79,8 +80,7 @@ class TestDisagreement:
         before = model.get_weights()
         logs = model.train_on_batch(X, Y, return_dict=True)
         assert logs["kept_fraction"] == 0 and logs["loss"] == 0
-        for old, new in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(old, new)
+        assert_all_equal(before, model.get_weights())
 
     def test_of_a_single_output_compares_the_sides_of_one_half(self):
         model = prl.CoTeachingModel(
@@ -112,16 +112,14 @@ class TestSwapDisagreement:
         model = compiled(exchange="swap_disagreement")
         differing = model.network_a(X).numpy().argmax(1) != model.network_b(X).numpy().argmax(1)
         assert 0 < differing.sum() < 40
-        for weights, expected in zip(model.example_weights(X, Y), self.expected(model, differing)):
-            np.testing.assert_allclose(weights, expected, rtol=1e-6)
+        assert_all_close(model.example_weights(X, Y), self.expected(model, differing), rtol=1e-6, atol=0)
 
     def test_changes_nothing_where_all_agree(self):
         model = compiled(exchange="swap_disagreement")
         model.network_b.set_weights(model.network_a.get_weights())
         before = model.get_weights()
         assert model.train_on_batch(X, Y, return_dict=True)["kept_fraction"] == 0
-        for old, new in zip(before, model.get_weights()):
-            np.testing.assert_array_equal(old, new)
+        assert_all_equal(before, model.get_weights())
 
     @pytest.mark.long
     def test_is_swap_in_the_warm_up_and_not_after_it(self):
@@ -143,8 +141,7 @@ class TestSwapDisagreement:
         assert (again.exchange, again.warm_up_steps) == ("swap_disagreement", 4)
         for each in (model, again):
             each.fit(X, Y, batch_size=10, shuffle=False, verbose=0)
-        for one, other in zip(model.get_weights(), again.get_weights()):
-            np.testing.assert_array_equal(one, other)
+        assert_all_equal(model.get_weights(), again.get_weights())
 
     @pytest.mark.long
     def test_ends_above_plain_training_under_symmetric_noise(self):
@@ -197,8 +194,7 @@ class TestReports:
         penalties = [0.1 * np.sum(n.get_weights()[0] ** 2) for n in (network(1), network(2))]
         assert logs["loss"] == pytest.approx(np.mean(losses) + np.mean(penalties), rel=1e-5)
         plain.train_on_batch(X, Y)
-        for a, b in zip(plain.get_weights(), model.network_a.get_weights()):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert_all_close(plain.get_weights(), model.network_a.get_weights())
 
 
 class TestRefuses:

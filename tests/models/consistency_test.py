@@ -5,6 +5,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 
 import prl_keras as prl
 from tests.promises.oracle_test import KINDS, assert_same_weights, make_batch, make_network, reset, sgd_update
@@ -135,7 +136,7 @@ def test_the_teacher_is_in_inference_mode_and_leaves_what_layers_add():
             weight.assign_sub(0.1 * gradient)
         model.reset_metrics()
         assert model.train_on_batch(X, Y, return_dict=True)["loss"] == pytest.approx(float(total), rel=1e-4)
-        assert_close(model.network.get_weights(), plain.get_weights())  # with the moving statistics
+        assert_all_close(model.network.get_weights(), plain.get_weights())  # with the moving statistics
 
 
 def small(seed=0, shape=(5,)):
@@ -164,18 +165,13 @@ def weights_after_fit(model, x=X, y=Y, **options):
     return model.get_weights()
 
 
-def assert_close(ones, others):
-    for one, other in zip(ones, others, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.daily("teacher")
 @pytest.mark.parametrize("make", [pair, taught], ids=["pair", "teacher"])
 def test_a_strength_of_zero_changes_nothing(make):
     model, plain = compiled(make()), compiled(make())
     model.consistency = type(model.consistency)(0)
     plain.consistency = None
-    assert_close(weights_after_fit(model), weights_after_fit(plain))
+    assert_all_close(weights_after_fit(model), weights_after_fit(plain))
 
 
 def test_a_joint_exchange_gives_both_networks_the_lowest_mean_scores():
@@ -217,12 +213,12 @@ def masked_and_recomputed():
 @pytest.mark.parametrize("name, make", masked_and_recomputed())
 def test_recompute_takes_the_same_steps(name, make):
     masked, recomputed = (weights_after_fit(compiled(make(recompute))) for recompute in (False, True))
-    assert_close(masked, recomputed)
+    assert_all_close(masked, recomputed)
 
 
 def test_with_the_gradient_score_the_term_is_in_the_step():
     by_gradient = compiled(taught(score="gradient", rule=prl.Trim(0.0)))
-    assert_close(weights_after_fit(by_gradient), weights_after_fit(compiled(taught())))
+    assert_all_close(weights_after_fit(by_gradient), weights_after_fit(compiled(taught())))
 
 
 @pytest.mark.parametrize("make", [pair, taught], ids=["pair", "teacher"])
@@ -230,7 +226,7 @@ def test_elements_are_trained_as_examples_are(make):
     options = {} if make is pair else {"score": "loss", "rule": prl.Trim(0.3)}
     by_element, flat = compiled(make((4, 5), unit="element", **options)), compiled(make(**options))
     shaped = {"x": X.reshape(6, 4, 5), "y": Y.reshape(6, 4), "batch_size": 3}
-    assert_close(weights_after_fit(by_element, **shaped), weights_after_fit(flat, batch_size=12))
+    assert_all_close(weights_after_fit(by_element, **shaped), weights_after_fit(flat, batch_size=12))
 
 
 @pytest.mark.parametrize("reduction", ["sum", None, "mean_with_sample_weight"])
@@ -248,7 +244,7 @@ def test_the_term_is_reduced_as_the_loss_is(reduction):
         total /= np.sum(s) if reduction == "mean_with_sample_weight" else 1
     gradients = tape.gradient(total, [w.value for w in by_hand.trainable_weights])
     pairs = zip(by_hand.get_weights(), gradients)
-    assert_close(model.network.get_weights(), [w - 0.01 * g.numpy() for w, g in pairs])
+    assert_all_close(model.network.get_weights(), [w - 0.01 * g.numpy() for w, g in pairs])
 
 
 def test_labels_that_the_loss_ignores_have_no_term():
@@ -258,7 +254,7 @@ def test_labels_that_the_loss_ignores_have_no_term():
         model.compile(keras.optimizers.SGD(0.1, use_ema=True), loss)
     models[0].train_on_batch(X, np.where(np.arange(24) < 16, Y, -1))
     models[1].train_on_batch(X[:16], Y[:16])
-    assert_close(models[0].get_weights(), models[1].get_weights())
+    assert_all_close(models[0].get_weights(), models[1].get_weights())
 
 
 def test_extreme_probabilities_have_finite_terms_and_gradients():
@@ -283,13 +279,13 @@ def averages(model):
 def test_fit_ends_with_the_averages_and_the_next_fit_starts_from_them():
     model = compiled(taught())
     history = model.fit(X, Y, batch_size=8, epochs=3, validation_data=(X, Y), verbose=0).history
-    assert_close(model.network.get_weights(), averages(model))
+    assert_all_close(model.network.get_weights(), averages(model))
     # In `fit` the validation sees the weights that train.
     assert abs(model.evaluate(X, Y, verbose=0) - history["val_loss"][-1]) > 1e-4
     before = averages(model)
     model.optimizer.learning_rate = 0.0
     model.fit(X, Y, batch_size=24, verbose=0)
-    assert_close(averages(model), before)  # a step of size 0 from them
+    assert_all_close(averages(model), before)  # a step of size 0 from them
 
     swapped = compiled(taught())
     history = swapped.fit(
@@ -315,11 +311,10 @@ def test_mixed_precision(policy):
     assert is_scaled == (policy == "mixed_float16")
     weights = weights_after_fit(model)
     assert all(np.isfinite(w).all() for w in weights)
-    assert_close(weights[:4], averages(model))
+    assert_all_close(weights[:4], averages(model))
     plain = prl.build("elr", lambda: mixed_to_float32(mixed()), epsilon=0, loss=LOGITS, optimizer="sgd")
     plain.optimizer.learning_rate = 0.1
-    for one, other in zip(weights, weights_after_fit(plain)):
-        np.testing.assert_allclose(one, other, atol=0.03)
+    assert_all_close(weights, weights_after_fit(plain), rtol=1e-7, atol=0.03)
 
 
 def mixed_to_float32(network):
@@ -348,7 +343,7 @@ def test_a_first_step_that_is_skipped_leaves_the_teacher_the_network():
     models[0].train_on_batch(np.full_like(X, np.nan), Y)
     for model in models:
         model.train_on_batch(X, Y)
-    assert_close(models[0].get_weights(), models[1].get_weights())
+    assert_all_close(models[0].get_weights(), models[1].get_weights())
 
 
 def test_gradient_accumulation_averages_from_its_first_update_on():
@@ -364,7 +359,7 @@ def test_goes_on_after_saving_where_it_was(make, tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert again.consistency == model.consistency
-    assert_close(weights_after_fit(model), weights_after_fit(again))
+    assert_all_close(weights_after_fit(model), weights_after_fit(again))
 
 
 # Under noise.

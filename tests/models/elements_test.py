@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 
 import prl_keras as prl
 
@@ -82,8 +83,7 @@ def test_is_saved_and_goes_on(tmp_path):
     assert loaded.unit == "element"
     for each in (model, loaded):
         each.fit(X, Y, verbose=0, shuffle=False)
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert_all_close(model.get_weights(), loaded.get_weights(), atol=1e-7)
 
 
 def test_a_record_has_the_means_over_an_examples_elements():
@@ -149,8 +149,7 @@ def test_a_target_that_is_missing_takes_itself_alone(loss):
     given = (~is_missing) / (~is_missing).mean()
     other.fit(x, y, sample_weight=given.astype("float32"), batch_size=N, verbose=0)
     assert logs["nonfinite"] == [is_missing.sum()]
-    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert_all_close(model.get_weights(), other.get_weights(), rtol=1e-4)
     scores = prl.score_examples(model, (x, np.where(is_missing, np.nan, y)), unit="element")
     np.testing.assert_array_equal(np.isinf(scores), is_missing)
 
@@ -165,8 +164,7 @@ def test_a_target_that_is_missing_where_nothing_counts_is_invisible():
         targets = np.where(WEIGHTS[..., None] > 0, y, hidden)
         logs = model.fit(x, targets, batch_size=N, verbose=0).history
         trained.append([logs["nonfinite"][0], logs["loss"][0], *model.get_weights()])
-    for a, b in zip(*trained, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert_all_close(*trained, atol=1e-7)
 
 
 def test_the_logged_loss_is_keras_where_batches_differ_in_length():

@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 from keras import layers, losses
 
 import prl_keras as prl
@@ -60,8 +61,7 @@ def expected(kind, parts=PARTS, is_weighted=False, class_weight=(1, 1, 1)):
 
 
 def assert_weights(model, want):
-    for got, w in zip(model.get_weights(), want, strict=True):
-        np.testing.assert_allclose(got, w, rtol=0, atol=1e-5)
+    assert_all_close(model.get_weights(), want, rtol=0, atol=1e-5)
 
 
 class Batches(keras.utils.PyDataset):

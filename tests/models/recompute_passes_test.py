@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 from dial import Dial
 from keras import layers, losses
 from tensorflow.python.eager import context
@@ -19,7 +20,6 @@ from tests.models.recompute_test import (
     N,
     X,
     Y,
-    assert_same,
     make_network,
     robust,
 )
@@ -71,7 +71,7 @@ def test_a_batch_of_padding_alone_leaves_finite_weights():
     before = [w.numpy() for w in model.trainable_weights]
     model.fit(X, Y, sample_weight=np.zeros(N), **FIT)
     assert all(np.isfinite(w).all() for w in model.get_weights())
-    assert_same(model.trainable_weights, before, atol=0)
+    assert_all_close(model.trainable_weights, before, atol=0)
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", None])
@@ -81,9 +81,9 @@ def test_an_empty_batch_and_a_single_example(reduction):
     for model in models:
         before = model.get_weights()
         model.train_on_batch(X[:0], Y[:0])
-        assert_same(model.get_weights(), before, atol=0)
+        assert_all_close(model.get_weights(), before, atol=0)
         model.train_on_batch(X[:1], Y[:1])
-    assert_same(models[1].get_weights(), models[0].get_weights())
+    assert_all_close(models[1].get_weights(), models[0].get_weights())
 
 
 def test_where_the_two_networks_agree_nothing_moves():
@@ -93,7 +93,7 @@ def test_where_the_two_networks_agree_nothing_moves():
     before = model.get_weights()
     logs = model.train_on_batch(X, Y, return_dict=True)
     assert logs["kept_fraction"] == 0 and logs["loss"] == 0
-    assert_same(model.get_weights(), before, atol=0)
+    assert_all_close(model.get_weights(), before, atol=0)
 
 
 class Compiled(layers.Layer):
@@ -144,7 +144,7 @@ def test_seeds_and_statistics_move_once_a_step(name):
         seeds = [[v.numpy() for v in m.variables if "seed" in v.name] for m in (plain, model.network)]
         assert seeds[0] and np.array_equal(*seeds)
         if epsilon == 0:
-            assert_same(model.network.get_weights(), plain.get_weights())
+            assert_all_close(model.network.get_weights(), plain.get_weights())
             np.testing.assert_allclose(history["loss"], logged, rtol=1e-5)
             np.testing.assert_allclose(history["loss_all"], logged, rtol=1e-5)
 
@@ -185,7 +185,7 @@ def test_a_dropped_example_that_is_not_a_number_leaves_no_trace():
     models = [robust(make_network(), by_target, loss="mse", recompute=True, **EAGER) for _ in range(2)]
     for model, x in zip(models, (X, ill)):
         model.train_on_batch(x, y)
-    assert_same(models[1].get_weights(), models[0].get_weights(), atol=0)
+    assert_all_close(models[1].get_weights(), models[0].get_weights(), atol=0)
 
 
 def ancestors(nodes, name):

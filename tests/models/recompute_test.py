@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 from keras import layers, losses
 
 import prl_keras as prl
@@ -39,11 +40,6 @@ def robust(network, score="loss_layer_gradient", rule=prl.Trim(0.4), loss=CROSS_
     return model
 
 
-def assert_same(got, want, atol=1e-6):
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-5, atol=atol)
-
-
 def assert_both_ways_agree(make, x=X, y=Y, **fit):
     """`make(recompute)` gives a compiled model: one fit of each moves its weights alike and logs the same."""
     runs = []
@@ -55,7 +51,7 @@ def assert_both_ways_agree(make, x=X, y=Y, **fit):
         assert all(np.isfinite(w).all() for w in model.get_weights())
         assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, model.get_weights()))
     (masked, masked_history), (recomputed, history) = runs
-    assert_same(recomputed, masked)
+    assert_all_close(recomputed, masked)
     assert history.keys() == masked_history.keys()
     for name in history:
         np.testing.assert_allclose(history[name], masked_history[name], rtol=1e-5, err_msg=name)
@@ -194,7 +190,7 @@ def test_mixed_float16():
         model.fit(X, Y, **FIT)
         assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         assert int(model.optimizer.iterations) == 2
-    assert_same(models[1].get_weights(), models[0].get_weights(), atol=2e-3)
+    assert_all_close(models[1].get_weights(), models[0].get_weights(), atol=2e-3)
 
 
 # Keras around it.
@@ -216,7 +212,7 @@ def test_saved_and_loaded_it_goes_on(tmp_path):
     assert loaded.recompute is True and loaded.get_config()["recompute"] is True
     for each in (model, loaded):
         each.train_on_batch(X, Y)
-    assert_same(loaded.get_weights(), model.get_weights())
+    assert_all_close(loaded.get_weights(), model.get_weights())
 
 
 def test_xla_is_refused_and_auto_does_without_where_only_the_step_knows_how_many_are_kept():

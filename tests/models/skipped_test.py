@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 
 import prl_keras as prl
 
@@ -47,11 +48,6 @@ def trained(model, loss, y=Y, x=X, batch_size=6, **options):
     return model.get_weights(), logs
 
 
-def assert_same(a, b):
-    for one, other in zip(a, b, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.daily("options0-skips", "options3-loss1")
 @pytest.mark.fault(37)
 @pytest.mark.parametrize("loss", [skips, Skips(), [skips, "mse"]])
@@ -61,7 +57,7 @@ def test_a_loss_that_skips_missing_targets_trains_as_in_keras(loss, options):
     y = [Y, X[:, :1]] if several else Y
     plain, plain_logs = trained(network(several), loss, y)
     ours, logs = trained(prl.RobustModel(network(several), rule=prl.Trim(0.0), **options), loss, y)
-    assert_same(ours, plain)
+    assert_all_close(ours, plain)
     np.testing.assert_allclose(logs["loss"], plain_logs["loss"], rtol=1e-5)
     assert logs["nonfinite"] == [0, 0]
 
@@ -92,7 +88,7 @@ def test_a_target_whose_loss_is_not_finite_is_bad_alone(options):
     loss, good = skips_all_but_the_first, np.delete(np.arange(N), [2, 7])
     ours, logs = trained(prl.RobustModel(network(), rule=prl.Trim(0.0), **options), loss, y)
     plain, _ = trained(network(), loss, y[good], X[good], batch_size=5)
-    assert_same(ours, plain)
+    assert_all_close(ours, plain)
     assert logs["nonfinite"] == [2, 2] and np.isfinite(logs["loss"]).all()
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import oracle
 import pytest
+from arrays import assert_all_close
 from dial import Dial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -110,8 +111,7 @@ def expected_step(name, numbers, epsilon, batch):
 def assert_same(got, expected, tolerance=1e-5):
     for own, others in zip(got, expected, strict=True):
         largest = max(np.abs(g).max() for g in others)
-        for a, b in zip(own, others, strict=True):
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(largest, 1))
+        assert_all_close(own, others, rtol=tolerance, atol=tolerance * max(largest, 1))
 
 
 @pytest.mark.daily("loss_layer", "loss_layer_eager", "gradient", "pair")

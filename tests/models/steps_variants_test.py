@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import steps_oracle
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 from dial import Dial
 from keras import layers, losses
 
@@ -202,8 +203,7 @@ def plain_after_step(kind, batch, weights):
 
 def assert_same(got, expected, atol=3e-5):
     for own, others in zip(got, expected, strict=True):
-        for a, b in zip(own, others, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
+        assert_all_close(own, others, rtol=1e-4, atol=atol)
 
 
 # What NumPy selects.
@@ -338,8 +338,7 @@ def test_how_large_step_weights_are_does_not_reach_the_selection(name):
     x, y, s = make_batch(kind)
     start(kind, networks)
     larger = keras.tree.map_structure(lambda t: t * np.linspace(1, 9, N).reshape([N] + [1] * (t.ndim - 1)), s)
-    for a, b in zip(model.example_weights(x, y, s), model.example_weights(x, y, larger), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(model.example_weights(x, y, s), model.example_weights(x, y, larger))
 
 
 @each_selection

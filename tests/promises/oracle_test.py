@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close
 from keras import losses
 
 import prl_keras as prl
@@ -100,8 +101,7 @@ def oracle_step(method, kind, epsilon, twins, x, y, s):
 
 def assert_same_weights(networks, twins):
     for network, twin in zip(networks, twins, strict=True):
-        for ours, theirs in zip(network.get_weights(), twin.get_weights(), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
+        assert_all_close(network.get_weights(), twin.get_weights(), atol=2e-6)
 
 
 def sgd_update(twins, gradients, velocity):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 
 import prl_keras as prl
 
@@ -72,8 +73,7 @@ def test_2_dropping_nothing_is_plain_fit(robust):
     """tests/models/fit_test.py"""
     plain, plain_history = plainly_fitted()
     model, history = fitted(prl.RobustModel(network(), **robust))
-    for a, b in zip(plain.get_weights(), model.network.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_all_close(plain.get_weights(), model.network.get_weights())
     for name in plain_history:
         np.testing.assert_allclose(plain_history[name], history[name], rtol=1e-5)
     np.testing.assert_allclose(history["loss"], history["loss_all"], rtol=1e-5)
@@ -94,8 +94,7 @@ def test_3_one_step_equals_the_loop_over_examples():
         w - np.mean([gradients[i][j] for i in kept], axis=0) for j, w in enumerate(model.get_weights())
     ]
     model.train_on_batch(X[:7], Y[:7])
-    for a, b in zip(expected, model.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert_all_close(expected, model.get_weights(), rtol=1e-4)
 
 
 # Promise 4, the global batch under tf.distribute: replicas_test.py, in a process of its own.
@@ -134,8 +133,7 @@ def test_7_the_truth_never_enters_a_method():
     for truth in (Y == 0, Y != 0):
         quality = prl.SelectionQuality(X, Y, truth, batch_size=16)
         runs.append(fitted(prl.RobustModel(network()), run_eagerly=True, callbacks=[quality]))
-    for a, b in zip(*(model.get_weights() for model, _ in runs)):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(*(model.get_weights() for model, _ in runs))
     assert runs[0][1]["drop_recall"] != runs[1][1]["drop_recall"]
 
 

@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from arrays import assert_all_close, assert_all_equal
 from project import PYTHONPATH
 
 import prl_keras as prl
@@ -73,11 +74,6 @@ def stopped(method, directory, **kwargs):
         fit(make(method, **kwargs), method, backup(directory), KillInThirdEpoch())
 
 
-def assert_equal(got, want):
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 @pytest.mark.daily("co_prl_l")
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("method", prl.METHODS)
@@ -87,7 +83,7 @@ def test_resumes_the_straight_run(method, tmp_path):
     options = {"dropout": 0.5} if is_ours else {}
     stopped(method, tmp_path, **options)
     resumed = make(method, **options)
-    assert_equal(fit(resumed, method, backup(tmp_path)), undisturbed(method, **options))
+    assert_all_equal(fit(resumed, method, backup(tmp_path)), undisturbed(method, **options))
     assert int(resumed.optimizer.iterations) == 3 * EPOCHS
 
 
@@ -104,8 +100,7 @@ def test_after_kill_9(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     resumed = fit(make("prl_l"), "prl_l", backup(tmp_path))
-    for a, b in zip(resumed, undisturbed("prl_l"), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)  # of two processes
+    assert_all_close(resumed, undisturbed("prl_l"), rtol=0)  # of two processes
 
 
 @pytest.mark.daily("standard")
@@ -115,7 +110,7 @@ def test_a_truncated_newest_backup_falls_back_to_the_one_before(method, tmp_path
     stopped(method, tmp_path)
     newest = tmp_path / "latest.weights.h5"
     newest.write_bytes(newest.read_bytes()[:2000])
-    assert_equal(fit(make(method), method, backup(tmp_path)), undisturbed(method))
+    assert_all_equal(fit(make(method), method, backup(tmp_path)), undisturbed(method))
 
 
 @pytest.mark.fault(22)
@@ -129,13 +124,13 @@ def test_a_backup_of_another_epsilon_method_or_network_is_refused(tmp_path):
         before = other.get_weights()
         with pytest.raises(ValueError, match=rf"(?s)backup in .* is of another training: .*{what}"):
             fit(other, "prl_l", backup(tmp_path))
-        assert_equal(other.get_weights(), before)
+        assert_all_equal(other.get_weights(), before)
     wider = keras.Sequential([keras.Input((4,)), keras.layers.Dense(9), keras.layers.Dense(2)])
     model = prl.RobustModel(wider)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match=r"another training: .*weights was"):
         fit(model, "prl_l", backup(tmp_path))
-    assert_equal(fit(make("prl_l"), "prl_l", backup(tmp_path)), undisturbed("prl_l"))
+    assert_all_equal(fit(make("prl_l"), "prl_l", backup(tmp_path)), undisturbed("prl_l"))
 
 
 @pytest.mark.fault(22)
@@ -146,4 +141,4 @@ def test_a_model_checkpoint_goes_on_with_its_dropout(tmp_path):
         fit(make("co_prl_l", dropout=0.5), "co_prl_l", save, KillInThirdEpoch())
     loaded = keras.models.load_model(path)
     loaded.fit(X, Y, batch_size=8, epochs=EPOCHS, initial_epoch=2, shuffle=False, verbose=0)
-    assert_equal(loaded.get_weights(), undisturbed("co_prl_l", dropout=0.5))
+    assert_all_equal(loaded.get_weights(), undisturbed("co_prl_l", dropout=0.5))

@@ -13,6 +13,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from arrays import assert_all_equal
 
 import prl_keras as prl
 
@@ -66,8 +67,7 @@ def test_a_file_of_weights_loads(name):
     for weight in model.weights:
         weight.assign(0 * weight.value)
     model.load_weights(SAVED / f"{name}.weights.h5")
-    for a, b in zip(model.get_weights(), expected, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(model.get_weights(), expected)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if "scores" in EXPECTED[name]])

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import assert_all_close, assert_all_equal
 from project import PYTHONPATH
 
 import prl_keras as prl
@@ -139,11 +140,6 @@ def run_fresh(code, *arguments):
     return done.stdout
 
 
-def assert_same(got, want, tolerance=1e-6):
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, rtol=0, atol=tolerance)
-
-
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, request):
     """For every model that is asked for: what a fresh process found in its file, and what this one has."""
@@ -200,7 +196,7 @@ def test_save_weights_and_load_weights(name, tmp_path):
     other.build(X.shape)
     assert np.abs(np.array(other(X) - model(X))).max() > 1e-3
     other.load_weights(tmp_path / "m.weights.h5")
-    assert_same(other.get_weights(), model.get_weights(), 0)
+    assert_all_equal(other.get_weights(), model.get_weights())
     for network, original in zip(other.networks, model.networks):
         np.testing.assert_allclose(network(X), original(X), atol=1e-6)
 
@@ -216,7 +212,7 @@ def test_model_checkpoint_keeps_the_best(name, tmp_path):
         X, Y, batch_size=8, epochs=3, validation_data=(X, Y), callbacks=[best, record], verbose=0
     ).history
     loaded = keras.models.load_model(path)
-    assert_same(loaded.get_weights(), seen[int(np.argmax(history["val_loss"]))], 0)
+    assert_all_equal(loaded.get_weights(), seen[int(np.argmax(history["val_loss"]))])
     np.testing.assert_allclose(loaded.evaluate(X, Y, verbose=0)[0], max(history["val_loss"]), rtol=1e-5)
 
 
@@ -242,7 +238,7 @@ def test_backup_and_restore_resumes_the_straight_run(name, tmp_path):
     with pytest.raises(Interrupted):
         fit(make(name), backup, keras.callbacks.LambdaCallback(on_epoch_begin=interrupt))
     resumed = make(name, seed=1)
-    assert_same(fit(resumed, keras.callbacks.BackupAndRestore(tmp_path)), straight)
+    assert_all_close(fit(resumed, keras.callbacks.BackupAndRestore(tmp_path)), straight, rtol=0)
     assert int(resumed.optimizer.iterations) == 6
 
 

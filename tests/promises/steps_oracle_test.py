@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import steps_oracle
+from arrays import assert_all_close
 from dial import Dial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -134,8 +135,7 @@ def applied(model, networks, batch):
 def assert_same(got, expected, tolerance=1e-4):
     for own, others in zip(got, expected, strict=True):
         largest = max(np.abs(g).max() for g in others)
-        for a, b in zip(own, others, strict=True):
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=1e-2 * tolerance * max(largest, 1))
+        assert_all_close(own, others, rtol=tolerance, atol=1e-2 * tolerance * max(largest, 1))
 
 
 def assert_one_step(method, loss, body, batch, unit="example", epsilon=0.3):
