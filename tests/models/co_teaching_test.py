@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from arrays import assert_all_close, assert_all_equal
 
 import prl_keras as prl
@@ -20,11 +19,6 @@ def network(seed, outputs=3, regularizer=None):
             outputs, kernel_initializer=keras.initializers.GlorotUniform(seed), kernel_regularizer=regularizer
         ),
     ])  # fmt: skip
-
-
-def two_hidden_layers():
-    hidden = [keras.layers.Dense(64, "relu") for _ in range(2)]
-    return keras.Sequential([keras.Input([4]), *hidden, keras.layers.Dense(4)])
 
 
 def compiled(score="loss", rule=prl.Trim(0.25), exchange="swap", **kwargs):
@@ -143,25 +137,6 @@ class TestSwapDisagreement:
             each.fit(X, Y, batch_size=10, shuffle=False, verbose=0)
         assert_all_equal(model.get_weights(), again.get_weights())
 
-    @pytest.mark.long
-    def test_ends_above_plain_training_under_symmetric_noise(self):
-        rng = np.random.default_rng(0)
-        y = rng.integers(0, 4, 600)
-        x = (np.eye(4)[y] + 0.5 * rng.normal(size=(600, 4))).astype("float32")
-        given = np.where(rng.random(600) < 0.4, rng.integers(0, 4, 600), y)
-        accuracy = {}
-        for method, options in (("standard", {}), ("co_teaching_plus", {"warm_up_steps": 40})):
-            keras.utils.set_random_seed(1)
-            model = prl.build(
-                method,
-                two_hidden_layers,
-                epsilon=0.3, ramp_steps=40, optimizer=keras.optimizers.Adam(0.01),
-                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options,
-            )  # fmt: skip
-            model.fit(x[:300], given[:300], batch_size=30, epochs=30, verbose=0)
-            accuracy[method] = np.mean(model.predict(x[300:], verbose=0).argmax(1) == y[300:])
-        assert accuracy["co_teaching_plus"] > accuracy["standard"] + 0.05, accuracy
-
 
 class TestReports:
     def test_evaluate_is_the_mean_of_the_two_networks_and_never_trimmed(self):
@@ -226,12 +201,3 @@ class TestRefuses:
     def test_a_warm_up_of_an_exchange_that_compares_nothing(self):
         with pytest.raises(ValueError, match=r"warm_up_steps=5.*exchange='swap' compares none"):
             prl.CoTeachingModel(network(1), network(2), warm_up_steps=5)
-
-    def test_unequal_shapes_of_networks_built_by_the_first_batch(self):
-        def late(outputs):
-            return keras.Sequential([keras.layers.Dense(outputs)])
-
-        model = prl.CoTeachingModel(late(3), late(2), score=None, exchange="disagreement")
-        model.compile("sgd", "mse")
-        with pytest.raises(ValueError, match="shape"):
-            model.fit(X, tf.one_hot(Y, 3), verbose=0)

@@ -371,7 +371,7 @@ def two_hidden_layers():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["jocor", "elr"])
+@pytest.mark.parametrize("method", ["jocor", "elr", "co_teaching_plus"])
 def test_ends_above_plain_training_under_symmetric_noise(method):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 4, 600)
@@ -383,6 +383,7 @@ def test_ends_above_plain_training_under_symmetric_noise(method):
         model = prl.build(
             name, two_hidden_layers,
             epsilon=0.3, ramp_steps=40, loss=LOGITS, optimizer=keras.optimizers.Adam(0.01),
+            **({"warm_up_steps": 40} if name == "co_teaching_plus" else {}),
         )  # fmt: skip
         model.fit(x[:300], given[:300], batch_size=30, epochs=30, verbose=0)
         accuracy[name] = np.mean(model.predict(x[300:], verbose=0).argmax(1) == y[300:])

@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from small_classifier import LOSS, X, Y, network
 
 import prl_keras as prl
-
-X, Y = np.random.default_rng(0).normal(size=(8, 4)).astype("float32"), np.arange(8) % 3
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Subclassed(keras.Model):
@@ -28,7 +26,7 @@ def functional(kind):
 
 
 NETWORKS = {
-    "sequential": lambda: keras.Sequential([keras.Input((4,)), layers.Dense(3)]),
+    "sequential": network,
     "built by the first batch": lambda: keras.Sequential([layers.Dropout(0.5), layers.Dense(3)]),
     "subclassed": Subclassed,
     "inputs in a dict": lambda: functional(dict),
@@ -45,6 +43,13 @@ def trained(kind, is_pair):
     return model, x
 
 
+def assert_served(directory, model, x):
+    """-> what was loaded."""
+    loaded = tf.saved_model.load(str(directory))
+    np.testing.assert_allclose(loaded.serve(x), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    return loaded
+
+
 @pytest.mark.daily("built by the first batch-one", "subclassed-pair", "inputs in a list-one")
 @pytest.mark.fault(35)
 @pytest.mark.parametrize("is_pair", [False, True], ids=["one", "pair"])
@@ -52,26 +57,23 @@ def trained(kind, is_pair):
 def test_the_file_gives_what_predict_gives(kind, is_pair, tmp_path):
     model, x = trained(kind, is_pair)
     model.export(tmp_path, verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path))
-    served = loaded.serve(x)
-    np.testing.assert_allclose(served, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    assert_served(tmp_path, model, x)
 
 
 @pytest.mark.fault(35)
 def test_a_signature_is_passed_on(tmp_path):
     model, _ = trained("subclassed", is_pair=False)
     model.export(tmp_path, "tf_saved_model", False, [keras.InputSpec("float32", (2, 4))])
-    loaded = tf.saved_model.load(str(tmp_path))
-    np.testing.assert_allclose(loaded.serve(X[:2]), model.predict(X[:2], verbose=0), rtol=1e-5, atol=1e-6)
+    loaded = assert_served(tmp_path, model, X[:2])
     with pytest.raises(TypeError, match=r"shape=\(2, 4\)"):
         loaded.serve(X)
 
 
 @pytest.mark.fault(35)
 def test_a_network_that_was_never_called_gets_the_advice_of_keras(tmp_path):
-    for network in (Subclassed(), keras.Sequential([layers.Dense(3)])):
+    for unbuilt in (Subclassed(), keras.Sequential([layers.Dense(3)])):
         with pytest.raises(ValueError, match=r"(called at least once|built) before export"):
-            prl.RobustModel(network).export(tmp_path)
+            prl.RobustModel(unbuilt).export(tmp_path)
 
 
 @pytest.mark.fault(35)
@@ -82,9 +84,7 @@ def test_an_archive_of_endpoints(is_pair, tmp_path):
     archive.track(model)
     archive.add_endpoint("serve", model.call, [keras.InputSpec("float32", (None, 4))])
     archive.write_out(tmp_path, verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path))
-    served = loaded.serve(x)
-    np.testing.assert_allclose(served, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    assert_served(tmp_path, model, x)
 
 
 @pytest.mark.long
