@@ -22,6 +22,7 @@ EAGER, XLA = {"run_eagerly": True}, {"jit_compile": True}
 RECOMPUTE = {"recompute": True, **EAGER}
 FIT = {"batch_size": 5, "shuffle": False, "verbose": 0}
 LOSS_WEIGHTS = {"tags": 2.0, "class": 0.5}
+DIAL = Dial()
 
 # name: (network, method, unit, options)
 VARIANTS = {
@@ -75,14 +76,14 @@ def make_network(kind, seed=0):
         pooled = layers.GlobalAveragePooling1D()(x)
         outputs = {"tags": outputs, "class": layers.Dense(CLASSES, name="class")(pooled)}
     network = keras.Model(inputs, outputs)
-    network.set_weights(first_weights(kind, seed, tuple(tuple(w.shape) for w in network.weights)))
+    restart(network, seed)
     return network
 
 
-@functools.cache
-def first_weights(kind, seed, shapes):
+def restart(network, seed):
+    """Gives the network its first weights."""
     rng = np.random.default_rng([seed, 5])
-    return [1.2 * rng.normal(size=shape).astype("float32") for shape in shapes]
+    network.set_weights([1.2 * rng.normal(size=w.shape).astype("float32") for w in network.weights])
 
 
 def make_batch(kind="embedding", case="both"):
@@ -133,24 +134,18 @@ def losses_of(kind):
 
 
 def made(name, epsilon):
-    """-> (compiled model, its networks)."""
-    if name == "xla_recompute":  # which takes no schedule
-        return build(name, epsilon)
-    model = dialled(name)
-    model.rule.epsilon.epsilon.assign(epsilon)
-    return model, model.networks
-
-
-@functools.cache
-def dialled(name):
-    return build(name, Dial())[0]
+    """-> the compiled model, with its first weights."""
+    DIAL.epsilon.assign(epsilon)
+    model = build(name, epsilon if name == "xla_recompute" else DIAL)  # which takes no schedule
+    start(model)
+    return model
 
 
 @functools.cache
 def build(name, epsilon):
     kind, method, unit, options = VARIANTS[name]
     seeds = iter(range(2))
-    model = prl.build(
+    return prl.build(
         method,
         lambda: make_network(kind, next(seeds)),
         epsilon=epsilon,
@@ -159,30 +154,26 @@ def build(name, epsilon):
         **losses_of(kind),
         **options,
     )
-    return model, model.networks
 
 
 @functools.cache
 def plain(kind, seed):
     """The same network as a Keras model that is no model of ours."""
     network = make_network(kind, seed)
-    loss, weights = (
-        (SPARSE, None) if kind != "two_outputs" else (dict.fromkeys(LOSS_WEIGHTS, SPARSE), LOSS_WEIGHTS)
-    )
-    network.compile(keras.optimizers.SGD(1.0), loss, loss_weights=weights, run_eagerly=True)
+    network.compile(keras.optimizers.SGD(1.0), **losses_of(kind), run_eagerly=True)
     return network
 
 
-def start(kind, networks):
-    for seed, network in enumerate(networks):
-        network.set_weights(first_weights(kind, seed, tuple(tuple(w.shape) for w in network.weights)))
+def start(model):
+    for seed, network in enumerate(model.networks):
+        restart(network, seed)
 
 
-def after_step(kind, model, networks, batch):
-    """The weights after one step from the first ones: for each network a list of arrays."""
-    start(kind, networks)
+def after_step(model, batch):
+    """The weights after one step from the first ones."""
+    start(model)
     model.train_on_batch(*batch)
-    return [network.get_weights() for network in networks]
+    return model.get_weights()
 
 
 def plain_after_step(kind, batch, weights):
@@ -191,19 +182,17 @@ def plain_after_step(kind, batch, weights):
     after = []
     for seed, w in enumerate(weights):
         network = plain(kind, seed)
-        network.set_weights(first_weights(kind, seed, tuple(tuple(v.shape) for v in network.weights)))
+        restart(network, seed)
         sample_weight = w * step_weights(s)
         if kind == "two_outputs":
             of_class = w[:, 0] * (1 if s is None else s["class"])
             sample_weight = {"tags": sample_weight, "class": of_class}
         network.train_on_batch(x, y, sample_weight)
-        after.append(network.get_weights())
+        after += network.get_weights()
     return after
 
 
-def assert_same(got, expected, atol=3e-5):
-    for own, others in zip(got, expected, strict=True):
-        assert_all_close(own, others, rtol=1e-4, atol=atol)
+assert_same = functools.partial(assert_all_close, rtol=1e-4, atol=3e-5)
 
 
 # What NumPy selects.
@@ -270,18 +259,17 @@ def test_a_step_is_kerass_with_the_weights_that_numpy_selects(name, case):
     kind, method, unit, _ = VARIANTS[name]
     if method == "prl_g" and kind == "two_outputs":
         pytest.skip("the oracle has one output")
-    model, networks = made(name, 0.4)
+    model = made(name, 0.4)
     batch = make_batch(kind, case)
-    start(kind, networks)
     if method == "prl_g":
         x, y, s = batch
         options = {"loss": "sparse_softmax_cross_entropy", "epsilon": 0.4, "mask": x != 0}
-        weights = steps_oracle.step(method, networks, x, y, s, **options).weights
+        weights = steps_oracle.step(method, model.networks, x, y, s, **options).weights
         weights = [np.repeat(w[:, None], STEPS, axis=1) for w in weights]
     else:
-        weights = selection(method, networks, batch, unit, 0.4)
+        weights = selection(method, model.networks, batch, unit, 0.4)
     assert all(0 < (w > 0).sum() < w.size for w in weights)
-    assert_same(after_step(kind, model, networks, batch), plain_after_step(kind, batch, weights))
+    assert_same(after_step(model, batch), plain_after_step(kind, batch, weights))
 
 
 def train(model, name, x, y, s):
@@ -298,14 +286,13 @@ def train(model, name, x, y, s):
 def test_with_epsilon_0_fit_is_that_of_keras(name):
     kind = VARIANTS[name][0]
     x, y, s = make_batch(kind)
-    model, networks = made(name, 0.0)
-    start(kind, networks)
+    model = made(name, 0.0)
     train(model, name, x, y, s)
-    for seed, network in enumerate(networks):
+    for seed, network in enumerate(model.networks):
         other = plain(kind, seed)
-        other.set_weights(make_network(kind, seed).get_weights())
+        restart(other, seed)
         train(other, name, x, y, s)
-        assert_same([network.get_weights()], [other.get_weights()])
+        assert_same(network.get_weights(), other.get_weights())
 
 
 @pytest.mark.daily(
@@ -322,21 +309,16 @@ def test_with_epsilon_0_fit_is_that_of_keras(name):
 )
 @each_variant_and_case
 def test_labels_that_do_not_count_change_nothing(name, case):
-    kind = VARIANTS[name][0]
-    model, networks = made(name, 0.4)
-    batch = make_batch(kind, case)
+    model, batch = made(name, 0.4), make_batch(VARIANTS[name][0], case)
     other = with_other_labels(batch)
     assert any((a != b).any() for a, b in zip(*map(keras.tree.flatten, (batch[1], other[1])), strict=True))
-    expected = after_step(kind, model, networks, batch)
-    assert_same(after_step(kind, model, networks, other), expected, atol=1e-6)
+    assert_same(after_step(model, other), after_step(model, batch), atol=1e-6)
 
 
 @each_selection
 def test_how_large_step_weights_are_does_not_reach_the_selection(name):
-    kind = VARIANTS[name][0]
-    model, networks = made(name, 0.4)
-    x, y, s = make_batch(kind)
-    start(kind, networks)
+    model = made(name, 0.4)
+    x, y, s = make_batch(VARIANTS[name][0])
     larger = keras.tree.map_structure(lambda t: t * np.linspace(1, 9, N).reshape([N] + [1] * (t.ndim - 1)), s)
     assert_all_equal(model.example_weights(x, y, s), model.example_weights(x, y, larger))
 
@@ -345,10 +327,7 @@ def test_how_large_step_weights_are_does_not_reach_the_selection(name):
 def test_an_example_of_which_nothing_counts_weighs_nothing(name):
     """Of `make_batch` the fifth, by its weights, and the last, by its mask."""
     kind = VARIANTS[name][0]
-    model, networks = made(name, 0.4)
-    start(kind, networks)
-    batch = make_batch(kind)
-    for weights in model.example_weights(*batch):
+    for weights in made(name, 0.4).example_weights(*make_batch(kind)):
         rows = np.asarray(weights).reshape(N, -1)
         assert rows.any() and not rows[4].any()
         assert kind == "two_outputs" or not rows[-1].any()
@@ -365,7 +344,7 @@ def test_the_mask_of_a_dataset_in_a_graph(unit):
         model.compile(keras.optimizers.SGD(0.5, momentum=0.9), SPARSE, **options)
         model.fit(tf.data.Dataset.from_tensor_slices(batch).batch(5), epochs=2, verbose=0)
         weights.append(model.get_weights())
-    assert_same([weights[0]], [weights[1]])
+    assert_same(*weights)
 
 
 @pytest.mark.daily("embedding-element")

@@ -5,16 +5,12 @@ import functools
 import keras
 import pytest
 
-import prl_keras as prl
 from tests.promises.oracle_test import (
-    KINDS,
-    MAX_NORM,
     METHODS,
-    PAIRS,
     assert_same_weights,
     kinds,
     make_batch,
-    make_network,
+    make_models,
     oracle_step,
     reset,
     sgd_update,
@@ -23,23 +19,9 @@ from tests.promises.oracle_test import (
 
 @functools.cache
 def models(method):
-    """As `oracle_test.make_models`, compiled by XLA."""
-    kind = kinds(method)[0]
-    options = {"max_norm": MAX_NORM[method]} if method in MAX_NORM else {}
-    optimizer = keras.optimizers.SGD(0.1)
-    model = prl.build(
-        method,
-        lambda: make_network(kind, "mlp"),
-        loss=KINDS[kind][2],
-        optimizer=optimizer,
-        epsilon=0.3,
-        jit_compile=True,
-        **options,
-    )
-    assert model.jit_compile is True
-    names = ("network_a", "network_b") if method in PAIRS else ("network",)
-    networks = [getattr(model, name, model) for name in names]
-    return model, networks, [make_network(kind, "mlp", head=False) for _ in networks]
+    made = make_models(method, kinds(method)[0], "mlp", 0.3, keras.optimizers.SGD(0.1), jit_compile=True)
+    assert made[0].jit_compile is True
+    return made
 
 
 @pytest.mark.daily("standard-7", "bootstrap-7", "prl_l-7", "co_prl_l-7")

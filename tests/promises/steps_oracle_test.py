@@ -47,9 +47,14 @@ def make_network(body="dense", seed=0):
     }[body]()
     masking = [] if body == "unmasked" else [layers.Masking()]
     network = keras.Sequential([keras.Input([STEPS, WIDTH]), *masking, *middle, layers.Dense(CLASSES)])
-    rng = np.random.default_rng([seed, 11])
-    network.set_weights([rng.normal(size=w.shape) for w in network.get_weights()])
+    restart(network, seed)
     return network
+
+
+def restart(network, seed):
+    """Gives the network its first weights."""
+    rng = np.random.default_rng([seed, 11])
+    network.set_weights([rng.normal(size=w.shape) for w in network.weights])
 
 
 def labels_for(loss, rng, shape):
@@ -113,15 +118,10 @@ def networks_of(model):
     return list(getattr(model, "networks", [model]))
 
 
-def start(networks, body):
+def start(networks):
     """Each network as it was made."""
     for seed, network in enumerate(networks):
-        network.set_weights(make_network_weights(body, seed))
-
-
-@functools.cache
-def make_network_weights(body, seed):
-    return make_network(body, seed).get_weights()
+        restart(network, seed)
 
 
 def applied(model, networks, batch):
@@ -141,7 +141,7 @@ def assert_same(got, expected, tolerance=1e-4):
 def assert_one_step(method, loss, body, batch, unit="example", epsilon=0.3):
     """The step that is applied is the oracle's; -> the oracle's."""
     model, networks = made(method, loss, body, epsilon, unit)
-    start(networks, body)
+    start(networks)
     expected = steps_oracle.step(
         method,
         networks,
@@ -231,7 +231,7 @@ def test_a_batch_of_which_nothing_counts_moves_nothing(unit):
     x, y, _ = make_batch("sparse", "masked")
     model, networks = made("prl_l", unit=unit)
     for batch in ((0 * x, y, None), (x, y, np.zeros((N, STEPS), "float32"))):
-        start(networks, "dense")
+        start(networks)
         assert not any(g.any() for gradients in applied(model, networks, batch) for g in gradients)
 
 
@@ -290,7 +290,7 @@ def test_a_step_is_the_oracles_step(method, unit):
     @few
     @given(epsilons, batches())
     def check(epsilon, batch):
-        start(networks, "dense")
+        start(networks)
         dial.epsilon.assign(epsilon)
         options = {"epsilon": epsilon, "mask": mask_of("dense", batch[0]), "unit": unit}
         expected = steps_oracle.step(method, networks, *batch, loss="sparse_softmax_cross_entropy", **options)
@@ -306,11 +306,11 @@ def test_with_epsilon_0_a_step_is_that_of_keras(method, unit):
     @settings(few, max_examples=6)
     @given(batches())
     def check(batch):
-        start(networks, "dense")
+        start(networks)
         dial.epsilon.assign(0.0)
         expected = []
         for seed in range(len(networks)):
-            plain(seed).set_weights(make_network_weights("dense", seed))
+            restart(plain(seed), seed)
             expected += applied(plain(seed), [plain(seed)], batch)
         assert_same(applied(model, networks, batch), expected)
 
@@ -329,7 +329,7 @@ TRIMMED += [("spl", "element"), ("prl_l", "element"), ("co_prl_l", "element")]
 def test_with_epsilon_0_fit_is_that_of_keras(method, unit, loss, case):
     x, y, sample_weight = make_batch(loss, case, n=7)
     model, networks = made(method, loss, "dense", 0.0, unit)
-    start(networks, "dense")
+    start(networks)
     model.fit(x, y, sample_weight=sample_weight, **PLAIN)
     for seed, network in enumerate(networks):
         other = make_network("dense", seed)
