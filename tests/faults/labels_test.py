@@ -115,13 +115,3 @@ class TestLabels:
         data = cut(batches, 1) if source == "generator" else Batches(X, X[:, :3][:5])
         with pytest.raises(ValueError, match="the same number of rows: x has 4, y has 1 rows"):
             model.fit(data, shuffle=False, verbose=0)
-
-    def test_good_ones_train_as_ever_from_any_kind_of_data(self):
-        weights = []
-        for source in (None, *SOURCES):
-            model = compiled()
-            arguments = (X, Y, 4) if source is None else (SOURCES[source](X, Y),)
-            model.fit(*arguments, shuffle=False, verbose=0)
-            weights.append(model.get_weights())
-        for other in weights[1:]:
-            assert_all_close(weights[0], other, rtol=1e-6, atol=0)

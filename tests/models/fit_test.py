@@ -129,12 +129,21 @@ def test_padding_rows_scale_the_step_by_real_over_all(kind):
     assert_weights(model, [b + 0.6 * (a - b) for a, b in zip(after, before)])
 
 
-@pytest.mark.parametrize("kind", FAST_KINDS)
-def test_a_ragged_last_batch_costs_at_most_two_traces(kind):
+TRACED = [(kind, 22, 8, "auto") for kind in FAST_KINDS]  # (kind, examples, batch size, jit_compile)
+SIZES = [(11, 4), (5, 4), (3, 8), (1, 4)]
+TRACED += [("loss_layer_gradient", *sizes, jit_compile) for sizes in SIZES for jit_compile in (False, True)]
+
+
+@pytest.mark.daily("*-auto", "*-5-4-False", "*-3-8-False")
+@pytest.mark.fault(4)
+@pytest.mark.parametrize("kind, n, batch_size, jit_compile", TRACED)
+def test_ragged_and_small_batches_cost_at_most_two_traces(kind, n, batch_size, jit_compile):
     traces = []
-    model = make(kind, lambda scores, *_: traces.append(1) or scores)
+    rule = lambda *arguments: traces.append(1) or prl.Trim(0.3)(*arguments)  # noqa: E731
+    model = make(kind, rule, jit_compile=jit_compile)
     for _ in range(2):
-        model.fit(**NUMPY, epochs=2)
+        history = model.fit(X[:n], Y[:n], batch_size=batch_size, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
     assert 1 <= len(traces) / len(model.networks) <= 2  # a pair calls the rule once for each network
 
 

@@ -79,24 +79,7 @@ def test_2_dropping_nothing_is_plain_fit(robust):
     np.testing.assert_allclose(history["loss"], history["loss_all"], rtol=1e-5)
 
 
-def test_3_one_step_equals_the_loop_over_examples():
-    """oracle_test.py: all twelve methods, odd batch sizes, sample weights."""
-    model = prl.RobustModel(network(), score="gradient", rule=prl.Trim(0.3))
-    model.compile(keras.optimizers.SGD(1.0), CROSS_ENTROPY)
-    gradients = []
-    for x, y in zip(X[:7], Y[:7]):
-        with tf.GradientTape() as tape:
-            loss = CROSS_ENTROPY(y[None], model.network(x[None]))
-        gradients.append([g.numpy() for g in tape.gradient(loss, model.network.trainable_weights)])
-    norms = [np.sqrt(sum((g**2).sum() for g in gradient)) for gradient in gradients]
-    kept = np.argsort(norms)[:4]  # floor(0.7 * 7)
-    expected = [
-        w - np.mean([gradients[i][j] for i in kept], axis=0) for j, w in enumerate(model.get_weights())
-    ]
-    model.train_on_batch(X[:7], Y[:7])
-    assert_all_close(expected, model.get_weights(), rtol=1e-4)
-
-
+# Promise 3, one step equals the loop over examples: oracle_test.py.
 # Promise 4, the global batch under tf.distribute: replicas_test.py, in a process of its own.
 
 
@@ -180,21 +163,4 @@ def test_10_evaluate_is_never_trimmed_and_fit_logs_four_numbers():
     assert history["loss"][-1] < history["loss_all"][-1]
 
 
-def test_11_wrong_labels_have_a_bounded_influence():
-    """bounded_influence_test.py: any labels, adversaries that know the rule."""
-    n, epsilon = 40, 0.25
-    y_pred = RNG.normal(size=(n, 2)).astype(np.float32)
-    clean = (y_pred - RNG.normal(size=(n, 2))).astype(np.float32)
-    corrupted = clean.copy()
-    corrupted[: int(epsilon * n)] = 1e6
-
-    def means(y_true):
-        gradient = 2 * (y_pred - y_true) / 2  # of the mean squared error over two coordinates
-        weights = prl.Trim(epsilon)(prl.scores.loss_layer_gradient_norm(y_true, tf.constant(y_pred), "mse"))
-        return (weights.numpy()[:, None] * gradient).mean(axis=0), gradient.mean(axis=0), gradient
-
-    _, clean_mean, gradient = means(clean)
-    trimmed, plain, _ = means(corrupted)
-    largest = np.linalg.norm(gradient, axis=1).max()
-    assert np.linalg.norm(trimmed - clean_mean) <= 4 * epsilon * largest
-    assert np.linalg.norm(plain - clean_mean) > 1000 * largest
+# Promise 11, wrong labels have a bounded influence: bounded_influence_test.py.
