@@ -1,12 +1,8 @@
 """Networks and models made outside the scope of a tf.distribute strategy."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import small_classifier  # noqa: F401, SCOPES imports it
-from project import PYTHONPATH
+from fresh_process import run
 
 SCOPES = """
 import pytest, tensorflow as tf
@@ -49,6 +45,4 @@ unbuilt.fit(X, Y, verbose=0)
 @pytest.mark.long
 @pytest.mark.fault(19)
 def test_what_was_made_outside_the_scope_of_a_strategy_is_refused():
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    done = subprocess.run([sys.executable, "-c", SCOPES], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(SCOPES)

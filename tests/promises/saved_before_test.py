@@ -7,13 +7,12 @@ predicted, evaluated and, after one epoch more, had as weights.
 import functools
 import json
 import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from arrays import assert_all_equal
+from fresh_process import run
 
 import prl_keras as prl
 
@@ -81,6 +80,5 @@ def test_a_record_loads(name):
 
 @pytest.mark.long
 def test_a_model_loads_in_a_fresh_process():
-    code = f"import keras, prl_keras; print(type(keras.saving.load_model({str(SAVED / 'prl_l.keras')!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "RobustModel" in done.stdout
+    path = str(SAVED / "prl_l.keras")
+    assert "RobustModel" in run(f"import keras, prl_keras; print(type(keras.saving.load_model({path!r})))")

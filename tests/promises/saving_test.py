@@ -2,16 +2,13 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from arrays import assert_all_close, assert_all_equal
-from project import PYTHONPATH
+from arrays import assert_all_equal
+from fresh_process import run
 
 import prl_keras as prl
 
@@ -132,14 +129,6 @@ def newly_trained(name):
     return model
 
 
-def run_fresh(code, *arguments):
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, request):
     """For every model that is asked for: what a fresh process found in its file, and what this one has."""
@@ -158,7 +147,7 @@ def resumed(tmp_path_factory, request):
         values |= {f"weight{i}": w for i, w in enumerate(model.get_weights())}
         moved = max(np.abs(a - b).max() for a, b in zip(before, model.get_weights()))
         here[name] = path, values, moved
-    run_fresh(GO_ON, json.dumps([path for path, _, _ in here.values()]))
+    run(GO_ON, json.dumps([path for path, _, _ in here.values()]))
     return {
         name: (dict(np.load(path + ".out.npz")), values, moved)
         for name, (path, values, moved) in here.items()
@@ -216,32 +205,6 @@ def test_model_checkpoint_keeps_the_best(name, tmp_path):
     np.testing.assert_allclose(loaded.evaluate(X, Y, verbose=0)[0], max(history["val_loss"]), rtol=1e-5)
 
 
-class Interrupted(Exception):
-    pass
-
-
-def interrupt(epoch, logs):
-    if epoch == 2:
-        raise Interrupted
-
-
-@pytest.mark.daily("ramp")  # resume_test has every kind of step, saved as here
-@pytest.mark.parametrize("name", ["ramp", "clip_norm", "swap"])
-def test_backup_and_restore_resumes_the_straight_run(name, tmp_path):
-    def fit(model, *callbacks):
-        model.build(X.shape)
-        model.fit(X, Y, batch_size=8, epochs=3, shuffle=False, callbacks=list(callbacks), verbose=0)
-        return model.get_weights()
-
-    straight = fit(make(name))
-    backup = keras.callbacks.BackupAndRestore(tmp_path)
-    with pytest.raises(Interrupted):
-        fit(make(name), backup, keras.callbacks.LambdaCallback(on_epoch_begin=interrupt))
-    resumed = make(name, seed=1)
-    assert_all_close(fit(resumed, keras.callbacks.BackupAndRestore(tmp_path)), straight, rtol=0)
-    assert int(resumed.optimizer.iterations) == 6
-
-
 @pytest.fixture(scope="module")
 def without_prl_keras(tmp_path_factory):
     """What a process that never imports prl_keras makes of two networks, and prints of a robust model."""
@@ -251,7 +214,7 @@ def without_prl_keras(tmp_path_factory):
     trained("trim").save(folder / "robust.keras")
     for name, network in networks.items():
         network.save(folder / f"network_of_{name}.keras")
-    printed = run_fresh(WITHOUT_PRL_KERAS, folder)
+    printed = run(WITHOUT_PRL_KERAS, folder)
     shipped = {name: np.load(folder / f"predicted_by_{name}.npy") for name in networks}
     return [(shipped[name], network(X)) for name, network in networks.items()], printed
 
