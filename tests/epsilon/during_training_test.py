@@ -5,10 +5,11 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from fresh_process import run
 
 import prl_keras as prl
 from prl_keras.epsilon import intervals as noise_intervals
-from tests.promises.replicas_test import SETUP, run
+from tests.promises.replicas_test import SETUP
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -17,10 +18,8 @@ LABELS = RNG.integers(0, 3, N)
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 REPLICAS = """
 def estimated(strategy):
-    seeds = iter(range(2))
     with strategy.scope():
-        model = prl.build("co_prl_l", lambda: network(next(seeds)), epsilon=0.4, loss=cross_entropy,
-                          optimizer=optimizer())
+        model = build("co_prl_l", network)
     found = []
     for size in (8, 5):  # of 21: the last batches are of 5 and of 1, which leaves a replica without examples
         model.fit(x, y, batch_size=size, epochs=1, shuffle=False, verbose=0)
@@ -30,7 +29,6 @@ def estimated(strategy):
 one, several = estimated(tf.distribute.get_strategy()), estimated(mirrored)
 np.testing.assert_allclose(one, several, rtol=1e-4, atol=1e-4)
 assert one[0].high > 0
-print("equal")
 """
 
 

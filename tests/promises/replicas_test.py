@@ -3,10 +3,8 @@
 Each in a process of its own, because logical devices must be made before TensorFlow starts.
 """
 
-import subprocess
-import sys
-
 import pytest
+from fresh_process import run
 
 import prl_keras as prl
 
@@ -17,6 +15,7 @@ devices = [f"CPU:{i}" for i in range(int(sys.argv[1]))]
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * len(devices))
 import prl_keras as prl
+from arrays import assert_all_close, assert_all_equal
 
 cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 rng = np.random.default_rng(0)
@@ -32,11 +31,17 @@ def network(seed, *middle):
 def optimizer():
     return keras.optimizers.SGD(0.5, momentum=0.9)
 
-def train(make, strategy, y=y):
+def build(method, network, loss=cross_entropy, **options):
+    seeds = iter(range(2))
+    options = {"epsilon": 0.4, "optimizer": optimizer(), **options}
+    return prl.build(method, lambda: network(next(seeds)), loss=loss, **options)
+
+def train(make, strategy, y=y, sample_weight=None):
+    arrays = (x, y) if sample_weight is None else (x, y, sample_weight)
     with strategy.scope():
         model = make()
     model.run_eagerly = one_is_eager and strategy.num_replicas_in_sync == 1
-    slices = lambda *places: keras.tree.map_structure(lambda t: t[slice(*places)], (x, y))
+    slices = lambda *places: keras.tree.map_structure(lambda t: t[slice(*places)], arrays)
     data, end = tf.data.Dataset.from_tensors(slices(0)).take(0), 0
     for size in sizes:
         end += size
@@ -45,13 +50,12 @@ def train(make, strategy, y=y):
     logs = model.fit(data, epochs=2, validation_data=data, verbose=0).history
     return model.get_weights(), logs
 
-def assert_equal(make, what, **data):
+def assert_equal(make, what, left_out=(), **data):
     one, logs_one = train(make, tf.distribute.get_strategy(), **data)
     several, logs = train(make, mirrored, **data)
-    for a, b in zip(one, several, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=what)
+    assert_all_close(one, several, rtol=0, atol=1e-5, err_msg=what)
     assert logs_one.keys() <= logs.keys()  # plain Keras models have fewer
-    for name in logs_one.keys() - {"val_a_loss", "val_b_loss"}:  # Keras's means over the replicas
+    for name in logs_one.keys() - {*left_out}:
         np.testing.assert_allclose(logs_one[name], logs[name], rtol=1e-4, err_msg=what + name)
 
 mirrored = tf.distribute.MirroredStrategy(devices)
@@ -61,24 +65,17 @@ recompute = sys.argv[2] == "recompute"
 for method in sys.argv[3:]:
     loss = "mse" if method == "huber" else cross_entropy
     targets = rng.normal(size=(21, 3)).astype("float32") if method == "huber" else y
-    def make():
-        seeds = iter(range(2))
-        return prl.build(method, lambda: network(next(seeds)), epsilon=0.4, loss=loss,
-                         optimizer=optimizer(), recompute=recompute)
-    assert_equal(make, method, y=targets)
-print("equal")
+    assert_equal(lambda: build(method, network, loss, recompute=recompute), method, y=targets)
 """
 SCORES_OF_SHARE = """
 for method in sys.argv[2:]:
     for loss, targets in [(cross_entropy, y), ("mse", rng.normal(size=(21, 3)).astype("float32"))]:
-        def make():
-            return prl.build(method, lambda: network(0), epsilon=0.4, loss=loss, optimizer=optimizer())
+        make = lambda: build(method, network, loss)
         with mirrored.scope():
             before = make().get_weights()
         weights, logs = train(make, mirrored, y=targets)
         assert all(np.isfinite(w).all() for w in weights) and logs["nonfinite"] == [0, 0], logs
         assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, weights))
-print("equal")
 """
 # The labels are the scores: of each batch replica 0 keeps all of its share, the last replica nothing.
 NOTHING_KEPT = """
@@ -99,26 +96,16 @@ assert all(np.isfinite(w).all() for w in weights)
 sizes, alone = [1, 8], lambda: make(keras.layers.BatchNormalization())  # first a share without an example
 weights, logs = train(alone, mirrored, y=halves)
 assert all(np.isfinite(w).all() for w in weights) and np.isfinite(logs["val_loss"]).all()
-print("equal")
 """
 # Of the second batch the first replica's share holds nothing else, of the third all do.
 NOT_FINITE = """
 x[[2, *range(7, 11), *range(15, 20)], 1] = np.nan
 
-def make_with(method):
-    seeds = iter(range(2))
-    return prl.build(method, lambda: network(next(seeds), keras.layers.BatchNormalization()), epsilon=0.4,
-                     loss=cross_entropy, optimizer=optimizer())
-
+normalized = lambda seed: network(seed, keras.layers.BatchNormalization())
 for method in sys.argv[2:]:
-    weights, logs = train(lambda: make_with(method), mirrored)
+    weights, logs = train(lambda: build(method, normalized), mirrored)
     assert all(np.isfinite(w).all() for w in weights) and logs["nonfinite"] == [10, 10], logs
-    def make():
-        seeds = iter(range(2))
-        return prl.build(method, lambda: network(next(seeds)), epsilon=0.4, loss=cross_entropy,
-                         optimizer=optimizer())
-    assert_equal(make, method)
-print("equal")
+    assert_equal(lambda: build(method, network), method)
 """
 
 SEVERAL_OUTPUTS = """
@@ -131,18 +118,11 @@ def two_outputs(seed):
     return keras.Model(inputs, {"a": dense(3), "b": keras.layers.Reshape((4, 1))(dense(4))})
 for method in ("prl_l", "prl_g", "co_prl_l"):
     def make():
-        seeds = iter(range(2))
-        return prl.build(method, lambda: two_outputs(next(seeds)), epsilon=0.4, optimizer=optimizer(),
-                         loss={"a": cross_entropy, "b": "mse"}, loss_weights={"a": 0.3, "b": 2.0})
-    assert_equal(make, method, y=targets)
-print("equal")
+        loss, weights = {"a": cross_entropy, "b": "mse"}, {"a": 0.3, "b": 2.0}
+        return build(method, two_outputs, loss, loss_weights=weights)
+    # Keras's means over the replicas are left out.
+    assert_equal(make, method, y=targets, left_out=["val_a_loss", "val_b_loss"])
 """
-
-
-def run(program, *arguments):
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == "equal"
 
 
 # Their scores are those of a replica's share.
