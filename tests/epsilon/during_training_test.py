@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from fresh_process import run
+from processes import run
 
 import prl_keras as prl
 from prl_keras.epsilon import intervals as noise_intervals

@@ -2,7 +2,7 @@
 
 import pytest
 import small_classifier  # noqa: F401, SCOPES imports it
-from fresh_process import run
+from processes import run
 
 SCOPES = """
 import pytest, tensorflow as tf

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from project import ROOT
+from project import PYTHONPATH, ROOT
 
 
 def python(*arguments, check=True, **environment):
@@ -13,3 +13,8 @@ def python(*arguments, check=True, **environment):
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0 or not check, done.stderr[-3000:]
     return done
+
+
+def run(program, *arguments):
+    """What a program printed, which may import the tests and their helpers."""
+    return python("-c", program, *arguments, PYTHONPATH=PYTHONPATH).stdout

@@ -3,7 +3,7 @@
 import keras
 import pytest
 import tensorflow as tf
-from fresh_process import run
+from processes import run
 
 import prl_keras as prl
 from tests.promises.replicas_test import SETUP

@@ -4,7 +4,7 @@ In processes of their own, because logical devices must be made before TensorFlo
 """
 
 import pytest
-from fresh_process import run
+from processes import run
 
 from tests.promises.replicas_test import SETUP
 

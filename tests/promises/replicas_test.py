@@ -4,7 +4,7 @@ Each in a process of its own, because logical devices must be made before Tensor
 """
 
 import pytest
-from fresh_process import run
+from processes import run
 
 import prl_keras as prl
 

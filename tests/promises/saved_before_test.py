@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from arrays import assert_all_equal
-from fresh_process import run
+from processes import run
 
 import prl_keras as prl
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from arrays import assert_all_equal
-from fresh_process import run
+from processes import run
 
 import prl_keras as prl
 
