@@ -16,9 +16,9 @@ from prl_keras.inputs.tensors import all_by_row, map_values, rows
 from prl_keras.keras_gaps import xla
 from prl_keras.keras_gaps.guarded_updates import choose
 
-_LARGE = 2**14  # entries of a gradient, of which the sums are cheaper than a flag each
-_LARGE_FOR_XLA = 2**20  # which on a CPU would store the flags
-_TINY = 2.0**-64
+_LARGE = 2**14  # entries of a gradient from which on sums of its rows are cheaper than a flag for each
+_LARGE_FOR_XLA = 2**20  # XLA fuses the flags of smaller ones, and on a CPU stores them
+_TINY = 2.0**-64  # times the largest float32, more entries than fit into memory have a finite sum
 
 
 def find(data: Any, inputs: Any = None, number: Any = None) -> tf.Tensor:
@@ -61,11 +61,10 @@ def replace(data: Any, is_bad: tf.Tensor, inputs: Any = None) -> Any:
         common = _common_rows(tensor, rows(is_bad)) if id(tensor) in may_differ else None
         if common is None and not xla.is_off():
             return _take(with_zeros(tensor), good)  # XLA looks at each entry while it gathers
-        if common is None:
-            taken, is_finite = good, is_any_good
-        else:
+        taken, is_finite = good, is_any_good
+        if common is not None:
             taken = tf.concat([good[:common], tf.range(common, rows(tensor))], 0)
-            is_finite = is_any_good | (common < rows(is_bad))
+            is_finite |= common < rows(is_bad)
         found = _take(tensor, taken)
         return choose(is_finite, found, tf.zeros_like(found)) if _is_checked(found) else found
 
@@ -116,11 +115,10 @@ def _rows_are_finite(tensor):
 
 
 def _is_large(tensor):
-    """Whether the sums of rows are cheaper than a flag for each entry. XLA makes none if it fuses them."""
-    least = _LARGE if xla.is_off() else _LARGE_FOR_XLA
-    return (
-        tensor.dtype == tf.float32 and len(tensor.shape) > 1 and (tensor.shape.num_elements() or 0) >= least
-    )
+    """Whether the sums of a gradient's rows are cheaper than a flag for each entry."""
+    if tensor.dtype != tf.float32 or len(tensor.shape) < 2:
+        return False
+    return (tensor.shape.num_elements() or 0) >= (_LARGE if xla.is_off() else _LARGE_FOR_XLA)
 
 
 def _sums_of_rows(tensor, axes):

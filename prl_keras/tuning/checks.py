@@ -12,6 +12,8 @@ from prl_keras import files
 from prl_keras.inputs.valid_labels import labels_for
 from prl_keras.validate import differences
 
+_NO_SETTINGS = ("name", "dtype", "module", "registered_name", "build_config", "shared_object_id")
+
 
 def check_settings(
     path: pathlib.Path,
@@ -54,9 +56,6 @@ def _layers(network):
         yield layer
         if hasattr(layer, "layers"):
             yield from _layers(layer)
-
-
-_NO_SETTINGS = ("name", "dtype", "module", "registered_name", "build_config", "shared_object_id")
 
 
 def settings_of(configured: Any) -> Any:

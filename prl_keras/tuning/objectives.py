@@ -82,8 +82,8 @@ def direction_of(metric: str) -> str:
     if metric.endswith(("accuracy", "r2_score")):
         return "max"
     raise ValueError(
-        f"objective={metric!r} is none of {', '.join(_KNOWN)}. If it "
-        f"is a metric of yours, say whether higher is better: keras_tuner.Objective({metric!r}, 'max')."
+        f"objective={metric!r} is none of {', '.join(_KNOWN)}. If it is a metric of yours, say "
+        f"whether higher is better: keras_tuner.Objective({metric!r}, 'max')."
     )
 
 

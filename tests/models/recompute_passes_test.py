@@ -232,9 +232,7 @@ def test_a_network_is_scored_before_it_is_updated(score, recompute):
             reads[variable_of(node)].add(node.name)
     assigned = [node for node in nodes.values() if node.op == "AssignVariableOp"]
     guarded = [node for node in assigned if source(node, 1).op == "Select"]
-    updates = [
-        node for node in guarded if source(source(node, 1), 1).op == "Sub"
-    ]  # weights less their change
+    updates = [node for node in guarded if source(source(node, 1), 1).op == "Sub"]  # of the weights
     assert len(updates) == 8 and all(len(reads[variable_of(update)]) > 1 for update in updates)
     for update in updates:
         assert reads[variable_of(update)] <= ancestors(nodes, update.name)
